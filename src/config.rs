@@ -1,0 +1,680 @@
+//! Every setting and limit: its default, its meaning, where its value came from.
+//!
+//! Order: defaults < `onrush.toml` < environment < flags. No file is needed. Invariants: no limit
+//! lives anywhere else in the code; an unknown key is refused with the nearest known one; a secret
+//! never appears in [`Settings::effective`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::providers::{Format, Serialized, Toml};
+use figment::{Figment, Profile};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Name of the settings file, looked for in the working directory unless `--config` names one.
+pub const FILE_NAME: &str = "onrush.toml";
+
+/// Why the settings could not be used; each message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A key that no setting has.
+    #[error("{source_name}: there is no setting `{key}`{}", hint(.nearest))]
+    UnknownKey {
+        /// The key as written, dotted.
+        key: String,
+        /// The known key that is spelt most like it.
+        nearest: Option<String>,
+        /// The file, variable or flag that holds it.
+        source_name: String,
+    },
+    /// A value of the wrong type or out of range.
+    #[error("{key}: {reason} (set by {source_name})")]
+    Invalid {
+        /// The dotted key.
+        key: String,
+        /// What is wrong and what would be right.
+        reason: String,
+        /// The file, variable or flag that holds it.
+        source_name: String,
+    },
+    /// The file is there but can't be read or is no TOML.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+fn hint(nearest: &Option<String>) -> String {
+    nearest
+        .as_ref()
+        .map(|key| format!("; did you mean `{key}`?"))
+        .unwrap_or_default()
+}
+
+/// All settings, as they are in force.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where the database and everything else is kept.
+    pub data: Data,
+    /// The HTTP edge.
+    pub server: Server,
+    /// SQLite: pools, the writer, limits.
+    pub database: Database,
+    /// Sessions, passwords, login throttling.
+    pub auth: Auth,
+    /// Orders and their payment window.
+    pub orders: Orders,
+    /// Flash sales and their gate.
+    pub flash_sales: FlashSales,
+    /// CSV imports.
+    pub import: Import,
+    /// Log lines.
+    pub log: Log,
+}
+
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($(#[doc = $text:literal])+ $field:ident : $kind:ty = $default:expr,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name { $($(#[doc = $text])+ pub $field: $kind,)* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+
+        impl $name {
+            /// Each key of this section with its explanation, in the order of declaration.
+            const DOCS: &'static [(&'static str, &'static [&'static str])] =
+                &[$((stringify!($field), &[$($text),+])),*];
+        }
+    };
+}
+
+section! {
+    /// `[data]`
+    Data {
+        /// The data directory: `onrush.db`, `static/`, `tls/`, `backups/`. Created with mode 0700.
+        dir: PathBuf = PathBuf::from("onrush-data"),
+    }
+}
+
+section! {
+    /// `[server]`
+    Server {
+        /// Address to listen on; `0.0.0.0` or `::` for all.
+        host: IpAddr = IpAddr::from([127, 0, 0, 1]),
+        /// TCP port; 0 takes a free one.
+        port: u16 = 8000,
+        /// Async worker threads; 0 means one per core.
+        workers: usize = 0,
+        /// Listen on this unix socket as well; empty for none.
+        unix_socket: PathBuf = PathBuf::new(),
+        /// PEM file with the certificate chain; empty for plain HTTP. Reloaded when it changes.
+        tls_cert: PathBuf = PathBuf::new(),
+        /// PEM file with the private key.
+        tls_key: PathBuf = PathBuf::new(),
+        /// What users type to reach the server, for links in output; empty to derive it.
+        public_url: String = String::new(),
+        /// Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, as CIDR ranges.
+        trusted_proxies: Vec<IpNet> = Vec::new(),
+        /// Origins that browsers may call from; none means CORS is off.
+        cors_origins: Vec<String> = Vec::new(),
+        /// Open connections at once; further ones wait in the kernel's backlog.
+        connections_max: usize = 4096,
+        /// Open connections of one address (of an IPv6 /64); trusted proxies are exempt.
+        connections_per_address_max: usize = 1024,
+        /// Length of the kernel's queue of connections not yet accepted.
+        backlog: u32 = 1024,
+        /// Time until the first byte of a connection.
+        first_byte_timeout_ms: u64 = 5_000,
+        /// Time for the request line and all headers; also how long a kept-alive connection may idle.
+        header_timeout_ms: u64 = 10_000,
+        /// Longest wait for the next piece of a request body.
+        body_timeout_ms: u64 = 10_000,
+        /// Time for a whole request, from its headers to the start of the answer.
+        request_timeout_ms: u64 = 30_000,
+        /// Longest time that a client may take to read any of an answer before it is cut off.
+        write_timeout_ms: u64 = 30_000,
+        /// Time for a TLS handshake.
+        tls_handshake_timeout_ms: u64 = 5_000,
+        /// Largest request body.
+        body_bytes_max: usize = 1_048_576,
+        /// Largest body of a CSV import.
+        import_bytes_max: usize = 268_435_456,
+        /// Largest request head (line and headers together).
+        header_bytes_max: usize = 32_768,
+        /// Most header lines of a request.
+        headers_max: usize = 64,
+        /// Concurrent streams of one HTTP/2 connection.
+        h2_streams_max: u32 = 128,
+        /// Answers smaller than this are not compressed.
+        compress_bytes_min: usize = 1_024,
+        /// How long requests in flight may go on after SIGTERM.
+        shutdown_grace_ms: u64 = 30_000,
+        /// How long `/readyz` says no before the listener closes, so that a balancer notices.
+        shutdown_notice_ms: u64 = 0,
+    }
+}
+
+section! {
+    /// `[database]`
+    Database {
+        /// Read-only connections.
+        readers: u32 = 8,
+        /// How long a read may wait for a connection.
+        reader_timeout_ms: u64 = 250,
+        /// Longest run of one reading statement.
+        statement_timeout_ms: u64 = 5_000,
+        /// Prepared statements kept by each connection.
+        statement_cache: usize = 128,
+        /// Page cache of the writer, in KiB.
+        writer_cache_kib: u32 = 16_384,
+        /// Page cache of each reader, in KiB.
+        reader_cache_kib: u32 = 2_048,
+        /// Bytes of the database file that readers map into memory; 0 turns it off.
+        mmap_bytes: u64 = 268_435_456,
+        /// Writes that may wait; one more is answered 503.
+        write_queue_max: usize = 4_096,
+        /// Writes that share one commit, at most.
+        write_batch_max: usize = 512,
+        /// How long a write may wait and run before its caller is answered 503.
+        write_timeout_ms: u64 = 10_000,
+        /// The write-ahead log is folded into the database once it passes this size.
+        wal_bytes_max: u64 = 67_108_864,
+        /// Pause between looks at the write-ahead log.
+        checkpoint_interval_ms: u64 = 500,
+    }
+}
+
+section! {
+    /// `[auth]`
+    Auth {
+        /// Life of a session.
+        session_seconds: u64 = 2_592_000,
+        /// A customer's session ends when unused for this long.
+        session_idle_seconds: u64 = 1_209_600,
+        /// Life of a staff or admin session (OWASP ASVS 5.0, 7.3.2).
+        staff_session_seconds: u64 = 28_800,
+        /// A staff or admin session ends when unused for this long (ASVS 7.3.1).
+        staff_session_idle_seconds: u64 = 1_800,
+        /// Argon2id memory per password, in KiB (OWASP: 19 MiB).
+        argon2_memory_kib: u32 = 19_456,
+        /// Argon2id passes.
+        argon2_passes: u32 = 2,
+        /// Passwords hashed at once; 0 means one per core, at most 4.
+        hash_concurrency: usize = 0,
+        /// Password checks that may wait; one more is answered 503.
+        hash_queue_max: usize = 256,
+        /// Failed logins of one account before it must wait.
+        login_account_failures: u32 = 5,
+        /// Failed logins of one address before it must wait.
+        login_address_failures: u32 = 20,
+        /// The first wait; each further failure doubles it.
+        login_delay_seconds: u64 = 1,
+        /// The longest wait. There is no permanent lock.
+        login_delay_seconds_max: u64 = 900,
+        /// Accounts and addresses remembered for throttling.
+        login_tracked_max: usize = 100_000,
+        /// Sessions and API keys kept in memory, so that a request needs no query to know its caller.
+        callers_cached_max: usize = 100_000,
+        /// Life of the link that makes the first admin.
+        setup_seconds: u64 = 86_400,
+        /// Whether anyone may register; otherwise staff create the accounts.
+        open_registration: bool = true,
+    }
+}
+
+section! {
+    /// `[orders]`
+    Orders {
+        /// Units are held this long for an order to be paid; 0 means orders start as paid.
+        payment_window_seconds: u64 = 900,
+        /// Lines of one order.
+        lines_max: usize = 100,
+        /// Units of one line.
+        quantity_max: u32 = 1_000,
+        /// Whether a customer's own call to `pay` counts. Turn it off once a payment provider
+        /// calls Onrush with an API key: then only staff and keys with the scope `payments` may.
+        customers_confirm_payment: bool = true,
+        /// How often unpaid orders are looked through for expiry.
+        expiry_interval_ms: u64 = 1_000,
+        /// Orders expired in one transaction.
+        expiry_batch: u32 = 200,
+        /// How long the answer to an `Idempotency-Key` is kept.
+        idempotency_seconds: u64 = 86_400,
+    }
+}
+
+section! {
+    /// `[flash_sales]`
+    FlashSales {
+        /// Buyers of one sale that may wait for a unit that another is just paying for in the queue.
+        waiting_max: usize = 4_096,
+        /// How long such a buyer waits before 503.
+        wait_timeout_ms: u64 = 5_000,
+        /// Buyers whose attempts are remembered, over all sales; beyond it the oldest are forgotten.
+        tracked_buyers_max: usize = 2_000_000,
+        /// Units that one sale may have.
+        quantity_max: u32 = 10_000_000,
+        /// How often sales are opened and closed by the clock, besides at their exact times.
+        sweep_interval_ms: u64 = 1_000,
+    }
+}
+
+section! {
+    /// `[import]`
+    Import {
+        /// Rows that share one write.
+        batch_rows: usize = 1_000,
+        /// Bad rows that are reported one by one; the rest are only counted.
+        errors_max: usize = 100,
+        /// Longest field of a CSV file.
+        field_bytes_max: usize = 65_536,
+    }
+}
+
+section! {
+    /// `[log]`
+    Log {
+        /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,onrush::store=debug`.
+        level: String = "info".to_owned(),
+        /// `text`, `json`, or `auto`: text on a terminal, JSON otherwise.
+        format: LogFormat = LogFormat::Auto,
+        /// One line per request at level info; otherwise only failures (5xx) are logged.
+        requests: bool = false,
+    }
+}
+
+/// Shape of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// Sections in the order of `config init`, with their keys' explanations.
+type Docs = &'static [(&'static str, &'static [&'static str])];
+const SECTIONS: &[(&str, Docs)] = &[
+    ("data", Data::DOCS),
+    ("server", Server::DOCS),
+    ("database", Database::DOCS),
+    ("auth", Auth::DOCS),
+    ("orders", Orders::DOCS),
+    ("flash_sales", FlashSales::DOCS),
+    ("import", Import::DOCS),
+    ("log", Log::DOCS),
+];
+
+/// Environment names that other servers taught people to set, and the key each one means.
+const CUSTOMARY: &[(&str, &str)] = &[
+    ("HOST", "server.host"),
+    ("PORT", "server.port"),
+    ("WORKERS", "server.workers"),
+];
+const ENV_PREFIX: &str = "ONRUSH_";
+
+/// A duration setting in milliseconds, as a [`Duration`].
+pub fn ms(value: u64) -> Duration {
+    Duration::from_millis(value)
+}
+
+/// Where a value came from, in words for `config show`.
+pub type Sources = BTreeMap<String, String>;
+
+/// What the command line and the environment said, gathered before any of it is believed.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// The settings file: named by a flag, or [`FILE_NAME`] when that exists.
+    pub file: Option<PathBuf>,
+    /// The environment, as `(name, value)`.
+    pub env: Vec<(String, String)>,
+    /// Flags, as `(dotted key, value)`.
+    pub flags: Vec<(String, String)>,
+}
+
+impl Inputs {
+    /// The process's own environment, and `onrush.toml` of the working directory if there is one.
+    pub fn from_process(file: Option<PathBuf>, flags: Vec<(String, String)>) -> Self {
+        let default = PathBuf::from(FILE_NAME);
+        Self {
+            file: file.or_else(|| default.exists().then_some(default)),
+            env: std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+            flags,
+        }
+    }
+}
+
+/// Settings with the source of each value that is not a default.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The values in force.
+    pub settings: Settings,
+    /// Dotted key → what set it.
+    pub sources: Sources,
+}
+
+/// Reads all sources, refuses what is unknown or out of range.
+pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
+    let known = flatten(&defaults());
+    let mut figment = Figment::from(Serialized::defaults(Settings::default()));
+    let mut sources = Sources::new();
+
+    if let Some(path) = &inputs.file {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::File {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+        let table: serde_json::Value = Figment::from(Toml::string(&text))
+            .extract()
+            .map_err(|error| ConfigError::File {
+                path: path.clone(),
+                reason: error.to_string(),
+            })?;
+        for key in flatten(&table).into_keys() {
+            check_known(&key, &known, &path.display().to_string())?;
+            sources.insert(key, path.display().to_string());
+        }
+        figment = figment.merge(Toml::string(&text));
+    }
+
+    let mut overrides: Vec<(String, String, String)> = Vec::new();
+    for (name, key) in CUSTOMARY {
+        if let Some((_, value)) = inputs.env.iter().find(|(n, _)| n == name) {
+            overrides.push(((*key).to_owned(), value.clone(), format!("environment {name}")));
+        }
+    }
+    for (name, value) in &inputs.env {
+        let Some(rest) = name.strip_prefix(ENV_PREFIX) else {
+            continue;
+        };
+        let (rest, value) = match rest.strip_suffix("_FILE") {
+            Some(stem) => {
+                let text = std::fs::read_to_string(value).map_err(|error| ConfigError::File {
+                    path: PathBuf::from(value),
+                    reason: format!("{error} (named by {name})"),
+                })?;
+                (stem, text.trim_end_matches(['\r', '\n']).to_owned())
+            }
+            None => (rest, value.clone()),
+        };
+        let key = rest.to_ascii_lowercase().replace("__", ".");
+        check_known(&key, &known, &format!("environment {name}"))?;
+        overrides.push((key, value, format!("environment {name}")));
+    }
+    for (key, value) in &inputs.flags {
+        check_known(key, &known, "the command line")?;
+        overrides.push((key.clone(), value.clone(), "command line".to_owned()));
+    }
+    for (key, value, source) in overrides {
+        let typed = typed_like(&known[&key], &value).map_err(|reason| ConfigError::Invalid {
+            key: key.clone(),
+            reason,
+            source_name: source.clone(),
+        })?;
+        figment = figment.merge(Serialized::global(&key, typed));
+        sources.insert(key, source);
+    }
+
+    let settings: Settings = figment
+        .select(Profile::Default)
+        .extract()
+        .map_err(|error| invalid(&error, &sources))?;
+    validate(&settings).map_err(|(key, reason)| ConfigError::Invalid {
+        source_name: sources.get(key).cloned().unwrap_or_else(|| "its default".to_owned()),
+        key: key.to_owned(),
+        reason,
+    })?;
+    Ok(Loaded { settings, sources })
+}
+
+impl Loaded {
+    /// Every effective value as `(dotted key, value, source)`, in the order of the file.
+    pub fn effective(&self) -> Vec<(String, String, String)> {
+        let values = flatten(&to_json(&self.settings));
+        let mut rows = Vec::new();
+        for (section, docs) in SECTIONS {
+            for (name, _) in *docs {
+                let key = format!("{section}.{name}");
+                let value = values.get(&key).map(ToString::to_string).unwrap_or_default();
+                let source = self.sources.get(&key).cloned().unwrap_or_else(|| "default".to_owned());
+                rows.push((key, value, source));
+            }
+        }
+        rows
+    }
+}
+
+/// The commented file that `config init` writes: every key with its meaning and default.
+pub fn commented_file() -> String {
+    let values = flatten(&defaults());
+    let mut text = String::from(
+        "# Settings of Onrush. Each line shows its default; remove the `#` to change it.\n\
+         # The environment (ONRUSH_SERVER__PORT=9000) and flags override this file.\n",
+    );
+    for (section, docs) in SECTIONS {
+        text.push_str(&format!("\n[{section}]\n"));
+        for (name, lines) in *docs {
+            for line in *lines {
+                text.push_str(&format!("#{line}\n"));
+            }
+            let value = &values[&format!("{section}.{name}")];
+            text.push_str(&format!("# {name} = {value}\n"));
+        }
+    }
+    text
+}
+
+fn defaults() -> serde_json::Value {
+    to_json(&Settings::default())
+}
+
+fn to_json(settings: &Settings) -> serde_json::Value {
+    serde_json::to_value(settings).unwrap_or(serde_json::Value::Null)
+}
+
+/// `{a: {b: 1}}` → `{"a.b": 1}`; lists are values.
+fn flatten(value: &serde_json::Value) -> BTreeMap<String, serde_json::Value> {
+    fn walk(prefix: &str, value: &serde_json::Value, out: &mut BTreeMap<String, serde_json::Value>) {
+        match value.as_object() {
+            Some(map) => {
+                for (name, inner) in map {
+                    let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                    walk(&key, inner, out);
+                }
+            }
+            None => {
+                out.insert(prefix.to_owned(), value.clone());
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    walk("", value, &mut out);
+    out
+}
+
+fn check_known(
+    key: &str,
+    known: &BTreeMap<String, serde_json::Value>,
+    source_name: &str,
+) -> Result<(), ConfigError> {
+    if known.contains_key(key) {
+        return Ok(());
+    }
+    let nearest = known
+        .keys()
+        .map(|candidate| (strsim::damerau_levenshtein(candidate, key), candidate))
+        .min()
+        .filter(|(distance, candidate)| *distance * 3 <= candidate.len())
+        .map(|(_, candidate)| candidate.clone());
+    Err(ConfigError::UnknownKey {
+        key: key.to_owned(),
+        nearest,
+        source_name: source_name.to_owned(),
+    })
+}
+
+/// Text from the environment or a flag, read as the type that the default has.
+fn typed_like(default: &serde_json::Value, text: &str) -> Result<serde_json::Value, String> {
+    use serde_json::Value;
+    match default {
+        Value::Bool(_) => match text.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Ok(Value::Bool(true)),
+            "false" | "0" | "no" | "off" => Ok(Value::Bool(false)),
+            _ => Err(format!("`{text}` is neither true nor false")),
+        },
+        Value::Number(_) => text
+            .trim()
+            .parse::<u64>()
+            .map(Value::from)
+            .map_err(|_| format!("`{text}` is not a whole number of 0 or more")),
+        Value::Array(_) => Ok(Value::Array(
+            text.split(',')
+                .map(str::trim)
+                .filter(|part| !part.is_empty())
+                .map(Value::from)
+                .collect(),
+        )),
+        Value::Null | Value::String(_) | Value::Object(_) => Ok(Value::from(text)),
+    }
+}
+
+fn invalid(error: &figment::Error, sources: &Sources) -> ConfigError {
+    let first = error.clone().into_iter().next();
+    let key = first.as_ref().map(|e| e.path.join(".")).unwrap_or_default();
+    ConfigError::Invalid {
+        source_name: sources.get(&key).cloned().unwrap_or_else(|| "the settings".to_owned()),
+        reason: first.map_or_else(|| error.to_string(), |e| e.kind.to_string()),
+        key,
+    }
+}
+
+/// Ranges that types don't express. Returns the first key that is out of its range.
+fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
+    let at_least = |key: &'static str, value: u64, min: u64| {
+        if value < min {
+            Err((key, format!("{value} is too small; the least is {min}")))
+        } else {
+            Ok(())
+        }
+    };
+    at_least("server.connections_max", s.server.connections_max as u64, 1)?;
+    at_least("server.connections_per_address_max", s.server.connections_per_address_max as u64, 1)?;
+    at_least("server.body_bytes_max", s.server.body_bytes_max as u64, 1_024)?;
+    at_least("server.header_bytes_max", s.server.header_bytes_max as u64, 8_192)?;
+    at_least("server.headers_max", s.server.headers_max as u64, 16)?;
+    at_least("server.first_byte_timeout_ms", s.server.first_byte_timeout_ms, 100)?;
+    at_least("server.header_timeout_ms", s.server.header_timeout_ms, 100)?;
+    at_least("server.body_timeout_ms", s.server.body_timeout_ms, 100)?;
+    at_least("server.request_timeout_ms", s.server.request_timeout_ms, 100)?;
+    at_least("server.write_timeout_ms", s.server.write_timeout_ms, 100)?;
+    at_least("server.tls_handshake_timeout_ms", s.server.tls_handshake_timeout_ms, 100)?;
+    at_least("server.h2_streams_max", u64::from(s.server.h2_streams_max), 1)?;
+    at_least("database.readers", u64::from(s.database.readers), 1)?;
+    at_least("database.statement_timeout_ms", s.database.statement_timeout_ms, 10)?;
+    at_least("database.statement_cache", s.database.statement_cache as u64, 16)?;
+    at_least("database.write_queue_max", s.database.write_queue_max as u64, 1)?;
+    at_least("database.write_batch_max", s.database.write_batch_max as u64, 1)?;
+    at_least("database.write_timeout_ms", s.database.write_timeout_ms, 100)?;
+    at_least("database.wal_bytes_max", s.database.wal_bytes_max, 1_048_576)?;
+    at_least("database.checkpoint_interval_ms", s.database.checkpoint_interval_ms, 10)?;
+    at_least("auth.session_seconds", s.auth.session_seconds, 60)?;
+    at_least("auth.argon2_memory_kib", u64::from(s.auth.argon2_memory_kib), 8)?;
+    at_least("auth.argon2_passes", u64::from(s.auth.argon2_passes), 1)?;
+    at_least("orders.lines_max", s.orders.lines_max as u64, 1)?;
+    at_least("orders.quantity_max", u64::from(s.orders.quantity_max), 1)?;
+    at_least("orders.expiry_batch", u64::from(s.orders.expiry_batch), 1)?;
+    at_least("orders.expiry_interval_ms", s.orders.expiry_interval_ms, 10)?;
+    at_least("flash_sales.quantity_max", u64::from(s.flash_sales.quantity_max), 1)?;
+    at_least("flash_sales.tracked_buyers_max", s.flash_sales.tracked_buyers_max as u64, 1_000)?;
+    at_least("flash_sales.sweep_interval_ms", s.flash_sales.sweep_interval_ms, 10)?;
+    at_least("import.batch_rows", s.import.batch_rows as u64, 1)?;
+    if s.server.tls_cert.as_os_str().is_empty() != s.server.tls_key.as_os_str().is_empty() {
+        return Err(("server.tls_key", "tls_cert and tls_key go together; set both or neither".to_owned()));
+    }
+    if s.data.dir.as_os_str().is_empty() {
+        return Err(("data.dir", "it must name a directory".to_owned()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> Inputs {
+        Inputs {
+            env: pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
+            ..Inputs::default()
+        }
+    }
+
+    #[test]
+    fn later_sources_win_and_are_named() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = dir.path().join("onrush.toml");
+        std::fs::write(&file, "[server]\nport = 1111\nbacklog = 7\n").expect("write");
+        let mut inputs = env(&[("PORT", "2222"), ("ONRUSH_SERVER__PORT", "3333"), ("HOST", "::1")]);
+        inputs.file = Some(file);
+        let loaded = load(&inputs).expect("valid");
+        assert_eq!(loaded.settings.server.port, 3333);
+        assert_eq!(loaded.settings.server.backlog, 7);
+        assert_eq!(loaded.sources["server.port"], "environment ONRUSH_SERVER__PORT");
+        inputs.flags = vec![("server.port".to_owned(), "4444".to_owned())];
+        assert_eq!(load(&inputs).expect("valid").settings.server.port, 4444);
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused_with_the_nearest_one() {
+        let error = load(&env(&[("ONRUSH_SERVER__PROT", "1")])).expect_err("unknown");
+        assert!(error.to_string().contains("did you mean `server.port`?"), "{error}");
+    }
+
+    #[test]
+    fn wrong_types_and_ranges_name_the_key_and_its_source() {
+        for (name, value, word) in [
+            ("ONRUSH_SERVER__PORT", "abc", "whole number"),
+            ("ONRUSH_SERVER__PORT", "70000", "server.port"),
+            ("ONRUSH_AUTH__OPEN_REGISTRATION", "maybe", "neither"),
+            ("ONRUSH_DATABASE__READERS", "0", "the least is 1"),
+            ("ONRUSH_SERVER__TRUSTED_PROXIES", "10.0.0.0/33", "server.trusted_proxies"),
+        ] {
+            let error = load(&env(&[(name, value)])).expect_err(name).to_string();
+            assert!(error.contains(word) && error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_commented_file_is_valid_and_says_only_defaults() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = dir.path().join("onrush.toml");
+        let text = commented_file();
+        let uncommented: String = text
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if rest.contains(" = ") && !rest.contains("ONRUSH_") => format!("{rest}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        std::fs::write(&file, uncommented).expect("write");
+        let loaded = load(&Inputs { file: Some(file), ..Inputs::default() }).expect("valid");
+        assert_eq!(loaded.settings, Settings::default());
+        assert!(loaded.sources.len() > 50);
+    }
+}

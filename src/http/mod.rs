@@ -1,0 +1,20 @@
+//! The HTTP edge: accept loop, limits, error answers, bodies, documentation, files.
+//!
+//! Invariants: no feature and no SQL is named here; every answer passes through [`edge::Edge`], so
+//! that each one has a request id, security headers and a metric, and each failure is a
+//! [`problem::Problem`]; every limit comes from [`crate::config::Server`].
+
+pub mod body;
+pub mod compress;
+pub mod docs;
+pub mod edge;
+pub mod files;
+pub mod json;
+pub mod probes;
+pub mod problem;
+pub mod request;
+pub mod serve;
+
+pub use json::{Body, Created, CsvBody, NoContent, OptionalBody, Tagged};
+pub use problem::{Failure, Problem, fails};
+pub use request::{ClientAddr, RequestId, RequestInfo, TraceParent};

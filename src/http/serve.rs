@@ -1,0 +1,1262 @@
+//! The accept loop: sockets, TLS, connection limits, deadlines, drain.
+//!
+//! poem's own server gives hyper no timer and spins when descriptors run out, so connections are
+//! accepted here and poem's endpoints are called from hyper's service. Invariants: every wait for a
+//! client has a deadline; connections are bounded in all and per address; a failing `accept` never
+//! spins; a certificate that can't be used never replaces one that can; after the shutdown signal no
+//! connection is accepted, and what is in flight may finish until the grace is over.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use parking_lot::Mutex;
+use poem::http::header::{self, HeaderMap, HeaderValue};
+use poem::http::uri::Scheme;
+use poem::web::{LocalAddr, RemoteAddr};
+use poem::{Addr, Endpoint, Response};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Sleep, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::edge::AmbiguousLength;
+use crate::config::{self, ms};
+use crate::monitor::Metrics;
+
+/// Pause after an `accept` that failed for lack of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often the certificate's files are looked at.
+const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
+/// Descriptors that connections must leave to the database, logs and files.
+const DESCRIPTORS_RESERVED: u64 = 128;
+/// After an early refusal the rest of a body is read and thrown away for this long, at most this
+/// much: closing at once would reset the connection and the client might never see the answer.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 1 << 20;
+/// Streams that a client may reset before we have accepted them ("rapid reset", CVE-2023-44487).
+const H2_PENDING_RESETS_MAX: usize = 20;
+/// Streams that we may have to reset before the connection is given up.
+const H2_LOCAL_RESETS_MAX: usize = 128;
+const H2_SEND_BUFFER_BYTES: usize = 256 * 1024;
+
+const TOO_MANY_CONNECTIONS: &str = "HTTP/1.1 503 Service Unavailable\r\n\
+    content-type: application/problem+json\r\n\
+    content-length: 156\r\n\
+    retry-after: 1\r\n\
+    connection: close\r\n\r\n\
+    {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
+    \"detail\":\"Too many connections from this address.\",\"code\":\"overloaded\",\"request_id\":\"\"}";
+
+/// Why the server could not start to listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address can't be had.
+    #[error("can't listen on {address}: {source}")]
+    Tcp {
+        /// What was asked for.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The unix socket can't be had.
+    #[error("can't listen on {}: {source}", path.display())]
+    Unix {
+        /// What was asked for.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The certificate or key can't be used.
+    #[error("can't use the certificate: {0}")]
+    Tls(#[from] TlsError),
+}
+
+/// Why a certificate or key can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file can't be read or is no PEM.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// They don't belong together, or are of an unknown kind.
+    #[error("{0}")]
+    Rustls(#[from] tokio_rustls::rustls::Error),
+}
+
+/// Sockets that are bound and listening, so that a test knows its port before it serves.
+#[derive(Debug)]
+pub struct Listeners {
+    tcp: TcpListener,
+    address: SocketAddr,
+    unix: Option<UnixSocket>,
+    tls: Option<Tls>,
+}
+
+impl Listeners {
+    /// Binds what the settings name. Must be called inside the async runtime.
+    pub fn bind(settings: &config::Server) -> Result<Self, ListenError> {
+        let wanted = SocketAddr::new(settings.host, settings.port);
+        let tls = match settings.tls_cert.as_os_str().is_empty() {
+            true => None,
+            false => Some(Tls::load(&settings.tls_cert, &settings.tls_key)?),
+        };
+        let tcp = bind_tcp(wanted, settings.backlog).map_err(|source| ListenError::Tcp {
+            address: wanted,
+            source,
+        })?;
+        let address = tcp.local_addr().map_err(|source| ListenError::Tcp {
+            address: wanted,
+            source,
+        })?;
+        let unix = match settings.unix_socket.as_os_str().is_empty() {
+            true => None,
+            false => Some(UnixSocket::bind(&settings.unix_socket).map_err(|source| ListenError::Unix {
+                path: settings.unix_socket.clone(),
+                source,
+            })?),
+        };
+        Ok(Self {
+            tcp,
+            address,
+            unix,
+            tls,
+        })
+    }
+
+    /// The TCP address, with the port that was chosen if the settings said 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whether the TCP address speaks TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    async fn accept(&self) -> io::Result<Accepted> {
+        let unix = async {
+            match &self.unix {
+                Some(socket) => socket.listener.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            accepted = self.tcp.accept() => accepted.map(|(stream, peer)| Accepted::Tcp(stream, peer)),
+            accepted = unix => accepted.map(|(stream, _)| Accepted::Unix(stream)),
+        }
+    }
+}
+
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for connections of the last run to leave TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    TcpListener::from_std(socket.into())
+}
+
+/// A unix socket whose file goes away with it.
+#[derive(Debug)]
+struct UnixSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl UnixSocket {
+    fn bind(path: &Path) -> io::Result<Self> {
+        if let Ok(metadata) = std::fs::symlink_metadata(path) {
+            if !metadata.file_type().is_socket() {
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    "there is a file of another kind at this path",
+                ));
+            }
+            // Only a socket that nobody answers on is left over from a run that crashed.
+            match std::os::unix::net::UnixStream::connect(path) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+                Ok(_) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::AddrInUse,
+                        "another process answers on this socket",
+                    ));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
+    }
+}
+
+impl Drop for UnixSocket {
+    fn drop(&mut self) {
+        // If it is gone already, that is what was wanted.
+        let _gone = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The TLS configuration in force; swapped when the files change.
+#[derive(Clone, Debug)]
+struct Tls {
+    current: Arc<ArcSwap<ServerConfig>>,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+impl Tls {
+    fn load(cert: &Path, key: &Path) -> Result<Self, TlsError> {
+        Ok(Self {
+            current: Arc::new(ArcSwap::from_pointee(tls_config(cert, key)?)),
+            cert: cert.to_owned(),
+            key: key.to_owned(),
+        })
+    }
+
+    /// Looks at the files until the process ends.
+    async fn watch(self) {
+        let mut seen = self.stamp();
+        loop {
+            sleep(CERTIFICATE_POLL).await;
+            let stamp = self.stamp();
+            if stamp == seen {
+                continue;
+            }
+            seen = stamp;
+            match tls_config(&self.cert, &self.key) {
+                Ok(config) => {
+                    self.current.store(Arc::new(config));
+                    tracing::info!("the TLS certificate was reloaded");
+                }
+                // Often one of the two files is simply not written yet; the next change is tried again.
+                Err(error) => tracing::error!(%error, "the new TLS certificate can't be used; the old one stays"),
+            }
+        }
+    }
+
+    fn stamp(&self) -> [Option<(std::time::SystemTime, u64)>; 2] {
+        [&self.cert, &self.key].map(|path| {
+            let metadata = std::fs::metadata(path).ok()?;
+            Some((metadata.modified().ok()?, metadata.len()))
+        })
+    }
+}
+
+fn tls_config(cert: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+    let unreadable = |path: &Path, reason: String| TlsError::File {
+        path: path.to_owned(),
+        reason,
+    };
+    let chain = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| unreadable(cert, error.to_string()))?;
+    if chain.is_empty() {
+        return Err(unreadable(cert, "it holds no certificate".to_owned()));
+    }
+    let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, error.to_string()))?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key_der)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// How serving ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections that had to be cut off because the grace was over.
+    pub cut_off: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Run,
+    /// Finish what is in flight.
+    Drain,
+    /// Drop everything.
+    Cut,
+}
+
+/// Everything that a connection needs.
+struct Shared<E> {
+    app: E,
+    settings: Arc<config::Server>,
+    metrics: Metrics,
+    addresses: Arc<Addresses>,
+    tls: Option<Tls>,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    stage: watch::Receiver<Stage>,
+    open: AtomicUsize,
+}
+
+/// Serves until `shutdown` turns true, then drains.
+pub async fn serve<E>(
+    listeners: Listeners,
+    app: E,
+    settings: Arc<config::Server>,
+    metrics: Metrics,
+    mut shutdown: watch::Receiver<bool>,
+) -> Drained
+where
+    E: Endpoint + 'static,
+{
+    let (stage, stage_seen) = watch::channel(Stage::Run);
+    let shared = Arc::new(Shared {
+        app,
+        http1: http1_builder(&settings),
+        http2: http2_builder(&settings),
+        addresses: Arc::new(Addresses::new(settings.connections_per_address_max)),
+        tls: listeners.tls.clone(),
+        metrics,
+        stage: stage_seen,
+        open: AtomicUsize::new(0),
+        settings,
+    });
+    let reload = shared.tls.clone().map(|tls| tokio::spawn(tls.watch()));
+    let permits = Arc::new(Semaphore::new(connections_max(shared.settings.connections_max)));
+    // Each connection holds a sender; when all are gone, so are the connections.
+    let (alive, mut all_gone) = mpsc::channel::<Infallible>(1);
+
+    let accepting = async {
+        loop {
+            // Further connections wait in the kernel's backlog.
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+                return; // nobody closes the semaphore
+            };
+            match listeners.accept().await {
+                Ok(accepted) => {
+                    let held = (permit, alive.clone());
+                    admit(&shared, accepted, held);
+                }
+                Err(error) if is_exhausted(&error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+                // The client left before it was accepted, or the like: the next one may do better.
+                Err(error) => tracing::debug!(%error, "a connection could not be accepted"),
+            }
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        // An error means that whoever could tell us to stop is gone; stop, too.
+        _stop = shutdown.wait_for(|stop| *stop) => {}
+    }
+
+    drop(listeners);
+    drop(alive);
+    if let Some(reload) = reload {
+        reload.abort();
+    }
+    stage.send_replace(Stage::Drain);
+    let grace = ms(shared.settings.shutdown_grace_ms);
+    let cut_off = match timeout(grace, all_gone.recv()).await {
+        Ok(_none) => 0,
+        Err(_late) => {
+            let cut_off = shared.open.load(Ordering::Acquire);
+            stage.send_replace(Stage::Cut);
+            all_gone.recv().await;
+            cut_off
+        }
+    };
+    Drained { cut_off }
+}
+
+/// Descriptors or memory ran out: waiting helps, trying again at once does not.
+fn is_exhausted(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let code = error.raw_os_error().map(Errno::from_raw);
+    matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
+}
+
+/// The setting, or less when the system does not give us enough descriptors.
+fn connections_max(wanted: usize) -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return wanted;
+    };
+    let needed = (wanted as u64).saturating_add(DESCRIPTORS_RESERVED);
+    let raised = needed.min(hard);
+    let limit = if soft < raised && setrlimit(Resource::RLIMIT_NOFILE, raised, hard).is_ok() {
+        raised
+    } else {
+        soft
+    };
+    let possible = usize::try_from(limit.saturating_sub(DESCRIPTORS_RESERVED)).unwrap_or(usize::MAX);
+    if possible < wanted {
+        tracing::warn!(wanted, possible, "the limit of open files allows fewer connections than the settings");
+    }
+    possible.clamp(1, wanted.max(1))
+}
+
+fn http1_builder(settings: &config::Server) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(ms(settings.header_timeout_ms))
+        .max_headers(settings.headers_max)
+        .max_buf_size(settings.header_bytes_max);
+    builder
+}
+
+fn http2_builder(settings: &config::Server) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(settings.h2_streams_max)
+        .max_header_list_size(u32::try_from(settings.header_bytes_max).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(H2_LOCAL_RESETS_MAX)
+        .max_send_buf_size(H2_SEND_BUFFER_BYTES)
+        .keep_alive_interval(ms(settings.header_timeout_ms))
+        .keep_alive_timeout(ms(settings.header_timeout_ms));
+    builder
+}
+
+/// Starts a connection's task, unless its address has too many already.
+fn admit<E: Endpoint + 'static>(shared: &Arc<Shared<E>>, accepted: Accepted, held: impl Send + 'static) {
+    let shared = Arc::clone(shared);
+    match accepted {
+        Accepted::Tcp(stream, peer) => {
+            let trusted = &shared.settings.trusted_proxies;
+            let ip = peer.ip().to_canonical();
+            let place = if trusted.iter().any(|range| range.contains(&ip)) {
+                None
+            } else {
+                match Addresses::admit(&shared.addresses, ip) {
+                    Some(place) => Some(place),
+                    None => {
+                        shared
+                            .metrics
+                            .http_connections_refused_total
+                            .with_label_values(&["address_limit"])
+                            .inc();
+                        if shared.tls.is_none() {
+                            // Best effort: whoever is over the limit has no claim to more.
+                            let _unsent = stream.try_write(TOO_MANY_CONNECTIONS.as_bytes());
+                        }
+                        return;
+                    }
+                }
+            };
+            // Small answers must not wait for more to say; failing to say so only costs time.
+            let _slower = stream.set_nodelay(true);
+            let local = stream.local_addr().map(Addr::from).unwrap_or_default();
+            tokio::spawn(async move {
+                let _held = (held, place);
+                let _open = Open::new(&shared);
+                connection(&shared, stream, local, Addr::from(peer), shared.tls.as_ref()).await;
+            });
+        }
+        Accepted::Unix(stream) => {
+            tokio::spawn(async move {
+                let _held = held;
+                let _open = Open::new(&shared);
+                let local = || Addr::custom("unix", "");
+                connection(&shared, stream, local(), local(), None).await;
+            });
+        }
+    }
+}
+
+/// Counts a connection as open until it is dropped.
+struct Open<'a, E>(&'a Shared<E>);
+
+impl<'a, E> Open<'a, E> {
+    fn new(shared: &'a Shared<E>) -> Self {
+        shared.open.fetch_add(1, Ordering::AcqRel);
+        shared.metrics.http_connections_open.inc();
+        Self(shared)
+    }
+}
+
+impl<E> Drop for Open<'_, E> {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.0.metrics.http_connections_open.dec();
+    }
+}
+
+/// How many connections each address has. IPv6 clients own a /64, so that is what is counted.
+#[derive(Debug)]
+struct Addresses {
+    open: Mutex<HashMap<IpAddr, usize>>,
+    max: usize,
+}
+
+struct Place {
+    addresses: Arc<Addresses>,
+    group: IpAddr,
+}
+
+impl Addresses {
+    fn new(max: usize) -> Self {
+        Self {
+            open: Mutex::new(HashMap::new()),
+            max,
+        }
+    }
+
+    fn admit(this: &Arc<Self>, ip: IpAddr) -> Option<Place> {
+        let group = match ip {
+            IpAddr::V4(_) => ip,
+            IpAddr::V6(v6) => {
+                let mut octets = v6.octets();
+                octets[8..].fill(0);
+                IpAddr::V6(Ipv6Addr::from(octets))
+            }
+        };
+        let mut open = this.open.lock();
+        let count = open.entry(group).or_default();
+        if *count >= this.max {
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            addresses: Arc::clone(this),
+            group,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut entry) = self.addresses.open.lock().entry(self.group) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+/// A socket that can tell when there is something to read, without reading it.
+trait Readable: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
+}
+
+impl Readable for TcpStream {
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
+        TcpStream::readable(self)
+    }
+}
+
+impl Readable for UnixStream {
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
+        UnixStream::readable(self)
+    }
+}
+
+async fn connection<E: Endpoint + 'static>(
+    shared: &Arc<Shared<E>>,
+    stream: impl Readable,
+    local: Addr,
+    remote: Addr,
+    tls: Option<&Tls>,
+) {
+    let settings = &shared.settings;
+    let refused = |reason| shared.metrics.http_connections_refused_total.with_label_values(&[reason]).inc();
+    let mut stage = shared.stage.clone();
+    tokio::select! {
+        first = timeout(ms(settings.first_byte_timeout_ms), stream.readable()) => match first {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) => return refused("first_byte"),
+        },
+        // A connection that has not said anything is no work in flight.
+        _draining = stage.wait_for(|stage| *stage != Stage::Run) => return,
+    }
+
+    let linger = Arc::new(AtomicBool::new(false));
+    let io = GuardedIo::new(stream, ms(settings.write_timeout_ms), Arc::clone(&linger));
+    let caller = Caller {
+        local,
+        remote,
+        scheme: if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP },
+        linger,
+    };
+    let Some(tls) = tls else {
+        return speak_http1(shared, io, caller).await;
+    };
+    let handshake = TlsAcceptor::from(tls.current.load_full()).accept(io);
+    let Ok(Ok(stream)) = timeout(ms(settings.tls_handshake_timeout_ms), handshake).await else {
+        return refused("tls");
+    };
+    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        speak_http2(shared, stream, caller).await;
+    } else {
+        speak_http1(shared, stream, caller).await;
+    }
+}
+
+/// Who is at the other end of a connection.
+struct Caller {
+    local: Addr,
+    remote: Addr,
+    scheme: Scheme,
+    /// Set when an answer was given before the body was read; see [`LINGER`].
+    linger: Arc<AtomicBool>,
+}
+
+async fn speak_http1<E, S>(shared: &Arc<Shared<E>>, stream: S, caller: Caller)
+where
+    E: Endpoint + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let head = Arc::new(Mutex::new(Head::new(shared.settings.header_bytes_max)));
+    let io = TokioIo::new(Recorded {
+        inner: stream,
+        head: Arc::clone(&head),
+    });
+    let service = service_fn(|request: hyper::Request<Incoming>| {
+        let shared = Arc::clone(shared);
+        let head = Arc::clone(&head);
+        let caller = &caller;
+        let has_length = head.lock().begin_body(request.headers());
+        async move {
+            let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+            let has_body = !request.body().is_end_stream();
+            let mut request = to_poem(request, caller);
+            if chunked && has_length {
+                request.extensions_mut().insert(AmbiguousLength);
+            }
+            let mut response: hyper::Response<BoxBody<Bytes, io::Error>> = answer(&shared.app, request).await.into();
+            if chunked {
+                // Should an intermediary see the end of this body elsewhere than we do, then what
+                // follows it must not be read as a request (RFC 9112 §6.1).
+                response
+                    .headers_mut()
+                    .insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            if has_body && response.status().is_client_error() {
+                caller.linger.store(true, Ordering::Release);
+            }
+            head.lock().begin_head();
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut connection = pin!(shared.http1.serve_connection(io, service));
+    let mut stage = shared.stage.clone();
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            // Errors are the client's: it left, or broke the protocol and has been told so.
+            _ended = connection.as_mut() => return,
+            seen = stage.wait_for(|stage| *stage == Stage::Cut || (!draining && *stage == Stage::Drain)) => {
+                match seen.map(|stage| *stage) {
+                    Ok(Stage::Drain) => {
+                        draining = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    Ok(Stage::Cut | Stage::Run) | Err(_) => return,
+                }
+            }
+        }
+    }
+}
+
+async fn speak_http2<E, S>(shared: &Arc<Shared<E>>, stream: S, caller: Caller)
+where
+    E: Endpoint + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let activity = Arc::new(Activity::default());
+    let caller = Arc::new(caller);
+    let service = service_fn(|request: hyper::Request<Incoming>| {
+        let shared = Arc::clone(shared);
+        let caller = Arc::clone(&caller);
+        let activity = Arc::clone(&activity);
+        async move {
+            let running = Running::new(&activity);
+            let response = answer(&shared.app, to_poem(request, &caller)).await;
+            drop(running);
+            let response: hyper::Response<BoxBody<Bytes, io::Error>> = response.into();
+            Ok::<_, Infallible>(response.map(|inner| Watched { inner, activity }))
+        }
+    });
+    let mut connection = pin!(shared.http2.serve_connection(TokioIo::new(stream), service));
+    let mut stage = shared.stage.clone();
+    let idle = ms(shared.settings.header_timeout_ms.max(shared.settings.write_timeout_ms));
+    let mut draining = false;
+    loop {
+        let seen = activity.progress.load(Ordering::Relaxed);
+        tokio::select! {
+            _ended = connection.as_mut() => return,
+            stage = stage.wait_for(|stage| *stage == Stage::Cut || (!draining && *stage == Stage::Drain)) => {
+                match stage.map(|stage| *stage) {
+                    Ok(Stage::Drain) => {
+                        draining = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    Ok(Stage::Cut | Stage::Run) | Err(_) => return,
+                }
+            }
+            // hyper has no idle limit for HTTP/2: nothing asked, nothing running and nothing sent
+            // means that the client went quiet, or never takes what it asked for.
+            () = sleep(idle) => {
+                let quiet = activity.running.load(Ordering::Relaxed) == 0
+                    && activity.progress.load(Ordering::Relaxed) == seen;
+                if quiet && draining {
+                    return;
+                }
+                if quiet {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+fn to_poem(request: hyper::Request<Incoming>, caller: &Caller) -> poem::Request {
+    poem::Request::from((
+        request,
+        LocalAddr(caller.local.clone()),
+        RemoteAddr(caller.remote.clone()),
+        caller.scheme.clone(),
+    ))
+}
+
+async fn answer(app: &impl Endpoint, request: poem::Request) -> Response {
+    app.get_response(request).await
+}
+
+/// What moves on an HTTP/2 connection.
+#[derive(Debug, Default)]
+struct Activity {
+    running: AtomicUsize,
+    progress: AtomicU64,
+}
+
+struct Running<'a>(&'a Activity);
+
+impl<'a> Running<'a> {
+    fn new(activity: &'a Activity) -> Self {
+        activity.running.fetch_add(1, Ordering::Relaxed);
+        activity.progress.fetch_add(1, Ordering::Relaxed);
+        Self(activity)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+        self.0.progress.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A body that shows that it moves.
+struct Watched {
+    inner: BoxBody<Bytes, io::Error>,
+    activity: Arc<Activity>,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        if polled.is_ready() {
+            self.activity.progress.fetch_add(1, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// The bytes of the request head that is being read.
+///
+/// hyper drops `Content-Length` when there is a `Transfer-Encoding`, so only the bytes themselves
+/// still tell that both were sent.
+#[derive(Debug)]
+struct Head {
+    bytes: Vec<u8>,
+    bytes_max: usize,
+    in_body: bool,
+}
+
+impl Head {
+    fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            bytes_max,
+            in_body: false,
+        }
+    }
+
+    fn record(&mut self, read: &[u8]) {
+        if !self.in_body {
+            let room = self.bytes_max.saturating_sub(self.bytes.len());
+            self.bytes.extend_from_slice(&read[..read.len().min(room)]);
+        }
+    }
+
+    /// The head is complete. Tells whether a chunked request also had a `Content-Length`.
+    fn begin_body(&mut self, headers: &HeaderMap) -> bool {
+        let both = headers.contains_key(header::TRANSFER_ENCODING) && has_content_length(&self.bytes);
+        self.bytes.clear();
+        self.in_body = true;
+        both
+    }
+
+    /// The answer is on its way; what is read from now on is the next head.
+    fn begin_head(&mut self) {
+        self.in_body = false;
+    }
+}
+
+/// Whether the head that has the `Transfer-Encoding` line has a `Content-Length` line, too.
+fn has_content_length(bytes: &[u8]) -> bool {
+    let find = |haystack: &[u8], needle: &[u8]| {
+        haystack
+            .windows(needle.len())
+            .position(|window| window.eq_ignore_ascii_case(needle))
+    };
+    let Some(at) = find(bytes, b"\ntransfer-encoding") else {
+        return false; // it was read together with an earlier request; the connection closes anyway
+    };
+    let start = bytes[..at].windows(4).rposition(|window| window == b"\r\n\r\n").unwrap_or(0);
+    let end = find(&bytes[at..], b"\r\n\r\n").map_or(bytes.len(), |length| at + length);
+    find(&bytes[start..end], b"\ncontent-length").is_some()
+}
+
+/// Lets [`Head`] see what is read.
+struct Recorded<S> {
+    inner: S,
+    head: Arc<Mutex<Head>>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Recorded<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if polled.is_ready() {
+            self.head.lock().record(&buf.filled()[before..]);
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Recorded<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// A socket that gives up on a client that does not read, and that closes politely.
+struct GuardedIo<S> {
+    inner: S,
+    wait: Duration,
+    /// Runs only while the client keeps us waiting.
+    timer: Option<Pin<Box<Sleep>>>,
+    linger: Arc<AtomicBool>,
+    closing: Option<(Pin<Box<Sleep>>, usize)>,
+}
+
+impl<S> GuardedIo<S> {
+    fn new(inner: S, wait: Duration, linger: Arc<AtomicBool>) -> Self {
+        Self {
+            inner,
+            wait,
+            timer: None,
+            linger,
+            closing: None,
+        }
+    }
+
+    fn within_time<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.timer = None;
+            return polled;
+        }
+        let wait = self.wait;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(wait)));
+        match timer.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the client does not read its answer",
+            ))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for GuardedIo<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.within_time(cx, polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
+        self.within_time(cx, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.inner).poll_flush(cx);
+        self.within_time(cx, polled)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.closing.is_none() {
+            let polled = Pin::new(&mut this.inner).poll_shutdown(cx);
+            match this.within_time(cx, polled) {
+                Poll::Ready(Ok(())) if this.linger.load(Ordering::Acquire) => {
+                    this.closing = Some((Box::pin(sleep(LINGER)), LINGER_BYTES_MAX));
+                }
+                other => return other,
+            }
+        }
+        let Some((deadline, bytes_left)) = &mut this.closing else {
+            return Poll::Ready(Ok(()));
+        };
+        let mut scratch = [0_u8; 4096];
+        loop {
+            let mut buf = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut this.inner).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() && *bytes_left > 0 => {
+                    *bytes_left = bytes_left.saturating_sub(buf.filled().len());
+                }
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return deadline.as_mut().poll(cx).map(Ok),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::http::docs::RouteTable;
+    use crate::http::edge::{Edge, EdgeOptions};
+    use poem::{Route, handler};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Notify;
+    use tokio::task::JoinHandle;
+
+    /// Far more than anything here takes; a test that hangs must end.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[handler]
+    async fn echo(body: Vec<u8>) -> Vec<u8> {
+        body
+    }
+
+    struct Server {
+        address: SocketAddr,
+        stop: watch::Sender<bool>,
+        task: JoinHandle<Drained>,
+        metrics: Metrics,
+        /// A request to `/wait` is answered when this is notified.
+        go: Arc<Notify>,
+        arrived: Arc<Notify>,
+    }
+
+    fn start(change: impl FnOnce(&mut config::Server)) -> Server {
+        let mut settings = config::Server {
+            port: 0,
+            first_byte_timeout_ms: 100,
+            header_timeout_ms: 200,
+            body_timeout_ms: 200,
+            write_timeout_ms: 200,
+            body_bytes_max: 1_000,
+            shutdown_grace_ms: 10_000,
+            ..config::Server::default()
+        };
+        change(&mut settings);
+        let settings = Arc::new(settings);
+        let metrics = Metrics::new().expect("unique names");
+        let (go, arrived) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let wait = poem::endpoint::make({
+            let (go, arrived) = (Arc::clone(&go), Arc::clone(&arrived));
+            move |_| {
+                let (go, arrived) = (Arc::clone(&go), Arc::clone(&arrived));
+                async move {
+                    arrived.notify_one();
+                    go.notified().await;
+                    "done"
+                }
+            }
+        });
+        let app = Route::new()
+            .at("/echo", poem::post(echo))
+            .at("/hello", poem::get(poem::endpoint::make_sync(|_| "hello")))
+            .at("/large", poem::get(poem::endpoint::make_sync(|_| vec![b'a'; 32 << 20])))
+            .at("/wait", poem::get(wait));
+        let edge = Edge::new(
+            app,
+            EdgeOptions {
+                server: Arc::clone(&settings),
+                log_requests: false,
+                metrics: metrics.clone(),
+                clock: Clock::system(),
+                routes: RouteTable::default(),
+                is_import: |_| false,
+            },
+        );
+        let listeners = Listeners::bind(&settings).expect("a free port");
+        let address = listeners.local_addr();
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(serve(listeners, edge, settings, metrics.clone(), stopped));
+        Server {
+            address,
+            stop,
+            task,
+            metrics,
+            go,
+            arrived,
+        }
+    }
+
+    /// Sends `bytes` and gives everything that comes until the server closes.
+    async fn exchange(server: &Server, bytes: &str) -> String {
+        let mut stream = TcpStream::connect(server.address).await.expect("connected");
+        stream.write_all(bytes.as_bytes()).await.expect("sent");
+        rest(&mut stream).await
+    }
+
+    async fn rest(stream: &mut (impl AsyncRead + Unpin)) -> String {
+        let mut answer = Vec::new();
+        let read = timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        // A reset after the answer is a way of closing, too.
+        let _closed = read.expect("the server closes");
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[tokio::test]
+    async fn silence_and_dripping_headers_end_the_connection() {
+        let server = start(|_| {});
+        assert_eq!(exchange(&server, "").await, "");
+        let half = exchange(&server, "GET /hello HTTP/1.1\r\nHost: x\r\nX-Slow: ").await;
+        assert!(half.is_empty() || half.starts_with("HTTP/1.1 408"), "{half}");
+        let idle = exchange(&server, "GET /hello HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(idle.starts_with("HTTP/1.1 200") && idle.ends_with("hello"), "{idle}");
+        let refused = server.metrics.http_connections_refused_total.with_label_values(&["first_byte"]);
+        assert_eq!(refused.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn bodies_that_are_too_large_too_slow_or_ambiguous_are_refused() {
+        let server = start(|_| {});
+        for (request, status) in [
+            ("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n", 413),
+            ("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc", 408),
+            ("POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", 408),
+            (
+                "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+                400,
+            ),
+            (
+                "POST /echo HTTP/1.1\r\nHost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+                400,
+            ),
+            ("GET /hello HTTP/1.1\r\n\r\n", 400),
+            ("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc", 400),
+        ] {
+            let answer = exchange(&server, request).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request}\n{answer}");
+        }
+        let chunks = format!(
+            "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+            format!("1f4\r\n{}\r\n", "a".repeat(500)).repeat(3)
+        );
+        assert!(exchange(&server, &chunks).await.starts_with("HTTP/1.1 413"));
+        let good = exchange(
+            &server,
+            "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1b\r\n\r\ncontent-length: 3\r\n\r\nabc\r\n\r\n0\r\n\r\n",
+        )
+        .await;
+        assert!(good.starts_with("HTTP/1.1 200") && good.contains("connection: close"), "{good}");
+        let huge = format!("GET /hello HTTP/1.1\r\nHost: x\r\nX-Huge: {}\r\n\r\n", "a".repeat(40_000));
+        assert!(exchange(&server, &huge).await.starts_with("HTTP/1.1 431"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_cut_off() {
+        let server = start(|_| {});
+        let mut stream = TcpStream::connect(server.address).await.expect("connected");
+        stream
+            .write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .expect("sent");
+        let gone = async {
+            while server.metrics.http_connections_open.get() > 0 || server.metrics.http_active_requests.get() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        // The connection is open until its first request is read.
+        timeout(PATIENCE, stream.readable()).await.expect("answered").expect("open");
+        timeout(PATIENCE, gone).await.expect("cut off");
+    }
+
+    #[tokio::test]
+    async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
+        let server = start(|settings| settings.header_timeout_ms = 15_000);
+        let mut idle = TcpStream::connect(server.address).await.expect("connected");
+        idle.write_all(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+        let mut first = [0_u8; 8];
+        idle.read_exact(&mut first).await.expect("answered");
+        let mut busy = TcpStream::connect(server.address).await.expect("connected");
+        busy.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+        timeout(PATIENCE, server.arrived.notified()).await.expect("arrived");
+        server.stop.send_replace(true);
+        rest(&mut idle).await; // an idle connection is closed at once
+        assert!(TcpStream::connect(server.address).await.is_err(), "nobody listens any more");
+        server.go.notify_one();
+        let answer = rest(&mut busy).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"), "{answer}");
+        let drained = timeout(PATIENCE, server.task).await.expect("ends").expect("no panic");
+        assert_eq!(drained, Drained { cut_off: 0 });
+    }
+
+    #[tokio::test]
+    async fn the_grace_ends() {
+        let server = start(|settings| settings.shutdown_grace_ms = 50);
+        let mut busy = TcpStream::connect(server.address).await.expect("connected");
+        busy.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+        timeout(PATIENCE, server.arrived.notified()).await.expect("arrived");
+        server.stop.send_replace(true);
+        let drained = timeout(PATIENCE, server.task).await.expect("ends").expect("no panic");
+        assert_eq!(drained, Drained { cut_off: 1 });
+    }
+
+    #[tokio::test]
+    async fn an_address_over_its_limit_is_told_and_refused() {
+        let server = start(|settings| settings.connections_per_address_max = 1);
+        let mut busy = TcpStream::connect(server.address).await.expect("connected");
+        busy.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+        timeout(PATIENCE, server.arrived.notified()).await.expect("arrived");
+        let mut second = TcpStream::connect(server.address).await.expect("connected");
+        let answer = rest(&mut second).await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("overloaded"), "{answer}");
+        server.go.notify_one();
+        drop(busy);
+    }
+
+    #[test]
+    fn the_ready_made_refusal_is_well_formed() {
+        let (head, body) = TOO_MANY_CONNECTIONS.split_once("\r\n\r\n").expect("a head");
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
+        let document: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!(document["status"], 503);
+    }
+
+    #[test]
+    fn an_ipv6_client_is_counted_by_its_network() {
+        let addresses = Arc::new(Addresses::new(1));
+        let admit = |text: &str| Addresses::admit(&addresses, text.parse().expect("address"));
+        let first = admit("2001:db8::1");
+        assert!(first.is_some());
+        assert!(admit("2001:db8::ffff:2").is_none());
+        assert!(admit("2001:db8:0:1::1").is_some());
+        drop(first);
+        assert!(admit("2001:db8::2").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_left_over_is_replaced_and_a_live_one_is_not() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("onrush.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("left over"));
+        let socket = UnixSocket::bind(&path).expect("replaced");
+        let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        assert_eq!(UnixSocket::bind(&path).expect_err("alive").kind(), io::ErrorKind::AddrInUse);
+        drop(socket);
+        assert!(!path.exists());
+        std::fs::write(&path, "a file").expect("written");
+        assert_eq!(UnixSocket::bind(&path).expect_err("a file").kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn only_the_chunked_requests_own_head_counts() {
+        let head = |text: &str| has_content_length(text.as_bytes());
+        assert!(head("POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"));
+        assert!(head("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n"));
+        assert!(!head("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n\ncontent-length: 3"));
+        assert!(!head("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"));
+    }
+}

@@ -1,0 +1,2 @@
+//! The thin binary: hands over to the command line.
+fn main() {}

@@ -1,0 +1,199 @@
+//! Health: is the process alive, should it get traffic, and what is wrong.
+//!
+//! Invariants: checks read what their owner already knows (an atomic, a gauge) and never wait, so
+//! that a probe answers while everything else is stuck; not ready before start has finished, nor
+//! once draining has begun.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use parking_lot::RwLock;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+/// Where the process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Opening, migrating, warming up.
+    Starting,
+    /// Serving.
+    Ready,
+    /// Finishing what is in flight.
+    Draining,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is well.
+    Pass,
+    /// It works, but somebody should look.
+    Warn(String),
+    /// It does not work; no traffic should come here.
+    Fail(String),
+}
+
+/// A named check.
+pub type Check = Box<dyn Fn() -> Outcome + Send + Sync>;
+
+/// The process's health; cheap to clone.
+#[derive(Clone)]
+pub struct Health(Arc<Inner>);
+
+struct Inner {
+    state: AtomicU8,
+    checks: RwLock<Vec<(&'static str, Check)>>,
+}
+
+impl std::fmt::Debug for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Health").field("state", &self.state()).finish()
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Health {
+    /// Starting, with no checks.
+    pub fn new() -> Self {
+        Self(Arc::new(Inner {
+            state: AtomicU8::new(State::Starting as u8),
+            checks: RwLock::new(Vec::new()),
+        }))
+    }
+
+    /// Adds a check; it must not wait for anything.
+    pub fn register(&self, name: &'static str, check: impl Fn() -> Outcome + Send + Sync + 'static) {
+        self.0.checks.write().push((name, Box::new(check)));
+    }
+
+    /// Moves to `state`.
+    pub fn set(&self, state: State) {
+        self.0.state.store(state as u8, Ordering::Release);
+    }
+
+    /// Where the process is in its life.
+    pub fn state(&self) -> State {
+        match self.0.state.load(Ordering::Acquire) {
+            ready if ready == State::Ready as u8 => State::Ready,
+            draining if draining == State::Draining as u8 => State::Draining,
+            _ => State::Starting,
+        }
+    }
+
+    /// Runs all checks.
+    pub fn report(&self) -> Report {
+        let state = self.state();
+        let checks = self
+            .0
+            .checks
+            .read()
+            .iter()
+            .map(|(name, check)| (*name, check()))
+            .collect();
+        Report { state, checks }
+    }
+}
+
+/// The checks' results; prints as `application/health+json`.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Where the process is in its life.
+    pub state: State,
+    /// Each check's name and result.
+    pub checks: Vec<(&'static str, Outcome)>,
+}
+
+impl Report {
+    /// Whether traffic should come here.
+    pub fn is_ready(&self) -> bool {
+        self.state == State::Ready && !self.fails()
+    }
+
+    /// Whether any check fails.
+    pub fn fails(&self) -> bool {
+        self.checks.iter().any(|(_, outcome)| matches!(outcome, Outcome::Fail(_)))
+    }
+
+    fn status(&self) -> &'static str {
+        if self.fails() {
+            return "fail";
+        }
+        let warns = self.checks.iter().any(|(_, outcome)| matches!(outcome, Outcome::Warn(_)));
+        match self.state {
+            State::Ready if !warns => "pass",
+            State::Ready | State::Starting | State::Draining => "warn",
+        }
+    }
+}
+
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("status", self.status())?;
+        map.serialize_entry("version", env!("CARGO_PKG_VERSION"))?;
+        map.serialize_entry("serviceId", "onrush")?;
+        map.serialize_entry("output", match self.state {
+            State::Starting => "starting",
+            State::Ready => "ready",
+            State::Draining => "draining",
+        })?;
+        map.serialize_entry("checks", &Checks(&self.checks))?;
+        map.end()
+    }
+}
+
+struct Checks<'a>(&'a [(&'static str, Outcome)]);
+
+impl Serialize for Checks<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // The draft keeps a list under each name.
+        serializer.collect_map(self.0.iter().map(|(name, outcome)| (name, [CheckResult(outcome)])))
+    }
+}
+
+struct CheckResult<'a>(&'a Outcome);
+
+impl Serialize for CheckResult<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (status, output) = match self.0 {
+            Outcome::Pass => ("pass", None),
+            Outcome::Warn(output) => ("warn", Some(output)),
+            Outcome::Fail(output) => ("fail", Some(output)),
+        };
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("status", status)?;
+        if let Some(output) = output {
+            map.serialize_entry("output", output)?;
+        }
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_means_started_not_draining_and_no_failing_check() {
+        let health = Health::new();
+        assert!(!health.report().is_ready());
+        health.set(State::Ready);
+        health.register("database", || Outcome::Warn("slow".to_owned()));
+        assert!(health.report().is_ready());
+        health.register("disk", || Outcome::Fail("full".to_owned()));
+        assert!(!health.report().is_ready());
+        assert_eq!(
+            serde_json::to_value(health.report()).expect("JSON")["checks"],
+            serde_json::json!({
+                "database": [{"status": "warn", "output": "slow"}],
+                "disk": [{"status": "fail", "output": "full"}],
+            })
+        );
+        health.set(State::Draining);
+        assert!(!health.report().is_ready());
+    }
+}

@@ -1,0 +1,139 @@
+//! The data directory: every path in it, its mode, and the lock that keeps a second process out.
+//!
+//! Invariants: mode 0700; one process at a time; the lock file tells who holds it, and whether the
+//! last holder let go in an orderly way.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Why a data directory can't be used; each message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DirError {
+    /// Another process uses it.
+    #[error("{} is in use by process {holder}; stop that one first, or choose another directory with --data-dir", .dir.display())]
+    InUse {
+        /// The data directory.
+        dir: PathBuf,
+        /// The process id that the lock file names.
+        holder: String,
+    },
+    /// Others may read it.
+    #[error("{} can be read by others (mode {mode:o}); run: chmod 700 {}", .dir.display(), .dir.display())]
+    TooOpen {
+        /// The data directory.
+        dir: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It can't be made or used.
+    #[error("{}: {reason}", .dir.display())]
+    Unusable {
+        /// The data directory or a file in it.
+        dir: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+}
+
+/// A data directory that this process holds.
+#[derive(Debug)]
+pub struct DataDir {
+    root: PathBuf,
+    lock: File,
+    was_clean: bool,
+}
+
+impl DataDir {
+    /// Makes the directory if need be, checks its mode and takes its lock.
+    pub fn open(root: &Path) -> Result<Self, DirError> {
+        let unusable = |path: &Path, error: std::io::Error| DirError::Unusable {
+            dir: path.to_owned(),
+            reason: error.to_string(),
+        };
+        if !root.exists() {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(root)
+                .map_err(|error| unusable(root, error))?;
+        }
+        let mode = std::fs::metadata(root).map_err(|error| unusable(root, error))?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(DirError::TooOpen { dir: root.to_owned(), mode });
+        }
+        let path = root.join("onrush.lock");
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| unusable(&path, error))?;
+        let mut holder = String::new();
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let read = lock.read_to_string(&mut holder);
+                return Err(DirError::InUse {
+                    dir: root.to_owned(),
+                    holder: match read {
+                        Ok(_) if !holder.trim().is_empty() => holder.trim().to_owned(),
+                        _ => "unknown".to_owned(),
+                    },
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(unusable(&path, error)),
+        }
+        lock.read_to_string(&mut holder).map_err(|error| unusable(&path, error))?;
+        let dir = Self { root: root.to_owned(), lock, was_clean: holder.trim().is_empty() };
+        // A full disk must not keep a shop from starting to read: without the note, the next start
+        // merely takes this stop for a clean one.
+        if let Err(error) = dir.note(&std::process::id().to_string()) {
+            tracing::warn!(%error, "the process id could not be noted in the lock file");
+        }
+        Ok(dir)
+    }
+
+    fn note(&self, text: &str) -> std::io::Result<()> {
+        let mut file = &self.lock;
+        file.set_len(0)?;
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(text.as_bytes())?;
+        file.sync_data()
+    }
+
+    /// Whether the last process let go in an orderly way (or there was none).
+    pub fn was_clean(&self) -> bool {
+        self.was_clean
+    }
+
+    /// Notes an orderly end; to be called when everything else is closed.
+    pub fn release(&self) {
+        if let Err(error) = self.note("") {
+            tracing::warn!(%error, "the orderly stop could not be noted; the next start checks the database");
+        }
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The record.
+    pub fn database(&self) -> PathBuf {
+        database_in(&self.root)
+    }
+
+    /// Files that the owner serves under `/static/`.
+    pub fn static_files(&self) -> PathBuf {
+        self.root.join("static")
+    }
+}
+
+/// Where the database of a data directory is, for a process that only reads beside its holder.
+pub fn database_in(root: &Path) -> PathBuf {
+    root.join("onrush.db")
+}

@@ -1,0 +1,297 @@
+//! What domain code sees of the database: [`Tx`], parameters, rows.
+//!
+//! Invariants: no type of a database driver appears in a signature here, so the same domain function
+//! runs on SQLite and PostgreSQL; values are 64-bit integers, text or NULL; placeholders are `$1…`,
+//! bound by their number wherever they stand.
+
+use rusqlite::Connection;
+use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
+
+use super::StoreError;
+use crate::clock::Timestamp;
+
+/// A value for a placeholder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Param<'a> {
+    /// SQL NULL.
+    Null,
+    /// A bigint.
+    Int(i64),
+    /// Text.
+    Text(&'a str),
+}
+
+impl rusqlite::ToSql for Param<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(match self {
+            Param::Null => ToSqlOutput::Owned(SqlValue::Null),
+            Param::Int(value) => ToSqlOutput::Owned(SqlValue::Integer(*value)),
+            Param::Text(text) => ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes())),
+        })
+    }
+}
+
+impl From<i64> for Param<'_> {
+    fn from(value: i64) -> Self {
+        Param::Int(value)
+    }
+}
+
+impl From<u32> for Param<'_> {
+    fn from(value: u32) -> Self {
+        Param::Int(i64::from(value))
+    }
+}
+
+impl From<Timestamp> for Param<'_> {
+    fn from(value: Timestamp) -> Self {
+        Param::Int(value.0)
+    }
+}
+
+impl<'a> From<&'a str> for Param<'a> {
+    fn from(value: &'a str) -> Self {
+        Param::Text(value)
+    }
+}
+
+impl<'a> From<&'a String> for Param<'a> {
+    fn from(value: &'a String) -> Self {
+        Param::Text(value)
+    }
+}
+
+impl<'a, T: Into<Param<'a>>> From<Option<T>> for Param<'a> {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Param::Null, Into::into)
+    }
+}
+
+/// A column's value as a Rust type; a mismatch is a bug and says which column.
+pub trait Column: Sized {
+    /// Reads the value, or `None` when it has another type.
+    fn read(value: Param<'_>) -> Option<Self>;
+}
+
+impl Column for i64 {
+    fn read(value: Param<'_>) -> Option<Self> {
+        match value {
+            Param::Int(value) => Some(value),
+            Param::Null | Param::Text(_) => None,
+        }
+    }
+}
+
+impl Column for u32 {
+    fn read(value: Param<'_>) -> Option<Self> {
+        i64::read(value).and_then(|value| u32::try_from(value).ok())
+    }
+}
+
+impl Column for bool {
+    fn read(value: Param<'_>) -> Option<Self> {
+        i64::read(value).map(|value| value != 0)
+    }
+}
+
+impl Column for Timestamp {
+    fn read(value: Param<'_>) -> Option<Self> {
+        i64::read(value).map(Timestamp)
+    }
+}
+
+impl Column for String {
+    fn read(value: Param<'_>) -> Option<Self> {
+        match value {
+            Param::Text(text) => Some(text.to_owned()),
+            Param::Null | Param::Int(_) => None,
+        }
+    }
+}
+
+impl<T: Column> Column for Option<T> {
+    fn read(value: Param<'_>) -> Option<Self> {
+        match value {
+            Param::Null => Some(None),
+            other => T::read(other).map(Some),
+        }
+    }
+}
+
+/// Declares a 64-bit id type: a key of one table that can't be taken for another's.
+#[macro_export]
+macro_rules! id_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub i64);
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl From<$name> for $crate::store::Param<'_> {
+            fn from(id: $name) -> Self {
+                $crate::store::Param::Int(id.0)
+            }
+        }
+
+        impl $crate::store::Column for $name {
+            fn read(value: $crate::store::Param<'_>) -> Option<Self> {
+                <i64 as $crate::store::Column>::read(value).map($name)
+            }
+        }
+    };
+}
+
+/// Declares an enum that is stored as one of a few words, and its conversions.
+#[macro_export]
+macro_rules! word_type {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+
+        impl $name {
+            /// Every word, in the order of declaration.
+            pub const WORDS: &'static [&'static str] = &[$($word),+];
+
+            /// The word that stands for it in tables and JSON.
+            pub fn word(self) -> &'static str {
+                match self { $($name::$variant => $word,)+ }
+            }
+
+            /// The value that a word stands for.
+            pub fn from_word(word: &str) -> Option<Self> {
+                match word { $($word => Some($name::$variant),)+ _ => None }
+            }
+        }
+
+        impl From<$name> for $crate::store::Param<'static> {
+            fn from(value: $name) -> Self {
+                $crate::store::Param::Text(value.word())
+            }
+        }
+
+        impl $crate::store::Column for $name {
+            fn read(value: $crate::store::Param<'_>) -> Option<Self> {
+                match value {
+                    $crate::store::Param::Text(word) => $name::from_word(word),
+                    $crate::store::Param::Null | $crate::store::Param::Int(_) => None,
+                }
+            }
+        }
+    };
+}
+
+/// One row of a result.
+pub struct Row<'a>(&'a rusqlite::Row<'a>);
+
+impl Row<'_> {
+    /// The value of the column at `index`, from 0.
+    pub fn get<T: Column>(&self, index: usize) -> Result<T, StoreError> {
+        let value = match self.0.get_ref(index)? {
+            ValueRef::Null => Param::Null,
+            ValueRef::Integer(value) => Param::Int(value),
+            ValueRef::Text(bytes) => Param::Text(
+                std::str::from_utf8(bytes)
+                    .map_err(|_| StoreError::Corrupt(format!("column {index} is not UTF-8")))?,
+            ),
+            ValueRef::Real(_) | ValueRef::Blob(_) => {
+                return Err(StoreError::Bug(format!("column {index} is neither integer nor text")));
+            }
+        };
+        T::read(value).ok_or_else(|| {
+            StoreError::Bug(format!("column {index} does not fit {}", std::any::type_name::<T>()))
+        })
+    }
+}
+
+/// A transaction: everything done through it commits together or not at all.
+///
+/// `Ok` from the closure that was given it commits, `Err` rolls back; nothing else does.
+pub struct Tx<'c> {
+    conn: &'c Connection,
+}
+
+impl<'c> Tx<'c> {
+    pub(super) fn new(conn: &'c Connection) -> Self {
+        Self { conn }
+    }
+
+    /// Runs a statement; answers how many rows it changed.
+    pub fn execute(&mut self, sql: &str, params: &[Param<'_>]) -> Result<u64, StoreError> {
+        let mut statement = self.conn.prepare_cached(sql)?;
+        bind(&mut statement, params)?;
+        Ok(statement.raw_execute()? as u64)
+    }
+
+    /// The first row, if there is one.
+    pub fn row<T>(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+        map: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let mut statement = self.conn.prepare_cached(sql)?;
+        bind(&mut statement, params)?;
+        let mut rows = statement.raw_query();
+        match rows.next()? {
+            Some(row) => map(&Row(row)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// All rows. The statement itself must bound how many there can be.
+    pub fn rows<T>(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+        mut map: impl FnMut(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut all = Vec::new();
+        self.each(sql, params, |row| {
+            all.push(map(row)?);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Shows each row to `visit` without keeping any.
+    pub fn each(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+        mut visit: impl FnMut(&Row<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut statement = self.conn.prepare_cached(sql)?;
+        bind(&mut statement, params)?;
+        let mut rows = statement.raw_query();
+        while let Some(row) = rows.next()? {
+            visit(&Row(row))?;
+        }
+        Ok(())
+    }
+}
+
+/// Binds `$n` to `params[n - 1]`. SQLite takes `$1` for a name and numbers names by first
+/// appearance, so the number must be read from the name.
+fn bind(statement: &mut rusqlite::CachedStatement<'_>, params: &[Param<'_>]) -> Result<(), StoreError> {
+    for index in 1..=statement.parameter_count() {
+        let number: usize = statement
+            .parameter_name(index)
+            .and_then(|name| name.strip_prefix('$'))
+            .and_then(|digits| digits.parse().ok())
+            .ok_or_else(|| StoreError::Bug("a placeholder is not of the form $1".to_owned()))?;
+        let param = number
+            .checked_sub(1)
+            .and_then(|at| params.get(at))
+            .ok_or_else(|| StoreError::Bug(format!("no value for placeholder ${number}")))?;
+        statement.raw_bind_parameter(index, param)?;
+    }
+    Ok(())
+}

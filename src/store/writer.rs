@@ -1,0 +1,274 @@
+//! The one writer: a thread that owns the writing connection and commits for everyone who waits.
+//!
+//! Invariants: a caller hears "yes" only after the commit that holds its work was synced to disk;
+//! each job runs in its own savepoint, so its `Err` or its panic undoes it alone; the queue is
+//! bounded and a full one refuses at once; after a failed sync nothing more is written (retrying
+//! fsync is unsafe: Rebello et al., USENIX ATC 2020), the process must start anew.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::{StoreError, Tx};
+use crate::clock::Stopwatch;
+use crate::monitor::Metrics;
+
+/// Work for the writer thread.
+trait Job: Send {
+    /// Whether nobody waits for the answer any more and the work has not begun.
+    fn is_abandoned(&self) -> bool;
+    /// Runs inside a savepoint; `true` keeps what was written.
+    fn run(&mut self, tx: &mut Tx<'_>) -> bool;
+    /// Tells the caller, once the commit that holds the work has succeeded or failed.
+    fn finish(self: Box<Self>, commit: Result<(), StoreError>);
+}
+
+/// A closure, its result, its caller, and what is to be done between the commit and the answer.
+struct Call<F, A, T, E> {
+    work: Option<F>,
+    after: A,
+    result: Option<Result<T, E>>,
+    reply: oneshot::Sender<Result<T, E>>,
+}
+
+impl<F, A, T, E> Job for Call<F, A, T, E>
+where
+    F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send,
+    A: FnOnce(&Result<T, E>) + Send,
+    T: Send,
+    E: From<StoreError> + Send,
+{
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    fn run(&mut self, tx: &mut Tx<'_>) -> bool {
+        let Some(work) = self.work.take() else {
+            return false;
+        };
+        let result = catch_unwind(AssertUnwindSafe(|| work(tx))).unwrap_or_else(|panic| {
+            let text = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_else(|| "panic".to_owned());
+            Err(E::from(StoreError::Panicked(text)))
+        });
+        let keep = result.is_ok();
+        self.result = Some(result);
+        keep
+    }
+
+    fn finish(self: Box<Self>, commit: Result<(), StoreError>) {
+        let result = match (self.result, commit) {
+            // An Err of its own has been rolled back whatever became of the others.
+            (Some(Err(error)), _) => Err(error),
+            (Some(Ok(value)), Ok(())) => Ok(value),
+            (_, Err(error)) => Err(E::from(error)),
+            (None, Ok(())) => Err(E::from(StoreError::Stopped)),
+        };
+        (self.after)(&result);
+        // A caller that went away does not want to know.
+        drop(self.reply.send(result));
+    }
+}
+
+enum Message {
+    Run(Box<dyn Job>),
+    Stop,
+}
+
+/// What other threads see of the writer.
+pub(super) struct Writer {
+    queue: SyncSender<Message>,
+    waiting: Arc<AtomicUsize>,
+    broken: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Called once, from the writer's thread, when a sync failed and the process must end.
+pub(super) type OnFatal = Box<dyn FnOnce(&StoreError) + Send>;
+
+impl Writer {
+    pub(super) fn start(
+        conn: Connection,
+        queue_max: usize,
+        batch_max: usize,
+        metrics: Metrics,
+        on_fatal: OnFatal,
+    ) -> Result<Self, StoreError> {
+        let (queue, jobs) = sync_channel(queue_max);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let broken = Arc::new(AtomicBool::new(false));
+        let mut state = Loop {
+            conn,
+            jobs,
+            batch_max,
+            waiting: Arc::clone(&waiting),
+            broken: Arc::clone(&broken),
+            metrics,
+            on_fatal: Some(on_fatal),
+        };
+        let thread = std::thread::Builder::new()
+            .name("onrush-writer".to_owned())
+            .spawn(move || state.run())
+            .map_err(|error| StoreError::Unavailable(format!("no thread for the writer: {error}")))?;
+        Ok(Self { queue, waiting, broken, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Queues `work`; the receiver hears once it is on disk or undone. `after` runs on the writer's
+    /// thread between the two, whether or not the caller still waits, and must be quick.
+    pub(super) fn submit<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+        after: impl FnOnce(&Result<T, E>) + Send + 'static,
+    ) -> oneshot::Receiver<Result<T, E>>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job = Box::new(Call { work: Some(work), after, result: None, reply });
+        if self.broken.load(Ordering::Acquire) {
+            job.finish(Err(StoreError::Stopped));
+            return answer;
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        if let Err(refused) = self.queue.try_send(Message::Run(job)) {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            let (message, error) = match refused {
+                TrySendError::Full(message) => (message, StoreError::Overloaded),
+                TrySendError::Disconnected(message) => (message, StoreError::Stopped),
+            };
+            if let Message::Run(job) = message {
+                job.finish(Err(error));
+            }
+        }
+        answer
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Finishes what is queued, then ends the thread. Blocks until then.
+    pub(super) fn stop(&self) {
+        let Some(thread) = self.thread.lock().take() else {
+            return;
+        };
+        // Blocks while the queue is full: the thread is emptying it. An error means it has ended.
+        if self.queue.send(Message::Stop).is_ok() && thread.join().is_err() {
+            tracing::error!("the writer thread ended in a panic");
+        }
+    }
+}
+
+struct Loop {
+    conn: Connection,
+    jobs: Receiver<Message>,
+    batch_max: usize,
+    waiting: Arc<AtomicUsize>,
+    broken: Arc<AtomicBool>,
+    metrics: Metrics,
+    on_fatal: Option<OnFatal>,
+}
+
+impl Loop {
+    fn run(&mut self) {
+        let mut batch: Vec<Box<dyn Job>> = Vec::with_capacity(self.batch_max);
+        while let Ok(first) = self.jobs.recv() {
+            let mut stop = !self.take(first, &mut batch);
+            while !stop && batch.len() < self.batch_max {
+                match self.jobs.try_recv() {
+                    Ok(message) => stop = !self.take(message, &mut batch),
+                    Err(_) => break,
+                }
+            }
+            if !batch.is_empty() {
+                self.commit(&mut batch);
+            }
+            if stop || self.broken.load(Ordering::Acquire) {
+                break;
+            }
+        }
+        self.broken.store(true, Ordering::Release);
+        // Whoever slipped in behind the end hears that it came too late.
+        while let Ok(Message::Run(job)) = self.jobs.try_recv() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            job.finish(Err(StoreError::Stopped));
+        }
+    }
+
+    /// Puts a job into the batch; `false` for the order to stop.
+    fn take(&self, message: Message, batch: &mut Vec<Box<dyn Job>>) -> bool {
+        match message {
+            Message::Run(job) => {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                if job.is_abandoned() {
+                    job.finish(Err(StoreError::Timeout));
+                } else {
+                    batch.push(job);
+                }
+                true
+            }
+            Message::Stop => false,
+        }
+    }
+
+    /// Runs the batch in one transaction and answers everyone.
+    fn commit(&mut self, batch: &mut Vec<Box<dyn Job>>) {
+        self.metrics.db_write_batch_size.observe(batch.len() as f64);
+        let outcome = self.transaction(batch);
+        if let Err(error) = &outcome {
+            if !self.conn.is_autocommit() && self.conn.execute_batch("ROLLBACK").is_err() {
+                tracing::error!("the failed batch could not be rolled back");
+            }
+            tracing::error!(%error, writes = batch.len(), "a batch of writes failed; none of it was kept");
+        }
+        for job in batch.drain(..) {
+            job.finish(outcome.clone());
+        }
+        if let Err(error) = outcome
+            && error.is_fatal()
+        {
+            self.broken.store(true, Ordering::Release);
+            if let Some(on_fatal) = self.on_fatal.take() {
+                on_fatal(&error);
+            }
+        }
+    }
+
+    fn transaction(&mut self, batch: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+        run_cached(&self.conn, "BEGIN IMMEDIATE")?;
+        fail::fail_point!("writer.begun");
+        for job in batch.iter_mut() {
+            run_cached(&self.conn, "SAVEPOINT job")?;
+            let keep = job.run(&mut Tx::new(&self.conn));
+            if self.conn.is_autocommit() {
+                // SQLite undid the whole transaction by itself: disk full, I/O error, no memory.
+                return Err(StoreError::StorageFull);
+            }
+            if !keep {
+                run_cached(&self.conn, "ROLLBACK TO job")?;
+            }
+            run_cached(&self.conn, "RELEASE job")?;
+        }
+        fail::fail_point!("writer.before_commit");
+        let watch = Stopwatch::start();
+        run_cached(&self.conn, "COMMIT")?;
+        self.metrics.db_commit_seconds.observe(watch.elapsed_seconds());
+        fail::fail_point!("writer.after_commit");
+        Ok(())
+    }
+}
+
+fn run_cached(conn: &Connection, sql: &str) -> Result<(), StoreError> {
+    conn.prepare_cached(sql)?.raw_execute()?;
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! Behaviour against the real server, in one binary.
