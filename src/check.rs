@@ -42,10 +42,18 @@ impl Checks {
     }
 
     /// `value` must lie within `min..=max`.
-    pub fn range<T: PartialOrd + Display>(&mut self, field: impl Into<String>, value: T, min: T, max: T) {
+    pub fn range<T: PartialOrd + Display>(
+        &mut self,
+        field: impl Into<String>,
+        value: T,
+        min: T,
+        max: T,
+    ) {
         if value < min || value > max {
-            self.0
-                .push(FieldError::new(field, format!("must be between {min} and {max}")));
+            self.0.push(FieldError::new(
+                field,
+                format!("must be between {min} and {max}"),
+            ));
         }
     }
 
@@ -53,15 +61,20 @@ impl Checks {
     pub fn text(&mut self, field: &str, value: &str, chars_min: usize, chars_max: usize) {
         self.length(field, value, chars_min, chars_max);
         if value.chars().any(char::is_control) {
-            self.0
-                .push(FieldError::new(field, "must not contain control characters"));
+            self.0.push(FieldError::new(
+                field,
+                "must not contain control characters",
+            ));
         }
     }
 
     /// As [`Checks::text`], but line breaks and tabs are welcome: descriptions, notes.
     pub fn paragraphs(&mut self, field: &str, value: &str, chars_min: usize, chars_max: usize) {
         self.length(field, value, chars_min, chars_max);
-        if value.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
+        if value
+            .chars()
+            .any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
+        {
             self.0.push(FieldError::new(
                 field,
                 "must not contain control characters other than line breaks and tabs",
@@ -81,7 +94,11 @@ impl Checks {
 
     /// All faults found, or none.
     pub fn finish(self) -> Result<(), Vec<FieldError>> {
-        if self.0.is_empty() { Ok(()) } else { Err(self.0) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(self.0)
+        }
     }
 }
 

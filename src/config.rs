@@ -354,7 +354,9 @@ impl Inputs {
         Self {
             file: file.or_else(|| default.exists().then_some(default)),
             env: std::env::vars_os()
-                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .filter_map(|(name, value)| {
+                    Some((name.into_string().ok()?, value.into_string().ok()?))
+                })
                 .collect(),
             flags,
         }
@@ -381,12 +383,13 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
             path: path.clone(),
             reason: error.to_string(),
         })?;
-        let table: serde_json::Value = Figment::from(Toml::string(&text))
-            .extract()
-            .map_err(|error| ConfigError::File {
-                path: path.clone(),
-                reason: error.to_string(),
-            })?;
+        let table: serde_json::Value =
+            Figment::from(Toml::string(&text))
+                .extract()
+                .map_err(|error| ConfigError::File {
+                    path: path.clone(),
+                    reason: error.to_string(),
+                })?;
         for key in flatten(&table).into_keys() {
             check_known(&key, &known, &path.display().to_string())?;
             sources.insert(key, path.display().to_string());
@@ -397,7 +400,11 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
     let mut overrides: Vec<(String, String, String)> = Vec::new();
     for (name, key) in CUSTOMARY {
         if let Some((_, value)) = inputs.env.iter().find(|(n, _)| n == name) {
-            overrides.push(((*key).to_owned(), value.clone(), format!("environment {name}")));
+            overrides.push((
+                (*key).to_owned(),
+                value.clone(),
+                format!("environment {name}"),
+            ));
         }
     }
     for (name, value) in &inputs.env {
@@ -437,7 +444,10 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         .extract()
         .map_err(|error| invalid(&error, &sources))?;
     validate(&settings).map_err(|(key, reason)| ConfigError::Invalid {
-        source_name: sources.get(key).cloned().unwrap_or_else(|| "its default".to_owned()),
+        source_name: sources
+            .get(key)
+            .cloned()
+            .unwrap_or_else(|| "its default".to_owned()),
         key: key.to_owned(),
         reason,
     })?;
@@ -452,8 +462,15 @@ impl Loaded {
         for (section, docs) in SECTIONS {
             for (name, _) in *docs {
                 let key = format!("{section}.{name}");
-                let value = values.get(&key).map(ToString::to_string).unwrap_or_default();
-                let source = self.sources.get(&key).cloned().unwrap_or_else(|| "default".to_owned());
+                let value = values
+                    .get(&key)
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                let source = self
+                    .sources
+                    .get(&key)
+                    .cloned()
+                    .unwrap_or_else(|| "default".to_owned());
                 rows.push((key, value, source));
             }
         }
@@ -491,11 +508,19 @@ fn to_json(settings: &Settings) -> serde_json::Value {
 
 /// `{a: {b: 1}}` → `{"a.b": 1}`; lists are values.
 fn flatten(value: &serde_json::Value) -> BTreeMap<String, serde_json::Value> {
-    fn walk(prefix: &str, value: &serde_json::Value, out: &mut BTreeMap<String, serde_json::Value>) {
+    fn walk(
+        prefix: &str,
+        value: &serde_json::Value,
+        out: &mut BTreeMap<String, serde_json::Value>,
+    ) {
         match value.as_object() {
             Some(map) => {
                 for (name, inner) in map {
-                    let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                    let key = if prefix.is_empty() {
+                        name.clone()
+                    } else {
+                        format!("{prefix}.{name}")
+                    };
                     walk(&key, inner, out);
                 }
             }
@@ -559,7 +584,10 @@ fn invalid(error: &figment::Error, sources: &Sources) -> ConfigError {
     let first = error.clone().into_iter().next();
     let key = first.as_ref().map(|e| e.path.join(".")).unwrap_or_default();
     ConfigError::Invalid {
-        source_name: sources.get(&key).cloned().unwrap_or_else(|| "the settings".to_owned()),
+        source_name: sources
+            .get(&key)
+            .cloned()
+            .unwrap_or_else(|| "the settings".to_owned()),
         reason: first.map_or_else(|| error.to_string(), |e| e.kind.to_string()),
         key,
     }
@@ -575,38 +603,113 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
         }
     };
     at_least("server.connections_max", s.server.connections_max as u64, 1)?;
-    at_least("server.connections_per_address_max", s.server.connections_per_address_max as u64, 1)?;
-    at_least("server.body_bytes_max", s.server.body_bytes_max as u64, 1_024)?;
-    at_least("server.header_bytes_max", s.server.header_bytes_max as u64, 8_192)?;
+    at_least(
+        "server.connections_per_address_max",
+        s.server.connections_per_address_max as u64,
+        1,
+    )?;
+    at_least(
+        "server.body_bytes_max",
+        s.server.body_bytes_max as u64,
+        1_024,
+    )?;
+    at_least(
+        "server.header_bytes_max",
+        s.server.header_bytes_max as u64,
+        8_192,
+    )?;
     at_least("server.headers_max", s.server.headers_max as u64, 16)?;
-    at_least("server.first_byte_timeout_ms", s.server.first_byte_timeout_ms, 100)?;
+    at_least(
+        "server.first_byte_timeout_ms",
+        s.server.first_byte_timeout_ms,
+        100,
+    )?;
     at_least("server.header_timeout_ms", s.server.header_timeout_ms, 100)?;
     at_least("server.body_timeout_ms", s.server.body_timeout_ms, 100)?;
-    at_least("server.request_timeout_ms", s.server.request_timeout_ms, 100)?;
+    at_least(
+        "server.request_timeout_ms",
+        s.server.request_timeout_ms,
+        100,
+    )?;
     at_least("server.write_timeout_ms", s.server.write_timeout_ms, 100)?;
-    at_least("server.tls_handshake_timeout_ms", s.server.tls_handshake_timeout_ms, 100)?;
-    at_least("server.h2_streams_max", u64::from(s.server.h2_streams_max), 1)?;
+    at_least(
+        "server.tls_handshake_timeout_ms",
+        s.server.tls_handshake_timeout_ms,
+        100,
+    )?;
+    at_least(
+        "server.h2_streams_max",
+        u64::from(s.server.h2_streams_max),
+        1,
+    )?;
     at_least("database.readers", u64::from(s.database.readers), 1)?;
-    at_least("database.statement_timeout_ms", s.database.statement_timeout_ms, 10)?;
-    at_least("database.statement_cache", s.database.statement_cache as u64, 16)?;
-    at_least("database.write_queue_max", s.database.write_queue_max as u64, 1)?;
-    at_least("database.write_batch_max", s.database.write_batch_max as u64, 1)?;
-    at_least("database.write_timeout_ms", s.database.write_timeout_ms, 100)?;
-    at_least("database.wal_bytes_max", s.database.wal_bytes_max, 1_048_576)?;
-    at_least("database.checkpoint_interval_ms", s.database.checkpoint_interval_ms, 10)?;
+    at_least(
+        "database.statement_timeout_ms",
+        s.database.statement_timeout_ms,
+        10,
+    )?;
+    at_least(
+        "database.statement_cache",
+        s.database.statement_cache as u64,
+        16,
+    )?;
+    at_least(
+        "database.write_queue_max",
+        s.database.write_queue_max as u64,
+        1,
+    )?;
+    at_least(
+        "database.write_batch_max",
+        s.database.write_batch_max as u64,
+        1,
+    )?;
+    at_least(
+        "database.write_timeout_ms",
+        s.database.write_timeout_ms,
+        100,
+    )?;
+    at_least(
+        "database.wal_bytes_max",
+        s.database.wal_bytes_max,
+        1_048_576,
+    )?;
+    at_least(
+        "database.checkpoint_interval_ms",
+        s.database.checkpoint_interval_ms,
+        10,
+    )?;
     at_least("auth.session_seconds", s.auth.session_seconds, 60)?;
-    at_least("auth.argon2_memory_kib", u64::from(s.auth.argon2_memory_kib), 8)?;
+    at_least(
+        "auth.argon2_memory_kib",
+        u64::from(s.auth.argon2_memory_kib),
+        8,
+    )?;
     at_least("auth.argon2_passes", u64::from(s.auth.argon2_passes), 1)?;
     at_least("orders.lines_max", s.orders.lines_max as u64, 1)?;
     at_least("orders.quantity_max", u64::from(s.orders.quantity_max), 1)?;
     at_least("orders.expiry_batch", u64::from(s.orders.expiry_batch), 1)?;
     at_least("orders.expiry_interval_ms", s.orders.expiry_interval_ms, 10)?;
-    at_least("flash_sales.quantity_max", u64::from(s.flash_sales.quantity_max), 1)?;
-    at_least("flash_sales.tracked_buyers_max", s.flash_sales.tracked_buyers_max as u64, 1_000)?;
-    at_least("flash_sales.sweep_interval_ms", s.flash_sales.sweep_interval_ms, 10)?;
+    at_least(
+        "flash_sales.quantity_max",
+        u64::from(s.flash_sales.quantity_max),
+        1,
+    )?;
+    at_least(
+        "flash_sales.tracked_buyers_max",
+        s.flash_sales.tracked_buyers_max as u64,
+        1_000,
+    )?;
+    at_least(
+        "flash_sales.sweep_interval_ms",
+        s.flash_sales.sweep_interval_ms,
+        10,
+    )?;
     at_least("import.batch_rows", s.import.batch_rows as u64, 1)?;
     if s.server.tls_cert.as_os_str().is_empty() != s.server.tls_key.as_os_str().is_empty() {
-        return Err(("server.tls_key", "tls_cert and tls_key go together; set both or neither".to_owned()));
+        return Err((
+            "server.tls_key",
+            "tls_cert and tls_key go together; set both or neither".to_owned(),
+        ));
     }
     if s.data.dir.as_os_str().is_empty() {
         return Err(("data.dir", "it must name a directory".to_owned()));
@@ -620,7 +723,10 @@ mod tests {
 
     fn env(pairs: &[(&str, &str)]) -> Inputs {
         Inputs {
-            env: pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
+            env: pairs
+                .iter()
+                .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+                .collect(),
             ..Inputs::default()
         }
     }
@@ -630,12 +736,19 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let file = dir.path().join("onrush.toml");
         std::fs::write(&file, "[server]\nport = 1111\nbacklog = 7\n").expect("write");
-        let mut inputs = env(&[("PORT", "2222"), ("ONRUSH_SERVER__PORT", "3333"), ("HOST", "::1")]);
+        let mut inputs = env(&[
+            ("PORT", "2222"),
+            ("ONRUSH_SERVER__PORT", "3333"),
+            ("HOST", "::1"),
+        ]);
         inputs.file = Some(file);
         let loaded = load(&inputs).expect("valid");
         assert_eq!(loaded.settings.server.port, 3333);
         assert_eq!(loaded.settings.server.backlog, 7);
-        assert_eq!(loaded.sources["server.port"], "environment ONRUSH_SERVER__PORT");
+        assert_eq!(
+            loaded.sources["server.port"],
+            "environment ONRUSH_SERVER__PORT"
+        );
         inputs.flags = vec![("server.port".to_owned(), "4444".to_owned())];
         assert_eq!(load(&inputs).expect("valid").settings.server.port, 4444);
     }
@@ -643,7 +756,10 @@ mod tests {
     #[test]
     fn a_misspelt_key_is_refused_with_the_nearest_one() {
         let error = load(&env(&[("ONRUSH_SERVER__PROT", "1")])).expect_err("unknown");
-        assert!(error.to_string().contains("did you mean `server.port`?"), "{error}");
+        assert!(
+            error.to_string().contains("did you mean `server.port`?"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -653,7 +769,11 @@ mod tests {
             ("ONRUSH_SERVER__PORT", "70000", "server.port"),
             ("ONRUSH_AUTH__OPEN_REGISTRATION", "maybe", "neither"),
             ("ONRUSH_DATABASE__READERS", "0", "the least is 1"),
-            ("ONRUSH_SERVER__TRUSTED_PROXIES", "10.0.0.0/33", "server.trusted_proxies"),
+            (
+                "ONRUSH_SERVER__TRUSTED_PROXIES",
+                "10.0.0.0/33",
+                "server.trusted_proxies",
+            ),
         ] {
             let error = load(&env(&[(name, value)])).expect_err(name).to_string();
             assert!(error.contains(word) && error.contains(name), "{error}");
@@ -668,12 +788,18 @@ mod tests {
         let uncommented: String = text
             .lines()
             .map(|line| match line.strip_prefix("# ") {
-                Some(rest) if rest.contains(" = ") && !rest.contains("ONRUSH_") => format!("{rest}\n"),
+                Some(rest) if rest.contains(" = ") && !rest.contains("ONRUSH_") => {
+                    format!("{rest}\n")
+                }
                 _ => format!("{line}\n"),
             })
             .collect();
         std::fs::write(&file, uncommented).expect("write");
-        let loaded = load(&Inputs { file: Some(file), ..Inputs::default() }).expect("valid");
+        let loaded = load(&Inputs {
+            file: Some(file),
+            ..Inputs::default()
+        })
+        .expect("valid");
         assert_eq!(loaded.settings, Settings::default());
         assert!(loaded.sources.len() > 50);
     }

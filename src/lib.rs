@@ -1,7 +1,34 @@
 //! Onrush: a shop's catalogue, orders, stock and flash sales in one process.
+//!
+//! Code map, from the outside in; imports point down only (`tests/layout.rs` enforces it):
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`cli`] | commands, exit codes, what a person sees in the terminal |
+//! | [`app`] | builds each handle once, start order, reverse stop |
+//! | [`flash_sale`] | sales, the gate, claims, rehearsal |
+//! | [`order`] | orders, their states, idempotency, import of past orders |
+//! | [`product`] | the catalogue, stock and its hash-chained ledger |
+//! | [`auth`] | credentials, sessions, API keys, roles, the caller |
+//! | [`http`] | accept loop, limits, problems, documentation, files |
+//! | [`store`] | the database: readers, the one writer, migrations |
+//! | [`monitor`] | metrics, health, logs |
+//! | [`check`], [`config`], [`clock`] | input checks, settings, time |
+//!
+//! One claim, in one direction: `flash_sale/api.rs` asks the gate, which may refuse early; then one
+//! `store.write` runs `flash_sale::claim`, whose conditional update in `flash_sale/sql.rs` decides;
+//! ledger row, claim and order join the same transaction; the writer commits for everyone who
+//! waits; after the commit the gate is told, and the answer goes out.
+
+pub mod app;
+pub mod auth;
 pub mod check;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod flash_sale;
 pub mod http;
 pub mod monitor;
+pub mod order;
+pub mod product;
 pub mod store;

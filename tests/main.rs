@@ -1,1 +1,3 @@
 //! Behaviour against the real server, in one binary.
+
+mod layout;

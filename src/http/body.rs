@@ -54,7 +54,8 @@ impl BodyFault {
 /// The answer to a request whose body stream ended in `error`: 413, 408, or 400 when the client
 /// went away or broke the framing.
 pub fn read_problem(error: &io::Error) -> Problem {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|inner| inner as _);
+    let mut source: Option<&(dyn std::error::Error + 'static)> =
+        error.get_ref().map(|inner| inner as _);
     while let Some(inner) = source {
         if let Some(fault) = inner.downcast_ref::<BodyFault>() {
             return fault.problem();
@@ -128,7 +129,9 @@ impl HttpBody for GuardedBody {
                     self.seen = self.seen.saturating_add(data.len() as u64);
                     if self.seen > self.bytes_max {
                         let bytes_max = self.bytes_max;
-                        return Poll::Ready(Some(Err(io::Error::other(BodyFault::TooLarge { bytes_max }))));
+                        return Poll::Ready(Some(Err(io::Error::other(BodyFault::TooLarge {
+                            bytes_max,
+                        }))));
                     }
                 }
                 if let Some(progress) = &self.progress {
@@ -139,9 +142,9 @@ impl HttpBody for GuardedBody {
             Poll::Ready(other) => Poll::Ready(other),
             Poll::Pending => {
                 let wait = self.wait;
-                let timer = self
-                    .timer
-                    .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + wait)));
+                let timer = self.timer.get_or_insert_with(|| {
+                    Box::pin(tokio::time::sleep_until(Instant::now() + wait))
+                });
                 match timer.as_mut().poll(cx) {
                     Poll::Ready(()) => {
                         Poll::Ready(Some(Err(io::Error::other(BodyFault::TooSlow { wait }))))
@@ -185,10 +188,15 @@ mod tests {
     #[tokio::test]
     async fn silence_ends_in_a_timeout_even_inside_a_reader() {
         use tokio::io::AsyncReadExt;
-        let silent = poem::Body::from_bytes_stream(futures_util::stream::pending::<Result<Bytes, io::Error>>());
+        let silent = poem::Body::from_bytes_stream(futures_util::stream::pending::<
+            Result<Bytes, io::Error>,
+        >());
         let guarded = GuardedBody::new(silent.into(), 5, Duration::from_millis(10), None);
         let mut reader = poem::Body::from(guarded.boxed()).into_async_read();
-        let error = reader.read_to_end(&mut Vec::new()).await.expect_err("silent");
+        let error = reader
+            .read_to_end(&mut Vec::new())
+            .await
+            .expect_err("silent");
         assert_eq!(read_problem(&error).code(), "body_timeout");
     }
 }

@@ -3,8 +3,8 @@
 //! Invariants: only bodies of a compressible type and of known, sufficient size; never what has a
 //! coding already, is partial, or forbids it; a strong tag becomes weak, because the bytes differ.
 
-use poem::http::header::{self, HeaderMap, HeaderValue};
 use poem::http::StatusCode;
+use poem::http::header::{self, HeaderMap, HeaderValue};
 use poem::web::{Compress, CompressionAlgo, CompressionLevel};
 use poem::{IntoResponse, Response};
 
@@ -18,14 +18,20 @@ const CODINGS: [(&str, CompressionAlgo); 3] = [
 ];
 
 /// Compresses `response` if the client wants it and it pays.
-pub(super) fn apply(mut response: Response, accepted: Option<&HeaderValue>, bytes_min: usize) -> Response {
+pub(super) fn apply(
+    mut response: Response,
+    accepted: Option<&HeaderValue>,
+    bytes_min: usize,
+) -> Response {
     if !is_candidate(&mut response, bytes_min) {
         return response;
     }
     response
         .headers_mut()
         .append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-    let wanted = accepted.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let wanted = accepted
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     let Some(algo) = choose(wanted) else {
         return response;
     };
@@ -39,9 +45,12 @@ fn is_candidate(response: &mut Response, bytes_min: usize) -> bool {
     let headers = response.headers();
     response.status() != StatusCode::PARTIAL_CONTENT
         && !headers.contains_key(header::CONTENT_ENCODING)
-        && !headers
-            .get(header::CACHE_CONTROL)
-            .is_some_and(|value| value.as_bytes().windows(12).any(|part| part == b"no-transform"))
+        && !headers.get(header::CACHE_CONTROL).is_some_and(|value| {
+            value
+                .as_bytes()
+                .windows(12)
+                .any(|part| part == b"no-transform")
+        })
         && response.content_type().is_some_and(is_compressible)
         && body_length(response).is_some_and(|length| length >= bytes_min as u64)
 }
@@ -53,7 +62,11 @@ fn is_compressible(content_type: &str) -> bool {
         || essence.ends_with("+xml")
         || matches!(
             essence,
-            "application/json" | "application/javascript" | "application/xml" | "application/yaml" | "application/wasm"
+            "application/json"
+                | "application/javascript"
+                | "application/xml"
+                | "application/yaml"
+                | "application/wasm"
         )
 }
 
@@ -74,7 +87,9 @@ fn choose(accept_encoding: &str) -> Option<CompressionAlgo> {
 
 /// Whether a client that sends `accept_encoding` can read `coding`.
 pub(super) fn accepts(accept_encoding: Option<&HeaderValue>, coding: &str) -> bool {
-    let text = accept_encoding.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let text = accept_encoding
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     quality_of(text, coding) > 0.0
 }
 
@@ -92,7 +107,9 @@ fn explicit_quality(accept_encoding: &str, coding: &str) -> Option<f32> {
         }
         let weight = parts.find_map(|parameter| {
             let (name, value) = parameter.split_once('=')?;
-            name.trim().eq_ignore_ascii_case("q").then(|| value.trim().parse().unwrap_or(0.0))
+            name.trim()
+                .eq_ignore_ascii_case("q")
+                .then(|| value.trim().parse().unwrap_or(0.0))
         });
         Some(weight.unwrap_or(1.0))
     })
@@ -136,23 +153,31 @@ mod tests {
     #[test]
     fn small_partial_coded_or_opaque_answers_stay_as_they_are() {
         let answer = |content_type: &str, size: usize| {
-            Response::builder().content_type(content_type).body(vec![b'a'; size])
+            Response::builder()
+                .content_type(content_type)
+                .body(vec![b'a'; size])
         };
         let gzip = HeaderValue::from_static("gzip");
         let coded = |response: Response| {
-            apply(response, Some(&gzip), 100).headers().contains_key(header::CONTENT_ENCODING)
+            apply(response, Some(&gzip), 100)
+                .headers()
+                .contains_key(header::CONTENT_ENCODING)
         };
         assert!(coded(answer("application/json", 100)));
-        assert!(coded(answer("application/problem+json; charset=utf-8", 100)));
+        assert!(coded(answer(
+            "application/problem+json; charset=utf-8",
+            100
+        )));
         assert!(!coded(answer("application/json", 99)));
         assert!(!coded(answer("image/png", 1_000)));
         let mut partial = answer("text/plain", 1_000);
         partial.set_status(StatusCode::PARTIAL_CONTENT);
         assert!(!coded(partial));
         let mut ready = answer("text/css", 1_000);
-        ready
-            .headers_mut()
-            .insert(header::CACHE_CONTROL, HeaderValue::from_static("public, no-transform"));
+        ready.headers_mut().insert(
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("public, no-transform"),
+        );
         assert!(!coded(ready));
     }
 

@@ -99,7 +99,11 @@ impl<'de> Deserialize<'de> for Merged {
             fn visit_f64<E>(self, value: f64) -> Result<Merged, E> {
                 // poem-openapi keeps limits as floats; `1.0` where an integer is meant reads badly.
                 let whole = value.fract() == 0.0 && value.abs() < 9_007_199_254_740_992.0;
-                Ok(Merged(if whole { (value as i64).into() } else { value.into() }))
+                Ok(Merged(if whole {
+                    (value as i64).into()
+                } else {
+                    value.into()
+                }))
             }
 
             fn visit_str<E>(self, value: &str) -> Result<Merged, E> {
@@ -186,7 +190,9 @@ fn request_schemas(document: &Value) -> Vec<String> {
 fn close_objects(document: &mut Value, names: &[String]) {
     for name in names {
         let schema = &mut document["components"]["schemas"][name];
-        if schema["type"] == "object" && schema.get("properties").is_some() && schema.get("additionalProperties").is_none()
+        if schema["type"] == "object"
+            && schema.get("properties").is_some()
+            && schema.get("additionalProperties").is_none()
         {
             schema["additionalProperties"] = Value::Bool(false);
         }
@@ -200,7 +206,10 @@ fn complete_operations(document: &mut Value) {
             .get("security")
             .and_then(Value::as_array)
             .is_some_and(|schemes| !schemes.is_empty());
-        let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) else {
+        let Some(responses) = operation
+            .get_mut("responses")
+            .and_then(Value::as_object_mut)
+        else {
             continue;
         };
         if !has_body {
@@ -218,9 +227,12 @@ fn complete_operations(document: &mut Value) {
             );
         }
         for (status, response) in responses.iter_mut() {
-            if let (Ok(status), Some(content)) =
-                (status.parse(), response.get_mut("content").and_then(|content| content.get_mut(PROBLEM_JSON)))
-            {
+            if let (Ok(status), Some(content)) = (
+                status.parse(),
+                response
+                    .get_mut("content")
+                    .and_then(|content| content.get_mut(PROBLEM_JSON)),
+            ) {
                 content["example"] = problem::example(status);
             }
             response["headers"]["X-Request-ID"] = serde_json::json!({
@@ -304,12 +316,17 @@ impl RouteTable {
             let mut params = Vec::new();
             let pattern: Vec<String> = template
                 .split('/')
-                .map(|segment| match segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
-                    Some(name) => {
-                        params.push(name.to_owned());
-                        format!(":param{}", params.len() - 1)
+                .map(|segment| {
+                    match segment
+                        .strip_prefix('{')
+                        .and_then(|rest| rest.strip_suffix('}'))
+                    {
+                        Some(name) => {
+                            params.push(name.to_owned());
+                            format!(":param{}", params.len() - 1)
+                        }
+                        None => segment.to_owned(),
                     }
-                    None => segment.to_owned(),
                 })
                 .collect();
             routes.insert(
@@ -337,7 +354,8 @@ impl RouteTable {
             loop {
                 match (wanted.next(), given.next()) {
                     (None, None) => return true,
-                    (Some(wanted), Some(given)) if wanted == given || (wanted.starts_with('{') && !given.is_empty()) => {}
+                    (Some(wanted), Some(given))
+                        if wanted == given || (wanted.starts_with('{') && !given.is_empty()) => {}
                     _ => return false,
                 }
             }
@@ -354,9 +372,14 @@ impl RouteTable {
 pub(super) fn template_of(pattern: &str) -> String {
     let segments: Vec<String> = pattern
         .split('/')
-        .map(|segment| match segment.strip_prefix(':').or_else(|| segment.strip_prefix('*')) {
-            Some(name) => format!("{{{name}}}"),
-            None => segment.to_owned(),
+        .map(|segment| {
+            match segment
+                .strip_prefix(':')
+                .or_else(|| segment.strip_prefix('*'))
+            {
+                Some(name) => format!("{{{name}}}"),
+                None => segment.to_owned(),
+            }
         })
         .collect();
     segments.join("/")
@@ -447,7 +470,9 @@ fn make(json: String, yaml: String) -> BTreeMap<&'static str, Ready> {
     let inlined = OpenApiService::new((), "", "").swagger_ui_html();
     let between = |open: &str, close: &str| {
         let rest = inlined.split_once(open).map_or("", |(_, rest)| rest);
-        rest.split_once(close).map_or("", |(inner, _)| inner).to_owned()
+        rest.split_once(close)
+            .map_or("", |(inner, _)| inner)
+            .to_owned()
     };
     let style = between("<style charset=\"UTF-8\">", "</style>");
     let script = between("<script charset=\"UTF-8\">", "</script>");
@@ -455,9 +480,18 @@ fn make(json: String, yaml: String) -> BTreeMap<&'static str, Ready> {
         ("openapi.json", Ready::new("application/json", json)),
         ("openapi.yaml", Ready::new("application/yaml", yaml)),
         ("index.html", Ready::new("text/html; charset=utf-8", PAGE)),
-        ("init.js", Ready::new("text/javascript; charset=utf-8", INIT)),
-        ("swagger-ui.js", Ready::new("text/javascript; charset=utf-8", script)),
-        ("swagger-ui.css", Ready::new("text/css; charset=utf-8", style)),
+        (
+            "init.js",
+            Ready::new("text/javascript; charset=utf-8", INIT),
+        ),
+        (
+            "swagger-ui.js",
+            Ready::new("text/javascript; charset=utf-8", script),
+        ),
+        (
+            "swagger-ui.css",
+            Ready::new("text/css; charset=utf-8", style),
+        ),
     ])
 }
 
@@ -482,20 +516,33 @@ impl Endpoint for DocsFile {
         let file = made
             .get(self.name)
             .ok_or_else(|| Problem::internal(format_args!("no file {}", self.name)))?;
-        let gzip = !file.gzip.is_empty() && compress::accepts(request.headers().get(header::ACCEPT_ENCODING), "gzip");
-        let mut response = Response::builder()
-            .status(StatusCode::OK)
-            .body(if gzip { file.gzip.clone() } else { file.plain.clone() });
+        let gzip = !file.gzip.is_empty()
+            && compress::accepts(request.headers().get(header::ACCEPT_ENCODING), "gzip");
+        let mut response = Response::builder().status(StatusCode::OK).body(if gzip {
+            file.gzip.clone()
+        } else {
+            file.plain.clone()
+        });
         let headers = response.headers_mut();
         if gzip {
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(file.content_type));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(file.content_type),
+        );
         headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+        headers.insert(
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("no-cache, no-transform"),
+        );
         headers.insert(header::CONTENT_SECURITY_POLICY, DOCS_POLICY);
         // One tag for both codings: weak, because their bytes differ.
-        let weak = file.etag.to_str().map(|tag| format!("W/{tag}")).unwrap_or_default();
+        let weak = file
+            .etag
+            .to_str()
+            .map(|tag| format!("W/{tag}"))
+            .unwrap_or_default();
         if let Ok(weak) = HeaderValue::from_str(&weak) {
             headers.insert(header::ETAG, weak);
         }
@@ -532,7 +579,10 @@ mod tests {
     impl Readers {
         /// Reads a thing
         #[oai(path = "/things/:thing_id", method = "get")]
-        async fn read(&self, thing_id: Path<i64>) -> Result<Body<Part>, Failure<{ fails::NOT_FOUND }>> {
+        async fn read(
+            &self,
+            thing_id: Path<i64>,
+        ) -> Result<Body<Part>, Failure<{ fails::NOT_FOUND }>> {
             Ok(Body(Part {
                 count: thing_id.0 as u32,
             }))
@@ -560,7 +610,10 @@ mod tests {
     fn operations_of_two_apis_on_one_path_are_both_there() {
         let Spec(document) = spec();
         let item = &document["paths"]["/things/{thing_id}"];
-        assert!(item.get("get").is_some() && item.get("put").is_some(), "{item}");
+        assert!(
+            item.get("get").is_some() && item.get("put").is_some(),
+            "{item}"
+        );
     }
 
     #[test]
@@ -571,7 +624,10 @@ mod tests {
         assert_eq!(schemas["Part"]["additionalProperties"], false);
         assert_eq!(schemas["Part"]["properties"]["count"]["minimum"], 1);
         let responses = &document["paths"]["/things/{thing_id}"]["get"]["responses"];
-        assert_eq!(responses["404"]["content"][PROBLEM_JSON]["example"]["status"], 404);
+        assert_eq!(
+            responses["404"]["content"][PROBLEM_JSON]["example"]["status"],
+            404
+        );
         assert!(responses.get("415").is_none(), "a GET has no body");
     }
 

@@ -7,6 +7,7 @@
 //! cause is sent.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -46,7 +47,8 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_RESPONSE_TIME: HeaderName = HeaderName::from_static("x-response-time");
 pub(super) const CORP: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
-const API_POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+const API_POLICY: HeaderValue =
+    HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
     "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-ID, X-User-Id, traceparent",
 );
@@ -128,17 +130,28 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
         refuse(&request)?;
         let server = &self.options.server;
         let import = (self.options.is_import)(path.path());
-        let bytes_max = if import { server.import_bytes_max } else { server.body_bytes_max } as u64;
+        let bytes_max = if import {
+            server.import_bytes_max
+        } else {
+            server.body_bytes_max
+        } as u64;
         if declared_length(request.headers()).is_some_and(|length| length > bytes_max) {
             return Err(BodyFault::TooLarge { bytes_max }.problem().into());
         }
         let progress = import.then(|| Arc::new(AtomicU64::new(0)));
         let body = request.take_body();
         if !body.is_empty() {
-            let guarded = GuardedBody::new(body.into(), bytes_max, ms(server.body_timeout_ms), progress.clone());
+            let guarded = GuardedBody::new(
+                body.into(),
+                bytes_max,
+                ms(server.body_timeout_ms),
+                progress.clone(),
+            );
             request.set_body(poem::Body::from(guarded.boxed()));
         }
-        let work = AssertUnwindSafe(self.app.call(request)).catch_unwind();
+        // Pinned where it is: handing a future of this size from wrapper to wrapper copies it each time.
+        let app = pin!(self.app.call(request));
+        let work = AssertUnwindSafe(app).catch_unwind();
         match limited(work, ms(server.request_timeout_ms), progress.as_deref()).await {
             Some(Ok(outcome)) => outcome,
             Some(Err(panic)) => {
@@ -174,20 +187,31 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
             HeaderValue::from_str(allow).unwrap_or(HeaderValue::from_static(DEFAULT_ALLOW)),
         );
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
-        headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(PREFLIGHT_SECONDS));
+        headers.insert(
+            header::ACCESS_CONTROL_MAX_AGE,
+            HeaderValue::from_static(PREFLIGHT_SECONDS),
+        );
         response
     }
 
     /// Turns whatever the application gave into an answer, or into the problem to answer with.
-    fn settle(&self, outcome: Result<Response, poem::Error>, method: &Method, allow: &str, params: &[String]) -> Settled {
+    fn settle(
+        &self,
+        outcome: Result<Response, poem::Error>,
+        method: &Method,
+        allow: &str,
+        params: &[String],
+    ) -> Settled {
         match outcome {
             Ok(response) => settle_response(response),
-            Err(error) if *method == Method::OPTIONS && error.is::<MethodNotAllowedError>() => Settled::Answer(
-                Response::builder()
-                    .status(StatusCode::NO_CONTENT)
-                    .header(header::ALLOW, allow)
-                    .finish(),
-            ),
+            Err(error) if *method == Method::OPTIONS && error.is::<MethodNotAllowedError>() => {
+                Settled::Answer(
+                    Response::builder()
+                        .status(StatusCode::NO_CONTENT)
+                        .header(header::ALLOW, allow)
+                        .finish(),
+                )
+            }
             Err(error) if error.is_from_response() => settle_response(error.into_response()),
             Err(error) => Settled::Problem(problem_of(error, allow, params)),
         }
@@ -215,7 +239,10 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
             request.set_method(Method::GET);
         }
 
-        let cors_origin = asked.origin.as_ref().filter(|origin| self.is_allowed_origin(origin));
+        let cors_origin = asked
+            .origin
+            .as_ref()
+            .filter(|origin| self.is_allowed_origin(origin));
         let outcome = if asked.is_preflight && cors_origin.is_some() {
             Ok(self.preflight(asked.uri.path()))
         } else {
@@ -224,7 +251,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
                 request_id = info.id().as_str(),
                 trace_id = info.trace().map(TraceParent::trace_id),
             );
-            self.run(request, &asked.uri).instrument(span).await
+            pin!(self.run(request, &asked.uri)).instrument(span).await
         };
 
         let pattern = match &outcome {
@@ -232,10 +259,13 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
             Err(error) => error.data::<PathPattern>(),
         };
         let not_found = matches!(&outcome, Err(error) if error.is::<NotFoundError>());
-        let known = pattern.map(|pattern| &*pattern.0).and_then(|pattern| self.options.routes.by_pattern(pattern));
+        let known = pattern
+            .map(|pattern| &*pattern.0)
+            .and_then(|pattern| self.options.routes.by_pattern(pattern));
         // A route that panicked or timed out left no pattern behind; its path still tells it.
         let known = known.or_else(|| {
-            (pattern.is_none() && !not_found).then(|| self.options.routes.by_path(asked.uri.path()))?
+            (pattern.is_none() && !not_found)
+                .then(|| self.options.routes.by_path(asked.uri.path()))?
         });
         let route = match (known, pattern) {
             (Some(known), _) => metrics.route(&known.template, || known.template.clone()),
@@ -253,7 +283,11 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
         };
 
         let mut response = not_modified(response, &asked);
-        response = compress::apply(response, asked.accept_encoding.as_ref(), self.options.server.compress_bytes_min);
+        response = compress::apply(
+            response,
+            asked.accept_encoding.as_ref(),
+            self.options.server.compress_bytes_min,
+        );
         if asked.method == Method::HEAD {
             drop_body(&mut response);
         }
@@ -263,7 +297,12 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
             share(response.headers_mut(), cors_origin);
         }
 
-        metrics.observe(&route, asked.method.as_str(), response.status().as_u16(), elapsed.as_secs_f64());
+        metrics.observe(
+            &route,
+            asked.method.as_str(),
+            response.status().as_u16(),
+            elapsed.as_secs_f64(),
+        );
         self.log(&asked, &info, &route, &response, problem.as_ref(), elapsed);
         Ok(response)
     }
@@ -339,7 +378,9 @@ impl Asked {
         Self {
             method: request.method().clone(),
             uri: request.uri().clone(),
-            if_none_match: reads.then(|| headers.get(header::IF_NONE_MATCH).cloned()).flatten(),
+            if_none_match: reads
+                .then(|| headers.get(header::IF_NONE_MATCH).cloned())
+                .flatten(),
             accept_encoding: headers.get(header::ACCEPT_ENCODING).cloned(),
             origin: headers.get(header::ORIGIN).cloned(),
             is_preflight: *request.method() == Method::OPTIONS
@@ -370,11 +411,15 @@ fn refuse(request: &Request) -> Result<(), Problem> {
     if request.version() == Version::HTTP_11 {
         let hosts = request.headers().get_all(header::HOST).iter().count();
         if hosts != 1 {
-            return bad("missing_host", "An HTTP/1.1 request must have exactly one Host header.");
+            return bad(
+                "missing_host",
+                "An HTTP/1.1 request must have exactly one Host header.",
+            );
         }
     }
     let headers = request.headers();
-    let both = headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH);
+    let both = headers.contains_key(header::TRANSFER_ENCODING)
+        && headers.contains_key(header::CONTENT_LENGTH);
     if both || request.data::<AmbiguousLength>().is_some() {
         return bad(
             "ambiguous_length",
@@ -385,11 +430,20 @@ fn refuse(request: &Request) -> Result<(), Problem> {
 }
 
 fn declared_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
 }
 
 /// `None` when the time is over. An import's time starts anew with each piece of its body.
-async fn limited<T>(work: impl Future<Output = T>, limit: Duration, progress: Option<&AtomicU64>) -> Option<T> {
+async fn limited<T>(
+    work: impl Future<Output = T>,
+    limit: Duration,
+    progress: Option<&AtomicU64>,
+) -> Option<T> {
     let Some(progress) = progress else {
         return tokio::time::timeout(limit, work).await.ok();
     };
@@ -428,7 +482,11 @@ fn settle_response(response: Response) -> Settled {
         Some(content_type) => content_type.starts_with("text/plain"),
     };
     if bare {
-        Settled::Problem(Problem::new(status, code_of(status), format!("{}.", title(status))))
+        Settled::Problem(Problem::new(
+            status,
+            code_of(status),
+            format!("{}.", title(status)),
+        ))
     } else {
         Settled::Answer(response)
     }
@@ -478,15 +536,27 @@ fn problem_of(error: poem::Error, allow: &str, params: &[String]) -> Problem {
     }
     if let Some(ParsePathError { name, reason }) = error.downcast_ref() {
         // poem-openapi numbers path parameters: `param0`, `param1`, ….
-        let number = name.strip_prefix("param").and_then(|digits| digits.parse::<usize>().ok());
-        let name = number.and_then(|at| params.get(at)).map_or(*name, String::as_str);
+        let number = name
+            .strip_prefix("param")
+            .and_then(|digits| digits.parse::<usize>().ok());
+        let name = number
+            .and_then(|at| params.get(at))
+            .map_or(*name, String::as_str);
         return bad_parameter(name, reason);
     }
     if let Some(ParseRequestPayloadError { reason }) = error.downcast_ref() {
-        return Problem::new(StatusCode::BAD_REQUEST, "malformed_body", format!("The body can't be read: {reason}."));
+        return Problem::new(
+            StatusCode::BAD_REQUEST,
+            "malformed_body",
+            format!("The body can't be read: {reason}."),
+        );
     }
     if let Some(error) = error.downcast_ref::<ContentTypeError>() {
-        return Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", format!("{error}."));
+        return Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            format!("{error}."),
+        );
     }
     if error.is::<NotFoundError>() {
         return Problem::not_found("no_route", "There is nothing at this path.");
@@ -506,10 +576,18 @@ fn problem_of(error: poem::Error, allow: &str, params: &[String]) -> Problem {
         match error {
             ReadBodyError::Io(error) => return body::read_problem(error),
             ReadBodyError::Utf8(_) => {
-                return Problem::new(StatusCode::BAD_REQUEST, "malformed_body", "The body is no valid UTF-8.");
+                return Problem::new(
+                    StatusCode::BAD_REQUEST,
+                    "malformed_body",
+                    "The body is no valid UTF-8.",
+                );
             }
             ReadBodyError::PayloadTooLarge => {
-                return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large.");
+                return Problem::new(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "body_too_large",
+                    "The body is too large.",
+                );
             }
             ReadBodyError::BodyHasBeenTaken => return Problem::internal(error),
         }
@@ -529,7 +607,10 @@ fn problem_of(error: poem::Error, allow: &str, params: &[String]) -> Problem {
 /// poem-openapi names Rust's types in its reasons; the part before them is for everyone.
 fn plain_reason(reason: &str) -> String {
     let text: String = reason.chars().take(200).collect();
-    match text.strip_prefix("failed to parse \"").and_then(|rest| rest.split_once("\": ")) {
+    match text
+        .strip_prefix("failed to parse \"")
+        .and_then(|rest| rest.split_once("\": "))
+    {
         Some((_, told)) => told.to_owned(),
         None => text,
     }
@@ -548,7 +629,11 @@ fn not_modified(mut response: Response, asked: &Asked) -> Response {
     if current {
         response.set_status(StatusCode::NOT_MODIFIED);
         response.take_body();
-        for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::CONTENT_ENCODING] {
+        for name in [
+            header::CONTENT_TYPE,
+            header::CONTENT_LENGTH,
+            header::CONTENT_ENCODING,
+        ] {
             response.headers_mut().remove(name);
         }
     }
@@ -590,7 +675,9 @@ pub(super) fn body_length(response: &mut Response) -> Option<u64> {
 
 fn drop_body(response: &mut Response) {
     if let Some(length) = body_length(response) {
-        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     response.take_body();
 }
@@ -599,10 +686,20 @@ fn drop_body(response: &mut Response) {
 fn dress(headers: &mut HeaderMap, info: &RequestInfo, elapsed: Duration) {
     headers.insert(X_REQUEST_ID, info.id().header());
     headers.insert(X_RESPONSE_TIME, milliseconds(elapsed));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.entry(CORP).or_insert(HeaderValue::from_static("same-origin"));
-    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(API_POLICY);
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    headers.insert(
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    );
+    headers
+        .entry(CORP)
+        .or_insert(HeaderValue::from_static("same-origin"));
+    headers
+        .entry(header::CONTENT_SECURITY_POLICY)
+        .or_insert(API_POLICY);
     headers
         .entry(header::CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
@@ -654,21 +751,31 @@ mod tests {
     impl Api {
         /// Reads
         #[oai(path = "/things/:thing_id", method = "get")]
-        async fn read(&self, thing_id: Path<i64>, limit: Query<Option<u32>>) -> Result<Tagged<Thing>, Failure<{ fails::NOT_FOUND }>> {
+        async fn read(
+            &self,
+            thing_id: Path<i64>,
+            limit: Query<Option<u32>>,
+        ) -> Result<Tagged<Thing>, Failure<{ fails::NOT_FOUND }>> {
             match thing_id.0 {
                 0 => Err(Problem::not_found("thing_not_found", "No such thing.").into()),
                 13 => panic!("unlucky"),
                 14 => std::future::pending().await,
                 15 => Err(Problem::internal("disk on fire").into()),
                 size => Ok(Tagged::new(Thing {
-                    name: "x".repeat(usize::try_from(size).unwrap_or_default() + limit.0.unwrap_or_default() as usize),
+                    name: "x".repeat(
+                        usize::try_from(size).unwrap_or_default()
+                            + limit.0.unwrap_or_default() as usize,
+                    ),
                 })),
             }
         }
 
         /// Writes
         #[oai(path = "/things", method = "post")]
-        async fn write(&self, body: Body<Thing>) -> Result<Body<Thing>, Failure<{ fails::CONFLICT }>> {
+        async fn write(
+            &self,
+            body: Body<Thing>,
+        ) -> Result<Body<Thing>, Failure<{ fails::CONFLICT }>> {
             Ok(body)
         }
     }
@@ -695,7 +802,11 @@ mod tests {
             let bytes = request.take_body().into_bytes().await?;
             Ok::<_, poem::Error>(bytes.len().to_string())
         });
-        let plain = make(|_| async { Response::builder().status(StatusCode::BAD_GATEWAY).body("secret stack trace") });
+        let plain = make(|_| async {
+            Response::builder()
+                .status(StatusCode::BAD_GATEWAY)
+                .body("secret stack trace")
+        });
         let app = Route::new()
             .nest("/api/v1", service)
             .at("/import", poem::post(import))
@@ -728,11 +839,17 @@ mod tests {
     async fn every_answer_names_its_request_and_is_safe_by_default() {
         let edge = edge();
         for path in ["/api/v1/things/1", "/nowhere", "/api/v1/things/x"] {
-            let request = request(Method::GET, path).header("x-request-id", "mine-1").finish();
+            let request = request(Method::GET, path)
+                .header("x-request-id", "mine-1")
+                .finish();
             let response = send(&edge, request).await;
             assert_eq!(response.header("x-request-id"), Some("mine-1"));
             assert_eq!(response.header("x-content-type-options"), Some("nosniff"));
-            assert!(response.header("x-response-time").is_some_and(|time| time.ends_with("ms")));
+            assert!(
+                response
+                    .header("x-response-time")
+                    .is_some_and(|time| time.ends_with("ms"))
+            );
             assert!(response.header("content-security-policy").is_some());
             assert!(response.header("cache-control").is_some());
             assert_eq!(response.header("strict-transport-security"), None);
@@ -744,29 +861,113 @@ mod tests {
         let edge = edge();
         let cases = [
             (request(Method::GET, "/nowhere").finish(), 404, "no_route"),
-            (request(Method::DELETE, "/api/v1/things/1").finish(), 405, "method_not_allowed"),
-            (request(Method::GET, "/api/v1/things/x").finish(), 400, "invalid_parameter"),
-            (request(Method::GET, "/api/v1/things/1?limit=-1").finish(), 400, "invalid_parameter"),
-            (request(Method::GET, "/api/v1/things/0").finish(), 404, "thing_not_found"),
-            (request(Method::GET, "/api/v1/things/13").finish(), 500, "internal_error"),
-            (request(Method::GET, "/api/v1/things/14").finish(), 503, "request_timeout"),
-            (request(Method::GET, "/api/v1/things/15").finish(), 500, "internal_error"),
-            (request(Method::GET, "/plain").finish(), 502, "internal_error"),
-            (request(Method::POST, "/api/v1/things").body("{}"), 415, "unsupported_media_type"),
-            (request(Method::POST, "/api/v1/things").content_type("text/plain").body("{}"), 415, "unsupported_media_type"),
-            (request(Method::POST, "/api/v1/things").content_type("application/json").finish(), 400, "body_required"),
-            (request(Method::POST, "/api/v1/things").content_type("application/json").body("{"), 400, "malformed_json"),
-            (request(Method::POST, "/api/v1/things").content_type("application/json").body("{}"), 422, "validation_failed"),
-            (request(Method::POST, "/api/v1/things").content_type("application/json").body("[\"x\"]"), 422, "validation_failed"),
-            (request(Method::POST, "/api/v1/things").content_type("application/json").body("x".repeat(65)), 413, "body_too_large"),
             (
-                request(Method::GET, "/api/v1/things/1").header("content-length", "65").finish(),
+                request(Method::DELETE, "/api/v1/things/1").finish(),
+                405,
+                "method_not_allowed",
+            ),
+            (
+                request(Method::GET, "/api/v1/things/x").finish(),
+                400,
+                "invalid_parameter",
+            ),
+            (
+                request(Method::GET, "/api/v1/things/1?limit=-1").finish(),
+                400,
+                "invalid_parameter",
+            ),
+            (
+                request(Method::GET, "/api/v1/things/0").finish(),
+                404,
+                "thing_not_found",
+            ),
+            (
+                request(Method::GET, "/api/v1/things/13").finish(),
+                500,
+                "internal_error",
+            ),
+            (
+                request(Method::GET, "/api/v1/things/14").finish(),
+                503,
+                "request_timeout",
+            ),
+            (
+                request(Method::GET, "/api/v1/things/15").finish(),
+                500,
+                "internal_error",
+            ),
+            (
+                request(Method::GET, "/plain").finish(),
+                502,
+                "internal_error",
+            ),
+            (
+                request(Method::POST, "/api/v1/things").body("{}"),
+                415,
+                "unsupported_media_type",
+            ),
+            (
+                request(Method::POST, "/api/v1/things")
+                    .content_type("text/plain")
+                    .body("{}"),
+                415,
+                "unsupported_media_type",
+            ),
+            (
+                request(Method::POST, "/api/v1/things")
+                    .content_type("application/json")
+                    .finish(),
+                400,
+                "body_required",
+            ),
+            (
+                request(Method::POST, "/api/v1/things")
+                    .content_type("application/json")
+                    .body("{"),
+                400,
+                "malformed_json",
+            ),
+            (
+                request(Method::POST, "/api/v1/things")
+                    .content_type("application/json")
+                    .body("{}"),
+                422,
+                "validation_failed",
+            ),
+            (
+                request(Method::POST, "/api/v1/things")
+                    .content_type("application/json")
+                    .body("[\"x\"]"),
+                422,
+                "validation_failed",
+            ),
+            (
+                request(Method::POST, "/api/v1/things")
+                    .content_type("application/json")
+                    .body("x".repeat(65)),
                 413,
                 "body_too_large",
             ),
-            (Request::builder().uri_str("/x").version(Version::HTTP_11).finish(), 400, "missing_host"),
             (
-                request(Method::POST, "/x").header("content-length", "1").header("transfer-encoding", "chunked").finish(),
+                request(Method::GET, "/api/v1/things/1")
+                    .header("content-length", "65")
+                    .finish(),
+                413,
+                "body_too_large",
+            ),
+            (
+                Request::builder()
+                    .uri_str("/x")
+                    .version(Version::HTTP_11)
+                    .finish(),
+                400,
+                "missing_host",
+            ),
+            (
+                request(Method::POST, "/x")
+                    .header("content-length", "1")
+                    .header("transfer-encoding", "chunked")
+                    .finish(),
                 400,
                 "ambiguous_length",
             ),
@@ -774,10 +975,18 @@ mod tests {
         for (request, status, code) in cases {
             let label = format!("{} {}", request.method(), request.uri());
             let response = send(&edge, request).await;
-            assert_eq!(response.content_type(), Some("application/problem+json"), "{label}");
+            assert_eq!(
+                response.content_type(),
+                Some("application/problem+json"),
+                "{label}"
+            );
             let allow = response.header("allow").map(str::to_owned);
             let document = json(response).await;
-            assert_eq!((&document["status"], &document["code"]), (&status.into(), &code.into()), "{label}");
+            assert_eq!(
+                (&document["status"], &document["code"]),
+                (&status.into(), &code.into()),
+                "{label}"
+            );
             assert_eq!(allow.is_some(), status == 405, "{label}");
             assert!(!document.to_string().contains("secret"), "{label}");
             assert!(!document.to_string().contains("fire"), "{label}");
@@ -789,7 +998,10 @@ mod tests {
     #[tokio::test]
     async fn a_parameter_that_does_not_fit_is_named_as_in_the_specification() {
         let edge = edge();
-        for (path, field) in [("/api/v1/things/x", "thing_id"), ("/api/v1/things/1?limit=x", "limit")] {
+        for (path, field) in [
+            ("/api/v1/things/x", "thing_id"),
+            ("/api/v1/things/1?limit=x", "limit"),
+        ] {
             let document = json(send(&edge, request(Method::GET, path).finish()).await).await;
             assert_eq!(document["errors"][0]["field"], field);
         }
@@ -798,7 +1010,13 @@ mod tests {
     #[tokio::test]
     async fn requests_are_counted_by_template_whatever_became_of_them() {
         let edge = edge();
-        for path in ["/api/v1/things/1", "/api/v1/things/2", "/api/v1/things/13", "/api/v1/things/14", "/secret/7"] {
+        for path in [
+            "/api/v1/things/1",
+            "/api/v1/things/2",
+            "/api/v1/things/13",
+            "/api/v1/things/14",
+            "/secret/7",
+        ] {
             send(&edge, request(Method::GET, path).finish()).await;
         }
         let text = edge.options.metrics.render();
@@ -818,27 +1036,51 @@ mod tests {
         let edge = edge();
         let got = send(&edge, request(Method::GET, "/api/v1/things/5").finish()).await;
         let tag = got.header("etag").expect("tag").to_owned();
-        let length = got.into_body().into_bytes().await.expect("body").len().to_string();
+        let length = got
+            .into_body()
+            .into_bytes()
+            .await
+            .expect("body")
+            .len()
+            .to_string();
 
         let head = send(&edge, request(Method::HEAD, "/api/v1/things/5").finish()).await;
-        assert_eq!((head.status(), head.header("content-length")), (StatusCode::OK, Some(length.as_str())));
+        assert_eq!(
+            (head.status(), head.header("content-length")),
+            (StatusCode::OK, Some(length.as_str()))
+        );
         assert!(head.into_body().is_empty());
 
         let options = send(&edge, request(Method::OPTIONS, "/api/v1/things/5").finish()).await;
-        assert_eq!((options.status(), options.header("allow")), (StatusCode::NO_CONTENT, Some("GET, HEAD, OPTIONS")));
+        assert_eq!(
+            (options.status(), options.header("allow")),
+            (StatusCode::NO_CONTENT, Some("GET, HEAD, OPTIONS"))
+        );
 
-        let again = request(Method::GET, "/api/v1/things/5").header("if-none-match", format!("\"a\", W/{tag}"));
+        let again = request(Method::GET, "/api/v1/things/5")
+            .header("if-none-match", format!("\"a\", W/{tag}"));
         let again = send(&edge, again.finish()).await;
-        assert_eq!((again.status(), again.header("etag")), (StatusCode::NOT_MODIFIED, Some(tag.as_str())));
+        assert_eq!(
+            (again.status(), again.header("etag")),
+            (StatusCode::NOT_MODIFIED, Some(tag.as_str()))
+        );
         assert_eq!(again.header("content-type"), None);
     }
 
     #[tokio::test]
     async fn an_import_has_its_own_limit() {
         let edge = edge();
-        let fits = send(&edge, request(Method::POST, "/import").body("x".repeat(128))).await;
+        let fits = send(
+            &edge,
+            request(Method::POST, "/import").body("x".repeat(128)),
+        )
+        .await;
         assert_eq!(fits.into_body().into_string().await.expect("text"), "128");
-        let large = send(&edge, request(Method::POST, "/import").body("x".repeat(129))).await;
+        let large = send(
+            &edge,
+            request(Method::POST, "/import").body("x".repeat(129)),
+        )
+        .await;
         assert_eq!(large.status(), StatusCode::PAYLOAD_TOO_LARGE);
     }
 
@@ -857,8 +1099,14 @@ mod tests {
         let open = edge_with(|server| server.cors_origins = vec!["https://shop.test".to_owned()]);
         let answer = send(&open, preflight("https://shop.test")).await;
         assert_eq!(answer.status(), StatusCode::NO_CONTENT);
-        assert_eq!(answer.header("access-control-allow-origin"), Some("https://shop.test"));
-        assert_eq!(answer.header("access-control-allow-methods"), Some("GET, HEAD, OPTIONS"));
+        assert_eq!(
+            answer.header("access-control-allow-origin"),
+            Some("https://shop.test")
+        );
+        assert_eq!(
+            answer.header("access-control-allow-methods"),
+            Some("GET, HEAD, OPTIONS")
+        );
         let answer = send(&open, preflight("https://shop.test.evil.test")).await;
         assert_eq!(answer.header("access-control-allow-origin"), None);
         assert_eq!(answer.header("vary"), Some("Origin"));
@@ -867,10 +1115,19 @@ mod tests {
     #[tokio::test]
     async fn large_json_is_compressed_when_asked_for() {
         let edge = edge_with(|server| server.compress_bytes_min = 100);
-        let ask = |path: &str| request(Method::GET, path).header("accept-encoding", "gzip").finish();
+        let ask = |path: &str| {
+            request(Method::GET, path)
+                .header("accept-encoding", "gzip")
+                .finish()
+        };
         let large = send(&edge, ask("/api/v1/things/200")).await;
         assert_eq!(large.header("content-encoding"), Some("gzip"));
-        assert_eq!(send(&edge, ask("/api/v1/things/20")).await.header("content-encoding"), None);
+        assert_eq!(
+            send(&edge, ask("/api/v1/things/20"))
+                .await
+                .header("content-encoding"),
+            None
+        );
     }
 
     #[test]

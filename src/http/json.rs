@@ -14,7 +14,9 @@ use poem::{IntoResponse, Request, RequestBody, Response};
 use poem_openapi::registry::{
     MetaMediaType, MetaRequest, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry,
 };
-use poem_openapi::types::{ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToHeader, ToJSON, Type};
+use poem_openapi::types::{
+    ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToHeader, ToJSON, Type,
+};
 use poem_openapi::{ApiExtractor, ApiExtractorType, ApiResponse, ExtractParamOptions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -117,7 +119,11 @@ fn require_json(request: &Request) -> Result<(), Problem> {
     let is_json = essence.as_deref().is_some_and(|essence| {
         essence == JSON || (essence.starts_with("application/") && essence.ends_with("+json"))
     });
-    if is_json { Ok(()) } else { Err(unsupported(essence, JSON)) }
+    if is_json {
+        Ok(())
+    } else {
+        Err(unsupported(essence, JSON))
+    }
 }
 
 /// The content type without parameters, in lower case.
@@ -132,14 +138,21 @@ fn unsupported(found: Option<String>, wanted: &str) -> Problem {
         Some(found) => format!("Send the body as {wanted}, not as {}.", shortened(&found)),
         None => format!("Send the body with the header `Content-Type: {wanted}`."),
     };
-    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+    Problem::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_media_type",
+        detail,
+    )
 }
 
 /// serde would read a list as the fields of an object in their order, which no schema says.
 fn parse_shaped<T: Type + DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
     if first == Some(&b'[') && !T::schema_ref().is_array() {
-        return Err(Problem::validation(vec![FieldError::new("", "is a list, expected an object")]));
+        return Err(Problem::validation(vec![FieldError::new(
+            "",
+            "is a list, expected an object",
+        )]));
     }
     parse(bytes)
 }
@@ -162,7 +175,10 @@ fn malformed(error: &serde_json::Error) -> Problem {
     Problem::new(
         StatusCode::BAD_REQUEST,
         "malformed_json",
-        format!("The body is no valid JSON: {}.", shortened(&error.to_string())),
+        format!(
+            "The body is no valid JSON: {}.",
+            shortened(&error.to_string())
+        ),
     )
 }
 
@@ -172,7 +188,9 @@ fn fault(error: &serde_path_to_error::Error<serde_json::Error>) -> FieldError {
     let path = if path == "." { "" } else { &path };
     let text = error.inner().to_string();
     // "… at line 1 column 2" is of no use beside the path.
-    let text = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
+    let text = text
+        .rfind(" at line ")
+        .map_or(text.as_str(), |end| &text[..end]);
     let quoted = || text.split('`').nth(1).unwrap_or_default();
     if text.starts_with("missing field `") {
         return FieldError::new(join(path, quoted()), "is required");
@@ -228,8 +246,14 @@ fn shortened(text: &str) -> Cow<'_, str> {
     match text.char_indices().nth(REASON_CHARS_MAX) {
         // The end of the message tells what was expected; keep it.
         Some((cut, _)) => {
-            let tail = text.rfind(", expected ").filter(|at| *at >= cut && text.len() - at <= REASON_CHARS_MAX);
-            Cow::Owned(format!("{}…{}", &text[..cut], tail.map_or("", |at| &text[at..])))
+            let tail = text
+                .rfind(", expected ")
+                .filter(|at| *at >= cut && text.len() - at <= REASON_CHARS_MAX);
+            Cow::Owned(format!(
+                "{}…{}",
+                &text[..cut],
+                tail.map_or("", |at| &text[at..])
+            ))
         }
         None => Cow::Borrowed(text),
     }
@@ -254,7 +278,9 @@ fn json_bytes(status: StatusCode, bytes: Bytes) -> Response {
 /// Our own type that does not print is a bug; the edge logs and answers it like any other.
 fn failed_to_print(error: &serde_json::Error) -> Response {
     tracing::error!(%error, "an answer could not be written as JSON");
-    Response::builder().status(StatusCode::INTERNAL_SERVER_ERROR).finish()
+    Response::builder()
+        .status(StatusCode::INTERNAL_SERVER_ERROR)
+        .finish()
 }
 
 fn json_meta<T: Type>(status: u16, description: &'static str) -> MetaResponse {
@@ -363,7 +389,9 @@ impl<T: Type> ApiResponse for Created<T> {
                 MetaSchema::new("string"),
             ),
         ];
-        MetaResponses { responses: vec![meta] }
+        MetaResponses {
+            responses: vec![meta],
+        }
     }
 
     fn register(registry: &mut Registry) {
@@ -442,7 +470,10 @@ impl<T: Serialize + Send> IntoResponse for Tagged<T> {
         let headers = response.headers_mut();
         headers.insert(header::ETAG, printed.etag);
         // May be kept, must be asked about each time: that is what the tag is for.
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+        headers.insert(
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("private, no-cache"),
+        );
         response
     }
 }
@@ -530,7 +561,10 @@ impl<'a> ApiExtractor<'a> for CsvBody {
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
         let essence = media_type(request);
-        if !essence.as_deref().is_some_and(|essence| CSV_TYPES.contains(&essence)) {
+        if !essence
+            .as_deref()
+            .is_some_and(|essence| CSV_TYPES.contains(&essence))
+        {
             return Err(unsupported(essence, "text/csv").into());
         }
         let body = body.take().map_err(Problem::internal)?;
@@ -614,7 +648,12 @@ mod tests {
 
     async fn refusal(text: &str) -> serde_json::Value {
         let problem = parse::<Order>(text.as_bytes()).expect_err(text);
-        let bytes = problem.render("r").into_body().into_bytes().await.expect("body");
+        let bytes = problem
+            .render("r")
+            .into_body()
+            .into_bytes()
+            .await
+            .expect("body");
         serde_json::from_slice(&bytes).expect("JSON")
     }
 
@@ -626,8 +665,16 @@ mod tests {
                 "items[0].quantity",
                 "invalid type: string \"x\", expected a whole number of 0 or more",
             ),
-            (r#"{"items":[{"product_id":1}]}"#, "items[0].quantity", "is required"),
-            (r#"{"items":[],"role":"admin"}"#, "role", "is not a known field"),
+            (
+                r#"{"items":[{"product_id":1}]}"#,
+                "items[0].quantity",
+                "is required",
+            ),
+            (
+                r#"{"items":[],"role":"admin"}"#,
+                "role",
+                "is not a known field",
+            ),
             (
                 r#"{"items":[{"product_id":1,"quantity":1,"price":0}]}"#,
                 "items[0].price",
@@ -639,28 +686,54 @@ mod tests {
                 "is given more than once",
             ),
             (r#"{}"#, "items", "is required"),
-            (r#"{"items":{}}"#, "items", "invalid type: map, expected a list"),
-            (r#""x""#, "", "invalid type: string \"x\", expected an object"),
+            (
+                r#"{"items":{}}"#,
+                "items",
+                "invalid type: map, expected a list",
+            ),
+            (
+                r#""x""#,
+                "",
+                "invalid type: string \"x\", expected an object",
+            ),
             (r#"null"#, "", "invalid type: null, expected an object"),
         ] {
             let document = refusal(text).await;
             assert_eq!(document["status"], 422, "{text}");
-            assert_eq!(document["errors"], serde_json::json!([{"field": field, "reason": reason}]), "{text}");
+            assert_eq!(
+                document["errors"],
+                serde_json::json!([{"field": field, "reason": reason}]),
+                "{text}"
+            );
         }
     }
 
     #[tokio::test]
     async fn what_is_no_json_is_a_bad_request_with_its_place() {
-        for text in ["{", "{\"items\":[],}", "{\"items\":[]} x", "{\"note\":\"a\u{1}\"}"] {
+        for text in [
+            "{",
+            "{\"items\":[],}",
+            "{\"items\":[]} x",
+            "{\"note\":\"a\u{1}\"}",
+        ] {
             let document = refusal(text).await;
-            assert_eq!((&document["status"], &document["code"]), (&400.into(), &"malformed_json".into()));
-            assert!(document["detail"].as_str().is_some_and(|detail| detail.contains("line 1 column")));
+            assert_eq!(
+                (&document["status"], &document["code"]),
+                (&400.into(), &"malformed_json".into())
+            );
+            assert!(
+                document["detail"]
+                    .as_str()
+                    .is_some_and(|detail| detail.contains("line 1 column"))
+            );
         }
         let deep = "[".repeat(100_000);
         let problem = parse::<serde_json::Value>(deep.as_bytes()).expect_err("too deep");
         assert_eq!(problem.code(), "malformed_json");
         assert_eq!(
-            parse::<Order>(b"{\"note\":\"\xff\",\"items\":[]}").expect_err("bad UTF-8").code(),
+            parse::<Order>(b"{\"note\":\"\xff\",\"items\":[]}")
+                .expect_err("bad UTF-8")
+                .code(),
             "malformed_json"
         );
     }
@@ -669,13 +742,20 @@ mod tests {
     async fn a_long_value_is_not_echoed_whole() {
         let text = format!(r#"{{"items":"{}"}}"#, "a".repeat(10_000));
         let document = refusal(&text).await;
-        let reason = document["errors"][0]["reason"].as_str().expect("reason").to_owned();
-        assert!(reason.len() < 300 && reason.ends_with("expected a list"), "{reason}");
+        let reason = document["errors"][0]["reason"]
+            .as_str()
+            .expect("reason")
+            .to_owned();
+        assert!(
+            reason.len() < 300 && reason.ends_with("expected a list"),
+            "{reason}"
+        );
     }
 
     #[test]
     fn a_replayed_answer_says_so() {
-        let response = Created::<Order>::replay("{}".to_owned(), "/api/v1/orders/7").into_response();
+        let response =
+            Created::<Order>::replay("{}".to_owned(), "/api/v1/orders/7").into_response();
         assert_eq!(response.status(), StatusCode::CREATED);
         assert_eq!(response.header("location"), Some("/api/v1/orders/7"));
         assert_eq!(response.header("idempotent-replayed"), Some("true"));

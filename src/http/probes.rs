@@ -17,7 +17,12 @@ pub fn add_health(route: Route, health: &Health) -> Route {
     let ready = health.clone();
     let all = health.clone();
     route
-        .at("/livez", get(make_sync(|_| Response::builder().content_type("text/plain").body("ok\n"))))
+        .at(
+            "/livez",
+            get(make_sync(|_| {
+                Response::builder().content_type("text/plain").body("ok\n")
+            })),
+        )
         .at(
             "/readyz",
             get(make_sync(move |_| {
@@ -40,14 +45,22 @@ pub fn add_metrics(route: Route, metrics: &Metrics) -> Route {
     route.at(
         "/metrics",
         get(make_sync(move |_| {
-            Response::builder().content_type(TEXT_FORMAT).body(metrics.render())
+            Response::builder()
+                .content_type(TEXT_FORMAT)
+                .body(metrics.render())
         })),
     )
 }
 
 fn health_response(well: bool, report: &impl serde::Serialize) -> Response {
-    let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if well {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let mut response = json_response(status, report);
-    response.headers_mut().insert(header::CONTENT_TYPE, HEALTH_JSON);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HEALTH_JSON);
     response
 }

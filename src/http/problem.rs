@@ -7,14 +7,14 @@
 
 use std::fmt;
 
-use poem::error::ResponseError;
-use poem::http::header::{self, HeaderName, HeaderValue};
-use poem::http::StatusCode;
 use poem::Response;
+use poem::error::ResponseError;
+use poem::http::StatusCode;
+use poem::http::header::{self, HeaderName, HeaderValue};
+use poem_openapi::ApiResponse;
 use poem_openapi::registry::{
     MetaHeader, MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry,
 };
-use poem_openapi::ApiResponse;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::check::FieldError;
@@ -194,7 +194,13 @@ pub(super) fn title(status: StatusCode) -> &'static str {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.0.status.as_u16(), self.0.code, self.0.detail)
+        write!(
+            f,
+            "{} {}: {}",
+            self.0.status.as_u16(),
+            self.0.code,
+            self.0.detail
+        )
     }
 }
 
@@ -257,20 +263,68 @@ pub mod fails {
 
 /// Each bit with its status, and what the specification says about it.
 const CATALOGUE: &[(u64, u16, &str)] = &[
-    (fails::BAD_REQUEST, 400, "The request can't be understood: a parameter, header or the JSON is malformed."),
-    (fails::UNAUTHORIZED, 401, "No credentials, or none that are valid."),
-    (fails::FORBIDDEN, 403, "The credentials are valid but don't allow this."),
-    (fails::NOT_FOUND, 404, "What the request names doesn't exist, or isn't the caller's."),
+    (
+        fails::BAD_REQUEST,
+        400,
+        "The request can't be understood: a parameter, header or the JSON is malformed.",
+    ),
+    (
+        fails::UNAUTHORIZED,
+        401,
+        "No credentials, or none that are valid.",
+    ),
+    (
+        fails::FORBIDDEN,
+        403,
+        "The credentials are valid but don't allow this.",
+    ),
+    (
+        fails::NOT_FOUND,
+        404,
+        "What the request names doesn't exist, or isn't the caller's.",
+    ),
     (fails::REQUEST_TIMEOUT, 408, "The body came too slowly."),
-    (fails::CONFLICT, 409, "The current state doesn't allow this; `code` says why."),
+    (
+        fails::CONFLICT,
+        409,
+        "The current state doesn't allow this; `code` says why.",
+    ),
     (fails::GONE, 410, "It existed and won't come back."),
-    (fails::PRECONDITION_FAILED, 412, "A precondition of the request doesn't hold."),
-    (fails::PAYLOAD_TOO_LARGE, 413, "The body is larger than the server accepts."),
-    (fails::UNSUPPORTED_MEDIA_TYPE, 415, "The body is of a media type that this operation doesn't read."),
-    (fails::UNPROCESSABLE, 422, "The request is well formed, but fields don't hold; see `errors`."),
-    (fails::RATE_LIMITED, 429, "Too many requests or attempts; `Retry-After` says when to come back."),
-    (fails::INTERNAL, 500, "A failure on the server's side, logged under the request id."),
-    (fails::UNAVAILABLE, 503, "The server has too much to do or took too long; `Retry-After` says when to come back."),
+    (
+        fails::PRECONDITION_FAILED,
+        412,
+        "A precondition of the request doesn't hold.",
+    ),
+    (
+        fails::PAYLOAD_TOO_LARGE,
+        413,
+        "The body is larger than the server accepts.",
+    ),
+    (
+        fails::UNSUPPORTED_MEDIA_TYPE,
+        415,
+        "The body is of a media type that this operation doesn't read.",
+    ),
+    (
+        fails::UNPROCESSABLE,
+        422,
+        "The request is well formed, but fields don't hold; see `errors`.",
+    ),
+    (
+        fails::RATE_LIMITED,
+        429,
+        "Too many requests or attempts; `Retry-After` says when to come back.",
+    ),
+    (
+        fails::INTERNAL,
+        500,
+        "A failure on the server's side, logged under the request id.",
+    ),
+    (
+        fails::UNAVAILABLE,
+        503,
+        "The server has too much to do or took too long; `Retry-After` says when to come back.",
+    ),
 ];
 
 /// The failure type of an operation: a [`Problem`] whose status is in `SET` or in
@@ -281,9 +335,9 @@ pub struct Failure<const SET: u64>(pub Problem);
 
 impl<const SET: u64> From<Problem> for Failure<SET> {
     fn from(problem: Problem) -> Self {
-        let declared = CATALOGUE
-            .iter()
-            .any(|(bit, status, _)| *status == problem.status().as_u16() && (SET | fails::COMMON) & bit != 0);
+        let declared = CATALOGUE.iter().any(|(bit, status, _)| {
+            *status == problem.status().as_u16() && (SET | fails::COMMON) & bit != 0
+        });
         if !declared {
             tracing::error!(
                 status = problem.status().as_u16(),
@@ -336,8 +390,16 @@ const SCHEMA_NAME: &str = "Problem";
 
 fn failure_headers(status: u16) -> Vec<MetaHeader> {
     match status {
-        401 => vec![meta_header("WWW-Authenticate", "How to authenticate.", MetaSchema::new("string"))],
-        429 | 503 => vec![meta_header("Retry-After", "Seconds to wait.", MetaSchema::new("integer"))],
+        401 => vec![meta_header(
+            "WWW-Authenticate",
+            "How to authenticate.",
+            MetaSchema::new("string"),
+        )],
+        429 | 503 => vec![meta_header(
+            "Retry-After",
+            "Seconds to wait.",
+            MetaSchema::new("integer"),
+        )],
         _ => Vec::new(),
     }
 }
@@ -363,7 +425,13 @@ fn problem_schema() -> MetaSchema {
     let fault = MetaSchema {
         required: vec!["field", "reason"],
         properties: vec![
-            ("field", described("string", "Where: `items[0].quantity`; empty for the whole body.")),
+            (
+                "field",
+                described(
+                    "string",
+                    "Where: `items[0].quantity`; empty for the whole body.",
+                ),
+            ),
             ("reason", described("string", "What is wrong.")),
         ],
         ..MetaSchema::new("object")
@@ -377,8 +445,14 @@ fn problem_schema() -> MetaSchema {
             ("title", described("string", "The phrase of the status.")),
             ("status", described("integer", "The HTTP status.")),
             ("detail", described("string", "What happened, for people.")),
-            ("code", described("string", "What happened, for programs; stable.")),
-            ("request_id", described("string", "Names this request in the server's log.")),
+            (
+                "code",
+                described("string", "What happened, for programs; stable."),
+            ),
+            (
+                "request_id",
+                described("string", "Names this request in the server's log."),
+            ),
             (
                 "errors",
                 MetaSchemaRef::Inline(Box::new(MetaSchema {
@@ -395,7 +469,10 @@ fn problem_schema() -> MetaSchema {
 /// An example of a problem document with `status`, for the specification.
 pub(super) fn example(status: u16) -> serde_json::Value {
     let (code, detail) = match status {
-        400 => ("malformed_json", "The body is no valid JSON: expected `,` or `}` at line 1 column 17."),
+        400 => (
+            "malformed_json",
+            "The body is no valid JSON: expected `,` or `}` at line 1 column 17.",
+        ),
         401 => ("unauthorized", "This needs a valid bearer token."),
         403 => ("forbidden", "Only staff may do this."),
         404 => ("product_not_found", "There is no product 42."),
@@ -404,11 +481,23 @@ pub(super) fn example(status: u16) -> serde_json::Value {
         410 => ("gone", "It is no longer here."),
         412 => ("precondition_failed", "It has changed since it was read."),
         413 => ("body_too_large", "The body is larger than 1048576 bytes."),
-        415 => ("unsupported_media_type", "Send the body as application/json."),
-        422 => ("validation_failed", "Some fields do not hold; see `errors`."),
+        415 => (
+            "unsupported_media_type",
+            "Send the body as application/json.",
+        ),
+        422 => (
+            "validation_failed",
+            "Some fields do not hold; see `errors`.",
+        ),
         429 => ("rate_limited", "Too many attempts."),
-        503 => ("overloaded", "Too much is waiting already. Nothing was done; try again."),
-        _ => ("internal_error", "Something failed on our side. It has been logged under this request id."),
+        503 => (
+            "overloaded",
+            "Too much is waiting already. Nothing was done; try again.",
+        ),
+        _ => (
+            "internal_error",
+            "Something failed on our side. It has been logged under this request id.",
+        ),
     };
     let phrase = StatusCode::from_u16(status).map_or("Error", title);
     let mut document = serde_json::json!({

@@ -92,7 +92,8 @@ impl TraceParent {
             "00" => bytes.len() == 55,
             _ => bytes.len() == 55 || dash(55),
         };
-        let named = text[3..35].bytes().any(|b| b != b'0') && text[36..52].bytes().any(|b| b != b'0');
+        let named =
+            text[3..35].bytes().any(|b| b != b'0') && text[36..52].bytes().any(|b| b != b'0');
         (length_fits && named && bytes.len() <= 512).then(|| Self(text.to_owned()))
     }
 
@@ -232,7 +233,10 @@ pub(super) fn is_secure(tls: bool, peer: Peer, headers: &HeaderMap, trusted: &[I
     if tls {
         return true;
     }
-    let Some(told) = headers.get("x-forwarded-proto").and_then(|value| value.to_str().ok()) else {
+    let Some(told) = headers
+        .get("x-forwarded-proto")
+        .and_then(|value| value.to_str().ok())
+    else {
         return false;
     };
     let nearest = told.rsplit(',').next().unwrap_or_default().trim();
@@ -257,7 +261,9 @@ mod tests {
 
     #[test]
     fn only_trusted_hops_may_name_the_client() {
-        let trusted: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"].map(|net| net.parse().expect("net")).into();
+        let trusted: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"]
+            .map(|net| net.parse().expect("net"))
+            .into();
         let cases: &[(Peer, &[&str], &str)] = &[
             // A stranger's own claim is ignored.
             (tcp("203.0.113.9"), &["1.1.1.1"], "203.0.113.9"),
@@ -278,7 +284,10 @@ mod tests {
             (tcp("10.0.0.1"), &[""], "10.0.0.1"),
         ];
         for (peer, lines, expected) in cases {
-            let pairs: Vec<_> = lines.iter().map(|line| ("x-forwarded-for", *line)).collect();
+            let pairs: Vec<_> = lines
+                .iter()
+                .map(|line| ("x-forwarded-for", *line))
+                .collect();
             let found = client_address(*peer, &headers(&pairs), &trusted);
             assert_eq!(found.0.to_string(), *expected, "{peer:?} {lines:?}");
         }
@@ -297,7 +306,10 @@ mod tests {
     fn a_request_id_is_taken_only_when_plain() {
         let now = Timestamp(1_700_000_000_000_000);
         for own in ["a", "01HX.y_z-9", &"a".repeat(128)] {
-            assert_eq!(RequestId::of(&headers(&[("x-request-id", own)]), now).as_str(), own);
+            assert_eq!(
+                RequestId::of(&headers(&[("x-request-id", own)]), now).as_str(),
+                own
+            );
         }
         for odd in ["", "a b", "a\"b", "é", "<script>", &"a".repeat(129)] {
             let id = RequestId::of(&headers(&[("x-request-id", odd)]), now);

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::convert::Infallible;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -32,8 +33,8 @@ use poem::http::header::{self, HeaderMap, HeaderValue};
 use poem::http::uri::Scheme;
 use poem::web::{LocalAddr, RemoteAddr};
 use poem::{Addr, Endpoint, Response};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Sleep, sleep, timeout};
@@ -65,7 +66,7 @@ const H2_SEND_BUFFER_BYTES: usize = 256 * 1024;
 
 const TOO_MANY_CONNECTIONS: &str = "HTTP/1.1 503 Service Unavailable\r\n\
     content-type: application/problem+json\r\n\
-    content-length: 156\r\n\
+    content-length: 152\r\n\
     retry-after: 1\r\n\
     connection: close\r\n\r\n\
     {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
@@ -138,9 +139,11 @@ impl Listeners {
         })?;
         let unix = match settings.unix_socket.as_os_str().is_empty() {
             true => None,
-            false => Some(UnixSocket::bind(&settings.unix_socket).map_err(|source| ListenError::Unix {
-                path: settings.unix_socket.clone(),
-                source,
+            false => Some(UnixSocket::bind(&settings.unix_socket).map_err(|source| {
+                ListenError::Unix {
+                    path: settings.unix_socket.clone(),
+                    source,
+                }
             })?),
         };
         Ok(Self {
@@ -181,7 +184,11 @@ enum Accepted {
 }
 
 fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     // A restart must not wait for connections of the last run to leave TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
@@ -208,7 +215,9 @@ impl UnixSocket {
             }
             // Only a socket that nobody answers on is left over from a run that crashed.
             match std::os::unix::net::UnixStream::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path)?
+                }
                 Ok(_) => {
                     return Err(io::Error::new(
                         io::ErrorKind::AddrInUse,
@@ -267,7 +276,9 @@ impl Tls {
                     tracing::info!("the TLS certificate was reloaded");
                 }
                 // Often one of the two files is simply not written yet; the next change is tried again.
-                Err(error) => tracing::error!(%error, "the new TLS certificate can't be used; the old one stays"),
+                Err(error) => {
+                    tracing::error!(%error, "the new TLS certificate can't be used; the old one stays")
+                }
             }
         }
     }
@@ -291,7 +302,8 @@ fn tls_config(cert: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
     if chain.is_empty() {
         return Err(unreadable(cert, "it holds no certificate".to_owned()));
     }
-    let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, error.to_string()))?;
+    let key_der =
+        PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, error.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
@@ -353,7 +365,9 @@ where
         settings,
     });
     let reload = shared.tls.clone().map(|tls| tokio::spawn(tls.watch()));
-    let permits = Arc::new(Semaphore::new(connections_max(shared.settings.connections_max)));
+    let permits = Arc::new(Semaphore::new(connections_max(
+        shared.settings.connections_max,
+    )));
     // Each connection holds a sender; when all are gone, so are the connections.
     let (alive, mut all_gone) = mpsc::channel::<Infallible>(1);
 
@@ -406,7 +420,10 @@ where
 fn is_exhausted(error: &io::Error) -> bool {
     use nix::errno::Errno;
     let code = error.raw_os_error().map(Errno::from_raw);
-    matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
+    matches!(
+        code,
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
+    )
 }
 
 /// The setting, or less when the system does not give us enough descriptors.
@@ -421,9 +438,14 @@ fn connections_max(wanted: usize) -> usize {
     } else {
         soft
     };
-    let possible = usize::try_from(limit.saturating_sub(DESCRIPTORS_RESERVED)).unwrap_or(usize::MAX);
+    let possible =
+        usize::try_from(limit.saturating_sub(DESCRIPTORS_RESERVED)).unwrap_or(usize::MAX);
     if possible < wanted {
-        tracing::warn!(wanted, possible, "the limit of open files allows fewer connections than the settings");
+        tracing::warn!(
+            wanted,
+            possible,
+            "the limit of open files allows fewer connections than the settings"
+        );
     }
     possible.clamp(1, wanted.max(1))
 }
@@ -434,6 +456,8 @@ fn http1_builder(settings: &config::Server) -> http1::Builder {
         .timer(TokioTimer::new())
         .header_read_timeout(ms(settings.header_timeout_ms))
         .max_headers(settings.headers_max)
+        .max_header_size(settings.header_bytes_max)
+        // Of its own accord hyper would only stop a head that does not end within this buffer.
         .max_buf_size(settings.header_bytes_max);
     builder
 }
@@ -453,7 +477,11 @@ fn http2_builder(settings: &config::Server) -> http2::Builder<TokioExecutor> {
 }
 
 /// Starts a connection's task, unless its address has too many already.
-fn admit<E: Endpoint + 'static>(shared: &Arc<Shared<E>>, accepted: Accepted, held: impl Send + 'static) {
+fn admit<E: Endpoint + 'static>(
+    shared: &Arc<Shared<E>>,
+    accepted: Accepted,
+    held: impl Send + 'static,
+) {
     let shared = Arc::clone(shared);
     match accepted {
         Accepted::Tcp(stream, peer) => {
@@ -484,7 +512,14 @@ fn admit<E: Endpoint + 'static>(shared: &Arc<Shared<E>>, accepted: Accepted, hel
             tokio::spawn(async move {
                 let _held = (held, place);
                 let _open = Open::new(&shared);
-                connection(&shared, stream, local, Addr::from(peer), shared.tls.as_ref()).await;
+                connection(
+                    &shared,
+                    stream,
+                    local,
+                    Addr::from(peer),
+                    shared.tls.as_ref(),
+                )
+                .await;
             });
         }
         Accepted::Unix(stream) => {
@@ -569,35 +604,49 @@ impl Drop for Place {
     }
 }
 
-/// A socket that can tell when there is something to read, without reading it.
-trait Readable: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
+/// A socket that can tell when there is something to read, without taking it.
+trait FirstByte: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Ends when a byte, or the end of the stream, is there.
+    fn first_byte(&self) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-impl Readable for TcpStream {
-    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
-        TcpStream::readable(self)
+// `readable()` alone would not do: tokio takes a fresh socket for readable until a read says no.
+impl FirstByte for TcpStream {
+    async fn first_byte(&self) -> io::Result<()> {
+        self.async_io(Interest::READABLE, || peek(&SockRef::from(self)))
+            .await
     }
 }
 
-impl Readable for UnixStream {
-    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
-        UnixStream::readable(self)
+impl FirstByte for UnixStream {
+    async fn first_byte(&self) -> io::Result<()> {
+        self.async_io(Interest::READABLE, || peek(&SockRef::from(self)))
+            .await
     }
+}
+
+fn peek(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.peek(&mut [MaybeUninit::uninit(); 1]).map(drop)
 }
 
 async fn connection<E: Endpoint + 'static>(
     shared: &Arc<Shared<E>>,
-    stream: impl Readable,
+    stream: impl FirstByte,
     local: Addr,
     remote: Addr,
     tls: Option<&Tls>,
 ) {
     let settings = &shared.settings;
-    let refused = |reason| shared.metrics.http_connections_refused_total.with_label_values(&[reason]).inc();
+    let refused = |reason| {
+        shared
+            .metrics
+            .http_connections_refused_total
+            .with_label_values(&[reason])
+            .inc()
+    };
     let mut stage = shared.stage.clone();
     tokio::select! {
-        first = timeout(ms(settings.first_byte_timeout_ms), stream.readable()) => match first {
+        first = timeout(ms(settings.first_byte_timeout_ms), stream.first_byte()) => match first {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return,
             Err(_) => return refused("first_byte"),
@@ -611,7 +660,11 @@ async fn connection<E: Endpoint + 'static>(
     let caller = Caller {
         local,
         remote,
-        scheme: if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP },
+        scheme: if tls.is_some() {
+            Scheme::HTTPS
+        } else {
+            Scheme::HTTP
+        },
         linger,
     };
     let Some(tls) = tls else {
@@ -652,14 +705,16 @@ where
         let head = Arc::clone(&head);
         let caller = &caller;
         let has_length = head.lock().begin_body(request.headers());
-        async move {
+        // hyper moves the future into its place, which for one of this size costs more than a box.
+        Box::pin(async move {
             let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
             let has_body = !request.body().is_end_stream();
             let mut request = to_poem(request, caller);
             if chunked && has_length {
                 request.extensions_mut().insert(AmbiguousLength);
             }
-            let mut response: hyper::Response<BoxBody<Bytes, io::Error>> = answer(&shared.app, request).await.into();
+            let mut response: hyper::Response<BoxBody<Bytes, io::Error>> =
+                answer(&shared.app, request).await.into();
             if chunked {
                 // Should an intermediary see the end of this body elsewhere than we do, then what
                 // follows it must not be read as a request (RFC 9112 §6.1).
@@ -672,26 +727,33 @@ where
             }
             head.lock().begin_head();
             Ok::<_, Infallible>(response)
-        }
+        })
     });
-    let mut connection = pin!(shared.http1.serve_connection(io, service));
+    let mut connection = shared.http1.serve_connection(io, service);
     let mut stage = shared.stage.clone();
     let mut draining = false;
     loop {
         tokio::select! {
-            // Errors are the client's: it left, or broke the protocol and has been told so.
-            _ended = connection.as_mut() => return,
+            ended = Pin::new(&mut connection) => match ended {
+                // hyper has answered a head that is no HTTP or too large, and leaves the rest unread.
+                Err(error) if error.is_parse() => break,
+                // Other errors are the client's, too: it left, or does not read.
+                Ok(()) | Err(_) => return,
+            },
             seen = stage.wait_for(|stage| *stage == Stage::Cut || (!draining && *stage == Stage::Drain)) => {
                 match seen.map(|stage| *stage) {
                     Ok(Stage::Drain) => {
                         draining = true;
-                        connection.as_mut().graceful_shutdown();
+                        Pin::new(&mut connection).graceful_shutdown();
                     }
                     Ok(Stage::Cut | Stage::Run) | Err(_) => return,
                 }
             }
         }
     }
+    caller.linger.store(true, Ordering::Release);
+    // Nothing follows, so it does not matter how the closing went.
+    let _closed = connection.into_parts().io.into_inner().shutdown().await;
 }
 
 async fn speak_http2<E, S>(shared: &Arc<Shared<E>>, stream: S, caller: Caller)
@@ -715,7 +777,10 @@ where
     });
     let mut connection = pin!(shared.http2.serve_connection(TokioIo::new(stream), service));
     let mut stage = shared.stage.clone();
-    let idle = ms(shared.settings.header_timeout_ms.max(shared.settings.write_timeout_ms));
+    let idle = ms(shared
+        .settings
+        .header_timeout_ms
+        .max(shared.settings.write_timeout_ms));
     let mut draining = false;
     loop {
         let seen = activity.progress.load(Ordering::Relaxed);
@@ -794,7 +859,10 @@ impl HttpBody for Watched {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
         if polled.is_ready() {
             self.activity.progress.fetch_add(1, Ordering::Relaxed);
@@ -840,7 +908,8 @@ impl Head {
 
     /// The head is complete. Tells whether a chunked request also had a `Content-Length`.
     fn begin_body(&mut self, headers: &HeaderMap) -> bool {
-        let both = headers.contains_key(header::TRANSFER_ENCODING) && has_content_length(&self.bytes);
+        let both =
+            headers.contains_key(header::TRANSFER_ENCODING) && has_content_length(&self.bytes);
         self.bytes.clear();
         self.in_body = true;
         both
@@ -862,7 +931,10 @@ fn has_content_length(bytes: &[u8]) -> bool {
     let Some(at) = find(bytes, b"\ntransfer-encoding") else {
         return false; // it was read together with an earlier request; the connection closes anyway
     };
-    let start = bytes[..at].windows(4).rposition(|window| window == b"\r\n\r\n").unwrap_or(0);
+    let start = bytes[..at]
+        .windows(4)
+        .rposition(|window| window == b"\r\n\r\n")
+        .unwrap_or(0);
     let end = find(&bytes[at..], b"\r\n\r\n").map_or(bytes.len(), |length| at + length);
     find(&bytes[start..end], b"\ncontent-length").is_some()
 }
@@ -874,7 +946,11 @@ struct Recorded<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Recorded<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
         if polled.is_ready() {
@@ -885,7 +961,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Recorded<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Recorded<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 
@@ -931,7 +1011,11 @@ impl<S> GuardedIo<S> {
         }
     }
 
-    fn within_time<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn within_time<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.timer = None;
             return polled;
@@ -949,13 +1033,21 @@ impl<S> GuardedIo<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for GuardedIo<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write(cx, bytes);
         self.within_time(cx, polled)
     }
@@ -1013,7 +1105,7 @@ mod tests {
     use crate::http::docs::RouteTable;
     use crate::http::edge::{Edge, EdgeOptions};
     use poem::{Route, handler};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncReadExt;
     use tokio::sync::Notify;
     use tokio::task::JoinHandle;
 
@@ -1064,7 +1156,10 @@ mod tests {
         let app = Route::new()
             .at("/echo", poem::post(echo))
             .at("/hello", poem::get(poem::endpoint::make_sync(|_| "hello")))
-            .at("/large", poem::get(poem::endpoint::make_sync(|_| vec![b'a'; 32 << 20])))
+            .at(
+                "/large",
+                poem::get(poem::endpoint::make_sync(|_| vec![b'a'; 32 << 20])),
+            )
             .at("/wait", poem::get(wait));
         let edge = Edge::new(
             app,
@@ -1111,10 +1206,19 @@ mod tests {
         let server = start(|_| {});
         assert_eq!(exchange(&server, "").await, "");
         let half = exchange(&server, "GET /hello HTTP/1.1\r\nHost: x\r\nX-Slow: ").await;
-        assert!(half.is_empty() || half.starts_with("HTTP/1.1 408"), "{half}");
+        assert!(
+            half.is_empty() || half.starts_with("HTTP/1.1 408"),
+            "{half}"
+        );
         let idle = exchange(&server, "GET /hello HTTP/1.1\r\nHost: x\r\n\r\n").await;
-        assert!(idle.starts_with("HTTP/1.1 200") && idle.ends_with("hello"), "{idle}");
-        let refused = server.metrics.http_connections_refused_total.with_label_values(&["first_byte"]);
+        assert!(
+            idle.starts_with("HTTP/1.1 200") && idle.ends_with("hello"),
+            "{idle}"
+        );
+        let refused = server
+            .metrics
+            .http_connections_refused_total
+            .with_label_values(&["first_byte"]);
         assert_eq!(refused.get(), 1);
     }
 
@@ -1122,9 +1226,18 @@ mod tests {
     async fn bodies_that_are_too_large_too_slow_or_ambiguous_are_refused() {
         let server = start(|_| {});
         for (request, status) in [
-            ("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n", 413),
-            ("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc", 408),
-            ("POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", 408),
+            (
+                "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n",
+                413,
+            ),
+            (
+                "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc",
+                408,
+            ),
+            (
+                "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+                408,
+            ),
             (
                 "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
                 400,
@@ -1134,10 +1247,16 @@ mod tests {
                 400,
             ),
             ("GET /hello HTTP/1.1\r\n\r\n", 400),
-            ("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc", 400),
+            (
+                "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
+                400,
+            ),
         ] {
             let answer = exchange(&server, request).await;
-            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request}\n{answer}");
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")),
+                "{request}\n{answer}"
+            );
         }
         let chunks = format!(
             "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{}",
@@ -1146,12 +1265,19 @@ mod tests {
         assert!(exchange(&server, &chunks).await.starts_with("HTTP/1.1 413"));
         let good = exchange(
             &server,
-            "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1b\r\n\r\ncontent-length: 3\r\n\r\nabc\r\n\r\n0\r\n\r\n",
+            "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1c\r\n\r\ncontent-length: 3\r\n\r\nabc\r\n\r\n0\r\n\r\n",
         )
         .await;
-        assert!(good.starts_with("HTTP/1.1 200") && good.contains("connection: close"), "{good}");
-        let huge = format!("GET /hello HTTP/1.1\r\nHost: x\r\nX-Huge: {}\r\n\r\n", "a".repeat(40_000));
-        assert!(exchange(&server, &huge).await.starts_with("HTTP/1.1 431"));
+        assert!(
+            good.starts_with("HTTP/1.1 200") && good.contains("connection: close"),
+            "{good}"
+        );
+        let huge = format!(
+            "GET /hello HTTP/1.1\r\nHost: x\r\nX-Huge: {}\r\n\r\n",
+            "a".repeat(40_000)
+        );
+        let answer = exchange(&server, &huge).await;
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
     }
 
     #[tokio::test]
@@ -1163,12 +1289,17 @@ mod tests {
             .await
             .expect("sent");
         let gone = async {
-            while server.metrics.http_connections_open.get() > 0 || server.metrics.http_active_requests.get() > 0 {
+            while server.metrics.http_connections_open.get() > 0
+                || server.metrics.http_active_requests.get() > 0
+            {
                 tokio::task::yield_now().await;
             }
         };
         // The connection is open until its first request is read.
-        timeout(PATIENCE, stream.readable()).await.expect("answered").expect("open");
+        timeout(PATIENCE, stream.readable())
+            .await
+            .expect("answered")
+            .expect("open");
         timeout(PATIENCE, gone).await.expect("cut off");
     }
 
@@ -1176,19 +1307,34 @@ mod tests {
     async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
         let server = start(|settings| settings.header_timeout_ms = 15_000);
         let mut idle = TcpStream::connect(server.address).await.expect("connected");
-        idle.write_all(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+        idle.write_all(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .expect("sent");
         let mut first = [0_u8; 8];
         idle.read_exact(&mut first).await.expect("answered");
         let mut busy = TcpStream::connect(server.address).await.expect("connected");
-        busy.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
-        timeout(PATIENCE, server.arrived.notified()).await.expect("arrived");
+        busy.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .expect("sent");
+        timeout(PATIENCE, server.arrived.notified())
+            .await
+            .expect("arrived");
         server.stop.send_replace(true);
         rest(&mut idle).await; // an idle connection is closed at once
-        assert!(TcpStream::connect(server.address).await.is_err(), "nobody listens any more");
+        assert!(
+            TcpStream::connect(server.address).await.is_err(),
+            "nobody listens any more"
+        );
         server.go.notify_one();
         let answer = rest(&mut busy).await;
-        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"), "{answer}");
-        let drained = timeout(PATIENCE, server.task).await.expect("ends").expect("no panic");
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"),
+            "{answer}"
+        );
+        let drained = timeout(PATIENCE, server.task)
+            .await
+            .expect("ends")
+            .expect("no panic");
         assert_eq!(drained, Drained { cut_off: 0 });
     }
 
@@ -1196,10 +1342,17 @@ mod tests {
     async fn the_grace_ends() {
         let server = start(|settings| settings.shutdown_grace_ms = 50);
         let mut busy = TcpStream::connect(server.address).await.expect("connected");
-        busy.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
-        timeout(PATIENCE, server.arrived.notified()).await.expect("arrived");
+        busy.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .expect("sent");
+        timeout(PATIENCE, server.arrived.notified())
+            .await
+            .expect("arrived");
         server.stop.send_replace(true);
-        let drained = timeout(PATIENCE, server.task).await.expect("ends").expect("no panic");
+        let drained = timeout(PATIENCE, server.task)
+            .await
+            .expect("ends")
+            .expect("no panic");
         assert_eq!(drained, Drained { cut_off: 1 });
     }
 
@@ -1207,11 +1360,18 @@ mod tests {
     async fn an_address_over_its_limit_is_told_and_refused() {
         let server = start(|settings| settings.connections_per_address_max = 1);
         let mut busy = TcpStream::connect(server.address).await.expect("connected");
-        busy.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
-        timeout(PATIENCE, server.arrived.notified()).await.expect("arrived");
+        busy.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .expect("sent");
+        timeout(PATIENCE, server.arrived.notified())
+            .await
+            .expect("arrived");
         let mut second = TcpStream::connect(server.address).await.expect("connected");
         let answer = rest(&mut second).await;
-        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("overloaded"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.contains("overloaded"),
+            "{answer}"
+        );
         server.go.notify_one();
         drop(busy);
     }
@@ -1219,7 +1379,11 @@ mod tests {
     #[test]
     fn the_ready_made_refusal_is_well_formed() {
         let (head, body) = TOO_MANY_CONNECTIONS.split_once("\r\n\r\n").expect("a head");
-        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
+        assert!(
+            head.contains(&format!("content-length: {}", body.len())),
+            "{}",
+            body.len()
+        );
         let document: serde_json::Value = serde_json::from_str(body).expect("JSON");
         assert_eq!(document["status"], 503);
     }
@@ -1242,21 +1406,38 @@ mod tests {
         let path = dir.path().join("onrush.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).expect("left over"));
         let socket = UnixSocket::bind(&path).expect("replaced");
-        let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+        let mode = std::fs::metadata(&path)
+            .expect("there")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o660);
-        assert_eq!(UnixSocket::bind(&path).expect_err("alive").kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            UnixSocket::bind(&path).expect_err("alive").kind(),
+            io::ErrorKind::AddrInUse
+        );
         drop(socket);
         assert!(!path.exists());
         std::fs::write(&path, "a file").expect("written");
-        assert_eq!(UnixSocket::bind(&path).expect_err("a file").kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            UnixSocket::bind(&path).expect_err("a file").kind(),
+            io::ErrorKind::AlreadyExists
+        );
     }
 
     #[test]
     fn only_the_chunked_requests_own_head_counts() {
         let head = |text: &str| has_content_length(text.as_bytes());
-        assert!(head("POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"));
-        assert!(head("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n"));
-        assert!(!head("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n\ncontent-length: 3"));
-        assert!(!head("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"));
+        assert!(head(
+            "POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+        ));
+        assert!(head(
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n"
+        ));
+        assert!(!head(
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n\ncontent-length: 3"
+        ));
+        assert!(!head(
+            "POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        ));
     }
 }

@@ -46,7 +46,9 @@ struct Inner {
 
 impl std::fmt::Debug for Health {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Health").field("state", &self.state()).finish()
+        f.debug_struct("Health")
+            .field("state", &self.state())
+            .finish()
     }
 }
 
@@ -66,7 +68,11 @@ impl Health {
     }
 
     /// Adds a check; it must not wait for anything.
-    pub fn register(&self, name: &'static str, check: impl Fn() -> Outcome + Send + Sync + 'static) {
+    pub fn register(
+        &self,
+        name: &'static str,
+        check: impl Fn() -> Outcome + Send + Sync + 'static,
+    ) {
         self.0.checks.write().push((name, Box::new(check)));
     }
 
@@ -115,14 +121,19 @@ impl Report {
 
     /// Whether any check fails.
     pub fn fails(&self) -> bool {
-        self.checks.iter().any(|(_, outcome)| matches!(outcome, Outcome::Fail(_)))
+        self.checks
+            .iter()
+            .any(|(_, outcome)| matches!(outcome, Outcome::Fail(_)))
     }
 
     fn status(&self) -> &'static str {
         if self.fails() {
             return "fail";
         }
-        let warns = self.checks.iter().any(|(_, outcome)| matches!(outcome, Outcome::Warn(_)));
+        let warns = self
+            .checks
+            .iter()
+            .any(|(_, outcome)| matches!(outcome, Outcome::Warn(_)));
         match self.state {
             State::Ready if !warns => "pass",
             State::Ready | State::Starting | State::Draining => "warn",
@@ -136,11 +147,14 @@ impl Serialize for Report {
         map.serialize_entry("status", self.status())?;
         map.serialize_entry("version", env!("CARGO_PKG_VERSION"))?;
         map.serialize_entry("serviceId", "onrush")?;
-        map.serialize_entry("output", match self.state {
-            State::Starting => "starting",
-            State::Ready => "ready",
-            State::Draining => "draining",
-        })?;
+        map.serialize_entry(
+            "output",
+            match self.state {
+                State::Starting => "starting",
+                State::Ready => "ready",
+                State::Draining => "draining",
+            },
+        )?;
         map.serialize_entry("checks", &Checks(&self.checks))?;
         map.end()
     }
@@ -151,7 +165,11 @@ struct Checks<'a>(&'a [(&'static str, Outcome)]);
 impl Serialize for Checks<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         // The draft keeps a list under each name.
-        serializer.collect_map(self.0.iter().map(|(name, outcome)| (name, [CheckResult(outcome)])))
+        serializer.collect_map(
+            self.0
+                .iter()
+                .map(|(name, outcome)| (name, [CheckResult(outcome)])),
+        )
     }
 }
 

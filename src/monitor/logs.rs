@@ -144,7 +144,11 @@ impl Drop for LineWriter<'_> {
         if self.bytes.is_empty() {
             return;
         }
-        match self.lines.sender.try_send(Line::Text(std::mem::take(&mut self.bytes))) {
+        match self
+            .lines
+            .sender
+            .try_send(Line::Text(std::mem::take(&mut self.bytes)))
+        {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 if let Some(dropped) = &self.lines.dropped {
@@ -168,7 +172,10 @@ mod tests {
             dropped: Some(dropped.clone()),
         };
         for _ in 0..5 {
-            lines.make_writer().write_all(b"line\n").expect("never fails");
+            lines
+                .make_writer()
+                .write_all(b"line\n")
+                .expect("never fails");
         }
         assert_eq!(dropped.get(), 3);
         drop(lines);

@@ -10,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::RwLock;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::system::System;
@@ -22,12 +22,15 @@ pub const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Seconds; from a memory hit to the request limit.
 const REQUEST_BUCKETS: &[f64] = &[
-    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0,
 ];
 const DATABASE_BUCKETS: &[f64] = &[
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
 ];
-const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+const BATCH_BUCKETS: &[f64] = &[
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
+];
 
 /// Every metric of the process; cheap to clone.
 #[derive(Clone)]
@@ -103,8 +106,15 @@ impl Metrics {
         let r = &registry;
         // Gives process_start_time_seconds, open descriptors, CPU seconds, threads.
         r.register(Box::new(ProcessCollector::for_self()))?;
-        let build_info = int_gauge_vec(r, "onrush_build_info", "Always 1; the labels tell the build.", &["version"])?;
-        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let build_info = int_gauge_vec(
+            r,
+            "onrush_build_info",
+            "Always 1; the labels tell the build.",
+            &["version"],
+        )?;
+        build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
         Ok(Self(Arc::new(Handles {
             http_requests_total: int_counter_vec(
                 r,
@@ -114,16 +124,27 @@ impl Metrics {
             )?,
             http_request_duration_seconds: {
                 let vec = HistogramVec::new(
-                    HistogramOpts::new("http_request_duration_seconds", "Time from the headers to the start of the answer.")
-                        .buckets(REQUEST_BUCKETS.to_vec()),
+                    HistogramOpts::new(
+                        "http_request_duration_seconds",
+                        "Time from the headers to the start of the answer.",
+                    )
+                    .buckets(REQUEST_BUCKETS.to_vec()),
                     &["method", "endpoint"],
                 )?;
                 r.register(Box::new(vec.clone()))?;
                 vec
             },
             routes: RwLock::new(HashMap::new()),
-            http_active_requests: int_gauge(r, "http_active_requests", "Requests being worked on.")?,
-            http_panics_total: int_counter(r, "http_panics_total", "Handlers that panicked; each is a bug.")?,
+            http_active_requests: int_gauge(
+                r,
+                "http_active_requests",
+                "Requests being worked on.",
+            )?,
+            http_panics_total: int_counter(
+                r,
+                "http_panics_total",
+                "Handlers that panicked; each is a bug.",
+            )?,
             http_connections_open: int_gauge(r, "http_connections_open", "Open connections.")?,
             http_connections_refused_total: int_counter_vec(
                 r,
@@ -132,16 +153,34 @@ impl Metrics {
                 &["reason"],
             )?,
             db_connections_in_use: int_gauge(r, "db_connections_in_use", "Readers lent out.")?,
-            db_connections_idle: int_gauge(r, "db_connections_idle", "Readers waiting to be lent out.")?,
+            db_connections_idle: int_gauge(
+                r,
+                "db_connections_idle",
+                "Readers waiting to be lent out.",
+            )?,
             db_connection_wait_seconds: histogram(
                 r,
                 "db_connection_wait_seconds",
                 "Wait of a read for its connection.",
                 DATABASE_BUCKETS,
             )?,
-            db_write_batch_size: histogram(r, "db_write_batch_size", "Writes that shared a commit.", BATCH_BUCKETS)?,
-            db_commit_seconds: histogram(r, "db_commit_seconds", "Time of a batch and its commit.", DATABASE_BUCKETS)?,
-            db_write_queue_depth: int_gauge(r, "db_write_queue_depth", "Writes waiting for the writer.")?,
+            db_write_batch_size: histogram(
+                r,
+                "db_write_batch_size",
+                "Writes that shared a commit.",
+                BATCH_BUCKETS,
+            )?,
+            db_commit_seconds: histogram(
+                r,
+                "db_commit_seconds",
+                "Time of a batch and its commit.",
+                DATABASE_BUCKETS,
+            )?,
+            db_write_queue_depth: int_gauge(
+                r,
+                "db_write_queue_depth",
+                "Writes waiting for the writer.",
+            )?,
             db_wal_bytes: int_gauge(r, "db_wal_bytes", "Size of the write-ahead log.")?,
             orders_created_total: int_counter(r, "orders_created_total", "Orders created.")?,
             flash_sale_claims_total: int_counter_vec(
@@ -177,8 +216,16 @@ impl Metrics {
                 "system_cpu_usage_percent",
                 "Processor time of the machine in use, between two readings.",
             )?,
-            system_memory_usage_percent: gauge(r, "system_memory_usage_percent", "Memory of the machine in use.")?,
-            process_memory_usage_bytes: int_gauge(r, "process_memory_usage_bytes", "Resident memory of this process.")?,
+            system_memory_usage_percent: gauge(
+                r,
+                "system_memory_usage_percent",
+                "Memory of the machine in use.",
+            )?,
+            process_memory_usage_bytes: int_gauge(
+                r,
+                "process_memory_usage_bytes",
+                "Resident memory of this process.",
+            )?,
             system: System::default(),
             registry,
         })))
@@ -219,7 +266,9 @@ impl Metrics {
     /// Forgets a sale that has ended, so that old sales don't pile up.
     pub fn remove_flash_sale(&self, sale_id: i64) {
         // An error only means that the sale was never reported.
-        let _absent = self.flash_sale_remaining.remove_label_values(&[&sale_id.to_string()]);
+        let _absent = self
+            .flash_sale_remaining
+            .remove_label_values(&[&sale_id.to_string()]);
     }
 
     /// The handles of a route, by the router's pattern; `template` names it for people when it is
@@ -237,7 +286,10 @@ impl Metrics {
 
     /// Counts one answer of `route`.
     pub fn observe(&self, route: &RouteMetrics, method: &str, status: u16, seconds: f64) {
-        let slot = METHODS.iter().position(|known| *known == method).unwrap_or(METHODS.len() - 1);
+        let slot = METHODS
+            .iter()
+            .position(|known| *known == method)
+            .unwrap_or(METHODS.len() - 1);
         let handles = route.methods[slot].get_or_init(|| MethodMetrics {
             duration: self
                 .http_request_duration_seconds
@@ -246,8 +298,11 @@ impl Metrics {
         });
         handles.duration.observe(seconds);
         let count = || {
-            self.http_requests_total
-                .with_label_values(&[METHODS[slot], &route.endpoint, &status.to_string()])
+            self.http_requests_total.with_label_values(&[
+                METHODS[slot],
+                &route.endpoint,
+                &status.to_string(),
+            ])
         };
         match STATUSES.iter().position(|known| *known == status) {
             Some(at) => handles.statuses[at].get_or_init(count).inc(),
@@ -257,7 +312,9 @@ impl Metrics {
 }
 
 /// Methods that become labels; anything else is `other`.
-const METHODS: [&str; 8] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "other"];
+const METHODS: [&str; 8] = [
+    "GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "other",
+];
 /// Statuses whose counters are kept at hand; others take the slower way through the registry.
 const STATUSES: [u16; 16] = [
     200, 201, 202, 204, 206, 304, 400, 401, 403, 404, 409, 413, 422, 429, 500, 503,
@@ -287,7 +344,12 @@ fn int_counter(r: &Registry, name: &str, help: &str) -> prometheus::Result<IntCo
     Ok(metric)
 }
 
-fn int_counter_vec(r: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+fn int_counter_vec(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
     let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
     r.register(Box::new(metric.clone()))?;
     Ok(metric)
@@ -299,7 +361,12 @@ fn int_gauge(r: &Registry, name: &str, help: &str) -> prometheus::Result<IntGaug
     Ok(metric)
 }
 
-fn int_gauge_vec(r: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+fn int_gauge_vec(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntGaugeVec> {
     let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
     r.register(Box::new(metric.clone()))?;
     Ok(metric)
@@ -311,7 +378,12 @@ fn gauge(r: &Registry, name: &str, help: &str) -> prometheus::Result<Gauge> {
     Ok(metric)
 }
 
-fn histogram(r: &Registry, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+fn histogram(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+) -> prometheus::Result<Histogram> {
     let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
     r.register(Box::new(metric.clone()))?;
     Ok(metric)
@@ -348,7 +420,11 @@ mod tests {
     fn a_sale_that_ended_is_forgotten() {
         let metrics = Metrics::new().expect("unique names");
         metrics.set_flash_sale_remaining(7, 5);
-        assert!(metrics.render().contains(r#"flash_sale_remaining{sale_id="7"} 5"#));
+        assert!(
+            metrics
+                .render()
+                .contains(r#"flash_sale_remaining{sale_id="7"} 5"#)
+        );
         metrics.remove_flash_sale(7);
         metrics.remove_flash_sale(7);
         assert!(!metrics.render().contains("flash_sale_remaining{"));

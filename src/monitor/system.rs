@@ -33,14 +33,23 @@ impl System {
                 .and_then(parse_cpu)
                 .and_then(|now| self.since_last(now)),
             memory_percent: file("/proc/meminfo").as_deref().and_then(parse_memory),
-            resident_bytes: file("/proc/self/status").as_deref().and_then(parse_resident),
+            resident_bytes: file("/proc/self/status")
+                .as_deref()
+                .and_then(parse_resident),
         }
     }
 
     fn since_last(&self, now: CpuTimes) -> Option<f64> {
         // The first reading counts from the start of the machine.
-        let last = self.last_cpu.lock().replace(now).unwrap_or(CpuTimes { total: 0, idle: 0 });
-        let total = now.total.checked_sub(last.total).filter(|total| *total > 0)?;
+        let last = self
+            .last_cpu
+            .lock()
+            .replace(now)
+            .unwrap_or(CpuTimes { total: 0, idle: 0 });
+        let total = now
+            .total
+            .checked_sub(last.total)
+            .filter(|total| *total > 0)?;
         let idle = now.idle.saturating_sub(last.idle).min(total);
         Some(100.0 * (total - idle) as f64 / total as f64)
     }
@@ -90,7 +99,10 @@ mod tests {
 
     #[test]
     fn memory_in_use_is_what_is_not_available() {
-        assert_eq!(parse_memory("MemTotal: 200 kB\nMemFree: 1 kB\nMemAvailable: 150 kB\n"), Some(25.0));
+        assert_eq!(
+            parse_memory("MemTotal: 200 kB\nMemFree: 1 kB\nMemAvailable: 150 kB\n"),
+            Some(25.0)
+        );
         assert_eq!(parse_memory("nonsense"), None);
         assert_eq!(parse_resident("Name: x\nVmRSS:\t  2 kB\n"), Some(2_048));
     }

@@ -45,10 +45,10 @@ impl ProductViews {
         }
         self.other.inc();
         // A view missed as a candidate because of contention is counted in `other` all the same.
-        if let Some(mut candidates) = self.candidates.try_lock() {
-            if candidates.len() < CANDIDATES_MAX || candidates.contains_key(&product_id) {
-                *candidates.entry(product_id).or_default() += 1;
-            }
+        if let Some(mut candidates) = self.candidates.try_lock()
+            && (candidates.len() < CANDIDATES_MAX || candidates.contains_key(&product_id))
+        {
+            *candidates.entry(product_id).or_default() += 1;
         }
     }
 
@@ -102,7 +102,8 @@ mod tests {
     use prometheus::core::Collector;
 
     fn views() -> ProductViews {
-        let vec = IntCounterVec::new(Opts::new("product_views_total", "views"), &["product_id"]).expect("valid");
+        let vec = IntCounterVec::new(Opts::new("product_views_total", "views"), &["product_id"])
+            .expect("valid");
         ProductViews::new(vec)
     }
 

@@ -40,14 +40,23 @@ impl Checkpointer {
         let thread = std::thread::Builder::new()
             .name("onrush-wal".to_owned())
             .spawn(move || {
-                while matches!(stopped.recv_timeout(interval), Err(RecvTimeoutError::Timeout)) {
+                while matches!(
+                    stopped.recv_timeout(interval),
+                    Err(RecvTimeoutError::Timeout)
+                ) {
                     tend(&conn, &path, bytes_max);
                 }
                 // The last one empties the log, so that the next start has nothing to read.
                 report(checkpoint(&conn, "TRUNCATE", Duration::from_secs(2)));
             })
-            .map_err(|error| StoreError::Unavailable(format!("no thread for checkpoints: {error}")))?;
-        Ok(Self { stop, wal, thread: Mutex::new(Some(thread)) })
+            .map_err(|error| {
+                StoreError::Unavailable(format!("no thread for checkpoints: {error}"))
+            })?;
+        Ok(Self {
+            stop,
+            wal,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     pub(super) fn wal_bytes(&self) -> u64 {
@@ -88,7 +97,9 @@ fn report(result: Result<(), StoreError>) {
     match result {
         Ok(()) | Err(StoreError::Busy) => {}
         // The writer meets the same disk and says so to its callers; here it is only noted.
-        Err(error) => tracing::warn!(%error, "a checkpoint did not succeed; the next one tries again"),
+        Err(error) => {
+            tracing::warn!(%error, "a checkpoint did not succeed; the next one tries again")
+        }
     }
 }
 

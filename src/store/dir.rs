@@ -59,9 +59,16 @@ impl DataDir {
                 .create(root)
                 .map_err(|error| unusable(root, error))?;
         }
-        let mode = std::fs::metadata(root).map_err(|error| unusable(root, error))?.permissions().mode() & 0o777;
+        let mode = std::fs::metadata(root)
+            .map_err(|error| unusable(root, error))?
+            .permissions()
+            .mode()
+            & 0o777;
         if mode & 0o077 != 0 {
-            return Err(DirError::TooOpen { dir: root.to_owned(), mode });
+            return Err(DirError::TooOpen {
+                dir: root.to_owned(),
+                mode,
+            });
         }
         let path = root.join("onrush.lock");
         let mut lock = OpenOptions::new()
@@ -87,8 +94,13 @@ impl DataDir {
             }
             Err(TryLockError::Error(error)) => return Err(unusable(&path, error)),
         }
-        lock.read_to_string(&mut holder).map_err(|error| unusable(&path, error))?;
-        let dir = Self { root: root.to_owned(), lock, was_clean: holder.trim().is_empty() };
+        lock.read_to_string(&mut holder)
+            .map_err(|error| unusable(&path, error))?;
+        let dir = Self {
+            root: root.to_owned(),
+            lock,
+            was_clean: holder.trim().is_empty(),
+        };
         // A full disk must not keep a shop from starting to read: without the note, the next start
         // merely takes this stop for a clean one.
         if let Err(error) = dir.note(&std::process::id().to_string()) {

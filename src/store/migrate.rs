@@ -40,15 +40,28 @@ pub(super) fn check_header(path: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
             return match std::fs::metadata(path).map(|meta| meta.len()) {
                 Ok(0) => Ok(()),
-                _ => Err(StoreError::Corrupt(format!("{} is not a database", path.display()))),
+                _ => Err(StoreError::Corrupt(format!(
+                    "{} is not a database",
+                    path.display()
+                ))),
             };
         }
-        Err(error) => return Err(StoreError::Unavailable(format!("{}: {error}", path.display()))),
+        Err(error) => {
+            return Err(StoreError::Unavailable(format!(
+                "{}: {error}",
+                path.display()
+            )));
+        }
     }
     if &header[..16] != b"SQLite format 3\0" {
-        return Err(StoreError::Corrupt(format!("{} is not a database", path.display())));
+        return Err(StoreError::Corrupt(format!(
+            "{} is not a database",
+            path.display()
+        )));
     }
-    let field = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let field = |at: usize| {
+        i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
     check_versions(field(68), field(60))
 }
 
@@ -82,9 +95,9 @@ pub(super) fn run(conn: &mut Connection) -> Result<(), StoreError> {
         .map(|(name, text)| Migration::unapplied(name, &for_sqlite(text)))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| StoreError::Bug(error.to_string()))?;
-    Runner::new(&migrations)
-        .run(conn)
-        .map_err(|error| StoreError::Unavailable(format!("the database could not be upgraded: {error}")))?;
+    Runner::new(&migrations).run(conn).map_err(|error| {
+        StoreError::Unavailable(format!("the database could not be upgraded: {error}"))
+    })?;
     conn.pragma_update(None, "application_id", APPLICATION_ID)?;
     conn.pragma_update(None, "user_version", latest())?;
     Ok(())

@@ -162,7 +162,14 @@ impl Store {
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         migrate::check_header(path).map_err(E::from)?;
-        let pool = sqlite::open_readers(path, &Database { readers: 1, ..settings.clone() }).map_err(E::from)?;
+        let pool = sqlite::open_readers(
+            path,
+            &Database {
+                readers: 1,
+                ..settings.clone()
+            },
+        )
+        .map_err(E::from)?;
         let conn = pool
             .get()
             .map_err(|error| E::from(StoreError::Unavailable(error.to_string())))?;
@@ -245,8 +252,15 @@ impl Store {
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let watch = Stopwatch::start();
-        let conn = self.0.readers.get().map_err(|_| E::from(StoreError::Timeout))?;
-        self.0.metrics.db_connection_wait_seconds.observe(watch.elapsed_seconds());
+        let conn = self
+            .0
+            .readers
+            .get()
+            .map_err(|_| E::from(StoreError::Timeout))?;
+        self.0
+            .metrics
+            .db_connection_wait_seconds
+            .observe(watch.elapsed_seconds());
         sqlite::with_limit(self.0.statement_timeout, || snapshot(&conn, work))
     }
 
@@ -261,7 +275,9 @@ impl Store {
         E: From<StoreError> + Send + 'static,
     {
         match self.0.readers.try_get() {
-            Some(conn) => sqlite::with_limit(self.0.statement_timeout, || work(&mut Tx::new(&conn))),
+            Some(conn) => {
+                sqlite::with_limit(self.0.statement_timeout, || work(&mut Tx::new(&conn)))
+            }
             None => self.read(work).await,
         }
     }

@@ -45,7 +45,9 @@ pub(super) fn open_writer(path: &Path, settings: &Database) -> Result<Connection
     }
     let conn = Connection::open_with_flags(
         path,
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )?;
     let cache = -i64::from(settings.writer_cache_kib);
     assert_pragma(&conn, "journal_mode", "WAL", "wal")?;
@@ -75,7 +77,10 @@ pub(super) fn open_checkpointer(path: &Path) -> Result<Connection, StoreError> {
 
 /// The pool of readers. Connections are not recycled and not probed: that would throw away their
 /// statement and page caches, and a local file does not go away.
-pub(super) fn open_readers(path: &Path, settings: &Database) -> Result<r2d2::Pool<SqliteConnectionManager>, StoreError> {
+pub(super) fn open_readers(
+    path: &Path,
+    settings: &Database,
+) -> Result<r2d2::Pool<SqliteConnectionManager>, StoreError> {
     let cache = -i64::from(settings.reader_cache_kib);
     let mmap = settings.mmap_bytes;
     let statements = settings.statement_cache;
@@ -90,7 +95,11 @@ pub(super) fn open_readers(path: &Path, settings: &Database) -> Result<r2d2::Poo
             conn.set_prepared_statement_cache_capacity(statements);
             conn.progress_handler(
                 PROGRESS_STEPS,
-                Some(|| READ_LIMIT.get().is_some_and(|(watch, limit)| watch.elapsed() > limit)),
+                Some(|| {
+                    READ_LIMIT
+                        .get()
+                        .is_some_and(|(watch, limit)| watch.elapsed() > limit)
+                }),
             )
         });
     r2d2::Pool::builder()
@@ -100,11 +109,18 @@ pub(super) fn open_readers(path: &Path, settings: &Database) -> Result<r2d2::Poo
         .idle_timeout(None)
         .connection_timeout(ms(settings.reader_timeout_ms))
         .build(manager)
-        .map_err(|error| StoreError::Unavailable(format!("the readers could not be opened: {error}")))
+        .map_err(|error| {
+            StoreError::Unavailable(format!("the readers could not be opened: {error}"))
+        })
 }
 
 /// Sets a PRAGMA and reads it back.
-fn assert_pragma(conn: &Connection, name: &str, value: &str, expected: &str) -> Result<(), StoreError> {
+fn assert_pragma(
+    conn: &Connection,
+    name: &str,
+    value: &str,
+    expected: &str,
+) -> Result<(), StoreError> {
     // Some PRAGMAs answer with a row, some don't; both forms are accepted here.
     conn.execute_batch(&format!("PRAGMA {name} = {value}"))?;
     let actual: String = conn.query_row(&format!("PRAGMA {name}"), [], |row| {
@@ -125,7 +141,10 @@ fn assert_pragma(conn: &Connection, name: &str, value: &str, expected: &str) -> 
 
 /// `PRAGMA quick_check`, stopped after `budget`. `Ok(false)` when the time did not suffice.
 pub(super) fn quick_check(path: &Path, budget: Duration) -> Result<bool, StoreError> {
-    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let conn = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
     let watch = Stopwatch::start();
     conn.progress_handler(PROGRESS_STEPS, Some(move || watch.elapsed() > budget))?;
     let verdict: Result<String, _> = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
@@ -147,13 +166,17 @@ impl From<rusqlite::Error> for StoreError {
             ErrorCode::ConstraintViolation => StoreError::Constraint(text),
             ErrorCode::DiskFull => StoreError::StorageFull,
             // The shared-memory file of the WAL could not grow: a full disk as well.
-            ErrorCode::SystemIoFailure if code.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE => {
+            ErrorCode::SystemIoFailure
+                if code.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE =>
+            {
                 StoreError::StorageFull
             }
             ErrorCode::ReadOnly => StoreError::ReadOnly,
             ErrorCode::OperationInterrupted => StoreError::StatementTimeout,
             ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => StoreError::Busy,
-            ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::OutOfMemory => StoreError::Io(text),
+            ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::OutOfMemory => {
+                StoreError::Io(text)
+            }
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => StoreError::Corrupt(text),
             _ => StoreError::Bug(text),
         }

@@ -1,3 +1,5 @@
+//! The store's promises, against real files.
+
 use super::*;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,7 +13,13 @@ enum TestError {
 
 fn open(dir: &Path) -> Store {
     let metrics = Metrics::new().expect("metrics");
-    Store::open(&dir.join("onrush.db"), &Database::default(), metrics, |_| ()).expect("store opens")
+    Store::open(
+        &dir.join("onrush.db"),
+        &Database::default(),
+        metrics,
+        |_| (),
+    )
+    .expect("store opens")
 }
 
 fn insert(tx: &mut Tx<'_>, key: &str) -> Result<(), TestError> {
@@ -23,7 +31,11 @@ fn insert(tx: &mut Tx<'_>, key: &str) -> Result<(), TestError> {
 }
 
 fn keys(tx: &mut Tx<'_>) -> Result<Vec<String>, TestError> {
-    Ok(tx.rows("SELECT key FROM idempotency_keys WHERE caller = $1 ORDER BY key LIMIT 1000", &["caller".into()], |row| row.get(0))?)
+    Ok(tx.rows(
+        "SELECT key FROM idempotency_keys WHERE caller = $1 ORDER BY key LIMIT 1000",
+        &["caller".into()],
+        |row| row.get(0),
+    )?)
 }
 
 #[tokio::test]
@@ -44,7 +56,9 @@ async fn an_err_or_a_panic_undoes_its_own_work_and_no_other() {
     );
     assert!(good.is_ok() && better.is_ok());
     assert!(matches!(refused, Err(TestError::Refused)));
-    assert!(matches!(panicked, Err(TestError::Store(StoreError::Panicked(text))) if text == "on purpose"));
+    assert!(
+        matches!(panicked, Err(TestError::Store(StoreError::Panicked(text))) if text == "on purpose")
+    );
     assert_eq!(store.read(keys).await.expect("read"), ["better", "good"]);
 }
 
@@ -52,8 +66,12 @@ async fn an_err_or_a_panic_undoes_its_own_work_and_no_other() {
 async fn a_full_queue_refuses_at_once_and_after_is_told_of_every_outcome() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let metrics = Metrics::new().expect("metrics");
-    let settings = Database { write_queue_max: 1, ..Database::default() };
-    let store = Store::open(&dir.path().join("onrush.db"), &settings, metrics, |_| ()).expect("store opens");
+    let settings = Database {
+        write_queue_max: 1,
+        ..Database::default()
+    };
+    let store = Store::open(&dir.path().join("onrush.db"), &settings, metrics, |_| ())
+        .expect("store opens");
     let (hold, held) = std::sync::mpsc::channel::<()>();
     let (started, has_started) = tokio::sync::oneshot::channel();
     let outcomes = Arc::new(AtomicU32::new(0));
@@ -91,7 +109,10 @@ async fn a_full_queue_refuses_at_once_and_after_is_told_of_every_outcome() {
     blocker.await.expect("task").expect("first write");
     let mut refused = 0;
     for call in calls {
-        if matches!(call.await.expect("task"), Err(TestError::Store(StoreError::Overloaded))) {
+        if matches!(
+            call.await.expect("task"),
+            Err(TestError::Store(StoreError::Overloaded))
+        ) {
             refused += 1;
         }
     }
@@ -104,9 +125,14 @@ async fn what_was_written_is_there_after_close_and_reopen_and_the_log_is_empty()
     let store = open(dir.path());
     store.write(|tx| insert(tx, "kept")).await.expect("write");
     store.close();
-    assert!(matches!(store.write(|tx| insert(tx, "late")).await, Err(TestError::Store(StoreError::Stopped))));
+    assert!(matches!(
+        store.write(|tx| insert(tx, "late")).await,
+        Err(TestError::Store(StoreError::Stopped))
+    ));
     drop(store);
-    let wal = std::fs::metadata(dir.path().join("onrush.db-wal")).map(|meta| meta.len()).unwrap_or(0);
+    let wal = std::fs::metadata(dir.path().join("onrush.db-wal"))
+        .map(|meta| meta.len())
+        .unwrap_or(0);
     assert_eq!(wal, 0);
     assert_eq!(open(dir.path()).read(keys).await.expect("read"), ["kept"]);
 }
@@ -115,8 +141,12 @@ async fn what_was_written_is_there_after_close_and_reopen_and_the_log_is_empty()
 async fn a_scan_without_end_is_stopped() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let metrics = Metrics::new().expect("metrics");
-    let settings = Database { statement_timeout_ms: 50, ..Database::default() };
-    let store = Store::open(&dir.path().join("onrush.db"), &settings, metrics, |_| ()).expect("store opens");
+    let settings = Database {
+        statement_timeout_ms: 50,
+        ..Database::default()
+    };
+    let store = Store::open(&dir.path().join("onrush.db"), &settings, metrics, |_| ())
+        .expect("store opens");
     let endless = store
         .read(|tx| {
             tx.row::<i64>(
@@ -126,18 +156,28 @@ async fn a_scan_without_end_is_stopped() {
             )
         })
         .await;
-    assert!(matches!(endless, Err(StoreError::StatementTimeout)), "{endless:?}");
-    assert!(store.read(keys).await.is_ok(), "the connection is usable again");
+    assert!(
+        matches!(endless, Err(StoreError::StatementTimeout)),
+        "{endless:?}"
+    );
+    assert!(
+        store.read(keys).await.is_ok(),
+        "the connection is usable again"
+    );
 }
 
 #[test]
 fn a_newer_or_foreign_database_is_refused_untouched() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = dir.path().join("onrush.db");
-    for pragma in ["PRAGMA user_version = 9999; PRAGMA application_id = 1332638323", "PRAGMA application_id = 7"] {
+    for pragma in [
+        "PRAGMA user_version = 9999; PRAGMA application_id = 1332638323",
+        "PRAGMA application_id = 7",
+    ] {
         drop(std::fs::remove_file(&path));
         let conn = rusqlite::Connection::open(&path).expect("open");
-        conn.execute_batch(&format!("CREATE TABLE t (x); {pragma}")).expect("prepare");
+        conn.execute_batch(&format!("CREATE TABLE t (x); {pragma}"))
+            .expect("prepare");
         drop(conn);
         let before = std::fs::read(&path).expect("read");
         let metrics = Metrics::new().expect("metrics");
@@ -160,9 +200,15 @@ fn damage_is_found_and_garbage_is_no_database() {
         *byte ^= 0xa5;
     }
     std::fs::write(&path, &bytes).expect("write");
-    assert!(matches!(Store::check(&path, Duration::from_secs(60)), Err(StoreError::Corrupt(_))));
+    assert!(matches!(
+        Store::check(&path, Duration::from_secs(60)),
+        Err(StoreError::Corrupt(_))
+    ));
     std::fs::write(&path, b"this is no database, but it is long enough to have a header of one hundred bytes if it were one").expect("write");
-    assert!(matches!(Store::check(&path, Duration::from_secs(60)), Err(StoreError::Corrupt(_))));
+    assert!(matches!(
+        Store::check(&path, Duration::from_secs(60)),
+        Err(StoreError::Corrupt(_))
+    ));
 }
 
 #[test]
@@ -172,11 +218,18 @@ fn a_second_holder_is_refused_by_name_and_an_unclean_end_is_noticed() {
     let first = DataDir::open(&path).expect("first");
     assert!(first.was_clean());
     let refusal = DataDir::open(&path).expect_err("second").to_string();
-    assert!(refusal.contains(&std::process::id().to_string()), "{refusal}");
+    assert!(
+        refusal.contains(&std::process::id().to_string()),
+        "{refusal}"
+    );
     drop(first);
     let second = DataDir::open(&path).expect("after a crash");
     assert!(!second.was_clean());
     second.release();
     drop(second);
-    assert!(DataDir::open(&path).expect("after an orderly end").was_clean());
+    assert!(
+        DataDir::open(&path)
+            .expect("after an orderly end")
+            .was_clean()
+    );
 }

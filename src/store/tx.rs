@@ -202,11 +202,16 @@ impl Row<'_> {
                     .map_err(|_| StoreError::Corrupt(format!("column {index} is not UTF-8")))?,
             ),
             ValueRef::Real(_) | ValueRef::Blob(_) => {
-                return Err(StoreError::Bug(format!("column {index} is neither integer nor text")));
+                return Err(StoreError::Bug(format!(
+                    "column {index} is neither integer nor text"
+                )));
             }
         };
         T::read(value).ok_or_else(|| {
-            StoreError::Bug(format!("column {index} does not fit {}", std::any::type_name::<T>()))
+            StoreError::Bug(format!(
+                "column {index} does not fit {}",
+                std::any::type_name::<T>()
+            ))
         })
     }
 }
@@ -280,7 +285,10 @@ impl<'c> Tx<'c> {
 
 /// Binds `$n` to `params[n - 1]`. SQLite takes `$1` for a name and numbers names by first
 /// appearance, so the number must be read from the name.
-fn bind(statement: &mut rusqlite::CachedStatement<'_>, params: &[Param<'_>]) -> Result<(), StoreError> {
+fn bind(
+    statement: &mut rusqlite::CachedStatement<'_>,
+    params: &[Param<'_>],
+) -> Result<(), StoreError> {
     for index in 1..=statement.parameter_count() {
         let number: usize = statement
             .parameter_name(index)

@@ -118,8 +118,15 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("onrush-writer".to_owned())
             .spawn(move || state.run())
-            .map_err(|error| StoreError::Unavailable(format!("no thread for the writer: {error}")))?;
-        Ok(Self { queue, waiting, broken, thread: Mutex::new(Some(thread)) })
+            .map_err(|error| {
+                StoreError::Unavailable(format!("no thread for the writer: {error}"))
+            })?;
+        Ok(Self {
+            queue,
+            waiting,
+            broken,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Queues `work`; the receiver hears once it is on disk or undone. `after` runs on the writer's
@@ -134,7 +141,12 @@ impl Writer {
         E: From<StoreError> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(Call { work: Some(work), after, result: None, reply });
+        let job = Box::new(Call {
+            work: Some(work),
+            after,
+            result: None,
+            reply,
+        });
         if self.broken.load(Ordering::Acquire) {
             job.finish(Err(StoreError::Stopped));
             return answer;
@@ -262,7 +274,9 @@ impl Loop {
         fail::fail_point!("writer.before_commit");
         let watch = Stopwatch::start();
         run_cached(&self.conn, "COMMIT")?;
-        self.metrics.db_commit_seconds.observe(watch.elapsed_seconds());
+        self.metrics
+            .db_commit_seconds
+            .observe(watch.elapsed_seconds());
         fail::fail_point!("writer.after_commit");
         Ok(())
     }

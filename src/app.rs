@@ -1,0 +1,497 @@
+//! Builds each handle once, starts the parts in order, stops them in reverse.
+//!
+//! Invariants: nothing is reachable before the database was checked and migrated; readiness fails
+//! first when the process is told to stop; the database closes last, after every request and
+//! background service that could write. No business rule lives here.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use poem::{Endpoint, EndpointExt, Route};
+use poem_openapi::OpenApiService;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::auth::Auth;
+use crate::auth::api::AuthApi;
+use crate::clock::Clock;
+use crate::config::{Settings, ms};
+use crate::flash_sale::api::{FlashSaleApi, SeckillApi};
+use crate::flash_sale::gate::Gate;
+use crate::flash_sale::service::Sweeper;
+use crate::http::docs::Spec;
+use crate::http::edge::{Edge, EdgeOptions};
+use crate::http::files::StaticFiles;
+use crate::http::serve::{Listeners, serve};
+use crate::http::{docs, probes};
+use crate::monitor::State;
+use crate::monitor::{Health, Metrics};
+use crate::order::api::OrderApi;
+use crate::product::api::ProductApi;
+use crate::store::{DataDir, Store, StoreError};
+
+/// How long the look over the whole database may hold up a start after an unclean stop. A larger
+/// database is looked over in the background, while it serves.
+const CHECK_AT_START: Duration = Duration::from_millis(100);
+/// How long the same look may take in the background.
+const CHECK_BEHIND: Duration = Duration::from_secs(600);
+/// Exit code for a failed disk (EX_IOERR of sysexits.h).
+const EXIT_IO: i32 = 74;
+/// How often sessions' last use is written down.
+const LAST_SEEN_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A data directory with its database, opened by this process.
+pub struct OpenData {
+    /// Paths and the lock.
+    pub dir: DataDir,
+    /// The record.
+    pub store: Store,
+    /// The machine's clock.
+    pub clock: Clock,
+}
+
+impl OpenData {
+    /// Closes the database and notes the orderly end. Blocks.
+    pub fn close(&self) {
+        self.store.close();
+        self.dir.release();
+    }
+}
+
+/// Opens the data directory for a command that does not serve.
+pub fn open_data(settings: &Settings) -> anyhow::Result<OpenData> {
+    open(settings, &Metrics::new()?)
+}
+
+fn open(settings: &Settings, metrics: &Metrics) -> anyhow::Result<OpenData> {
+    let dir = DataDir::open(&settings.data.dir)?;
+    let path = dir.database();
+    if !dir.was_clean()
+        && !Store::check(&path, CHECK_AT_START).map_err(|error| damaged(error, &dir))?
+    {
+        tracing::info!(
+            "the last stop was not orderly; the database is being checked while it serves"
+        );
+        check_behind(path.clone())?;
+    }
+    let store = Store::open(&path, &settings.database, metrics.clone(), |error| {
+        tracing::error!(%error, "the disk failed under a commit; ending so that a new start can recover");
+        std::process::exit(EXIT_IO);
+    })
+    .map_err(|error| damaged(error, &dir))?;
+    Ok(OpenData {
+        dir,
+        store,
+        clock: Clock::system(),
+    })
+}
+
+/// Adds to a damaged database's error what to do about it.
+fn damaged(error: StoreError, dir: &DataDir) -> anyhow::Error {
+    let advice = match error {
+        StoreError::Corrupt(_) => format!(
+            "; keep a copy of {}, then put a backup of onrush.db in its place (without -wal and -shm files)",
+            dir.root().display()
+        ),
+        _ => String::new(),
+    };
+    anyhow::anyhow!("{error}{advice}")
+}
+
+fn check_behind(path: std::path::PathBuf) -> std::io::Result<()> {
+    std::thread::Builder::new()
+        .name("onrush-check".to_owned())
+        .spawn(move || {
+            match Store::check(&path, CHECK_BEHIND) {
+                Ok(true) => tracing::info!("the database is sound"),
+                Ok(false) => tracing::warn!("the database could not be checked in time"),
+                Err(StoreError::Corrupt(what)) => {
+                    // Damage is never served: better no answer than a wrong one.
+                    tracing::error!(what, "the database is damaged; ending");
+                    std::process::exit(EXIT_IO);
+                }
+                Err(error) => tracing::warn!(%error, "the database could not be checked"),
+            }
+        })?;
+    Ok(())
+}
+
+/// The async runtime that the settings ask for.
+pub fn runtime(settings: &Settings) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if settings.server.workers > 0 {
+        builder.worker_threads(settings.server.workers);
+    }
+    builder
+        .max_blocking_threads(64)
+        .thread_name("onrush")
+        .enable_all()
+        .build()
+}
+
+/// The handles that the API is made of.
+struct Handles {
+    settings: Arc<Settings>,
+    store: Store,
+    clock: Clock,
+    metrics: Metrics,
+    auth: Auth,
+    gate: Gate,
+}
+
+/// The whole API, in the order of the document's tags.
+type Api = (AuthApi, ProductApi, OrderApi, FlashSaleApi, SeckillApi);
+
+fn service(handles: &Handles) -> OpenApiService<Api, ()> {
+    let sales = FlashSaleApi::new(
+        handles.store.clone(),
+        handles.clock.clone(),
+        Arc::clone(&handles.settings),
+        handles.metrics.clone(),
+        handles.gate.clone(),
+    );
+    let gate = handles.gate.clone();
+    let api = (
+        AuthApi::new(handles.auth.clone()),
+        ProductApi::new(
+            handles.store.clone(),
+            handles.clock.clone(),
+            handles.metrics.clone(),
+        ),
+        OrderApi::new(
+            handles.store.clone(),
+            handles.clock.clone(),
+            Arc::new(handles.settings.orders.clone()),
+            handles.metrics.clone(),
+            Arc::new(move |released| gate.put_back(released)),
+        ),
+        sales.clone(),
+        SeckillApi::new(sales),
+    );
+    OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
+        .description("A shop's catalogue, orders, stock and flash sales in one process.")
+        .server("/")
+}
+
+/// The OpenAPI document, made without a server: `(JSON, YAML)`.
+pub fn openapi() -> anyhow::Result<(String, String)> {
+    let dir = std::env::temp_dir().join(format!("onrush-openapi-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    let made = (|| {
+        let metrics = Metrics::new()?;
+        let settings = Settings::default();
+        let store = Store::open(
+            &dir.join("onrush.db"),
+            &settings.database,
+            metrics.clone(),
+            |_| (),
+        )?;
+        let clock = Clock::system();
+        let handles = Handles {
+            auth: Auth::new(
+                store.clone(),
+                Arc::new(settings.auth.clone()),
+                clock.clone(),
+            ),
+            gate: Gate::new(
+                Arc::new(settings.flash_sales.clone()),
+                clock.clone(),
+                metrics.clone(),
+            ),
+            settings: Arc::new(settings),
+            store,
+            clock,
+            metrics,
+        };
+        let spec = document(&handles)?;
+        handles.store.close();
+        Ok((spec.json(), spec.yaml()))
+    })();
+    std::fs::remove_dir_all(&dir)?;
+    made
+}
+
+fn document(handles: &Handles) -> anyhow::Result<Spec> {
+    Ok(Spec::new(&service(handles).spec())?)
+}
+
+fn is_import(path: &str) -> bool {
+    path == "/api/v1/products/import"
+}
+
+fn routes(
+    handles: &Handles,
+    health: &Health,
+    static_files: &Path,
+) -> anyhow::Result<impl Endpoint + use<>> {
+    let spec = document(handles)?;
+    let table = spec.routes("");
+    let mut route = Route::new().nest("/static", StaticFiles::new(static_files));
+    route = docs::add_routes(route, &spec);
+    route = probes::add_health(route, health);
+    route = probes::add_metrics(route, &handles.metrics);
+    let app = route
+        .nest("/", service(handles))
+        .data(handles.auth.clone())
+        .map_to_response();
+    Ok(Edge::new(
+        app,
+        EdgeOptions {
+            server: Arc::new(handles.settings.server.clone()),
+            log_requests: handles.settings.log.requests,
+            metrics: handles.metrics.clone(),
+            clock: handles.clock.clone(),
+            routes: table,
+            is_import,
+        },
+    ))
+}
+
+/// A running server.
+pub struct App {
+    /// The settings in force.
+    pub settings: Arc<Settings>,
+    /// Where it listens.
+    pub address: std::net::SocketAddr,
+    /// The record.
+    pub store: Store,
+    /// Sessions and keys.
+    pub auth: Auth,
+    /// The gate of the flash sales.
+    pub gate: Gate,
+    /// Its clock.
+    pub clock: Clock,
+    is_tls: bool,
+    dir: DataDir,
+    health: Health,
+    setup_token: Option<String>,
+    stop: watch::Sender<bool>,
+    stop_services: watch::Sender<bool>,
+    server: tokio::task::JoinHandle<crate::http::serve::Drained>,
+    services: JoinSet<()>,
+}
+
+impl App {
+    /// Opens everything and begins to serve.
+    pub async fn start(settings: Settings, metrics: Metrics) -> anyhow::Result<Self> {
+        Self::start_with_clock(settings, metrics, Clock::system()).await
+    }
+
+    /// [`App::start`] with a clock that a test moves.
+    pub async fn start_with_clock(
+        settings: Settings,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
+        let settings = Arc::new(settings);
+        let opened = {
+            let (settings, metrics) = (Arc::clone(&settings), metrics.clone());
+            tokio::task::spawn_blocking(move || open(&settings, &metrics)).await??
+        };
+        let OpenData { dir, store, .. } = opened;
+        let health = Health::new();
+        let auth = Auth::new(
+            store.clone(),
+            Arc::new(settings.auth.clone()),
+            clock.clone(),
+        );
+        let gate = Gate::new(
+            Arc::new(settings.flash_sales.clone()),
+            clock.clone(),
+            metrics.clone(),
+        );
+        gate.load(&store).await?;
+        let setup_token = auth.begin_setup().await?;
+        let handles = Handles {
+            settings: Arc::clone(&settings),
+            store: store.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            auth: auth.clone(),
+            gate: gate.clone(),
+        };
+        let endpoint = routes(&handles, &health, &dir.static_files())?;
+        let listeners = Listeners::bind(&settings.server)?;
+        let (address, is_tls) = (listeners.local_addr(), listeners.is_tls());
+        let (stop, stopped) = watch::channel(false);
+        let (stop_services, services_stopped) = watch::channel(false);
+
+        let mut services = JoinSet::new();
+        let sweeper = Sweeper::new(
+            store.clone(),
+            clock.clone(),
+            Arc::clone(&settings),
+            gate.clone(),
+        );
+        services.spawn(sweeper.run(services_stopped.clone()));
+        services.spawn(keep_last_seen(auth.clone(), services_stopped.clone()));
+        services.spawn(keep_gauges(
+            store.clone(),
+            metrics.clone(),
+            services_stopped,
+        ));
+
+        let server = tokio::spawn(serve(
+            listeners,
+            endpoint,
+            Arc::new(settings.server.clone()),
+            metrics,
+            stopped,
+        ));
+        health.set(State::Ready);
+        Ok(Self {
+            settings,
+            address,
+            store,
+            auth,
+            gate,
+            clock,
+            is_tls,
+            dir,
+            health,
+            setup_token,
+            stop,
+            stop_services,
+            server,
+            services,
+        })
+    }
+
+    /// What people type to reach it.
+    pub fn url(&self) -> String {
+        let public = &self.settings.server.public_url;
+        if !public.is_empty() {
+            return public.trim_end_matches('/').to_owned();
+        }
+        let scheme = if self.is_tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// What `serve` tells the person who started it.
+    pub fn greeting(&self) -> Vec<String> {
+        let url = self.url();
+        let mut lines = vec![
+            format!("Onrush {} is ready", env!("CARGO_PKG_VERSION")),
+            format!("  docs     {url}/docs"),
+            format!("  API      {url}/api/v1"),
+            format!("  metrics  {url}/metrics"),
+            format!("  data     {}", self.dir.root().display()),
+        ];
+        if let Some(token) = &self.setup_token {
+            lines.push(
+                "There is no admin yet. Make the first one, once, with this token:".to_owned(),
+            );
+            lines.push(format!(
+                "  curl -X POST {url}/api/v1/auth/setup -H 'Content-Type: application/json' \\"
+            ));
+            lines.push(format!(
+                "    -d '{{\"token\":\"{token}\",\"email\":\"you@example.com\",\"name\":\"You\",\"password\":\"…\"}}'"
+            ));
+        }
+        lines
+    }
+
+    /// Serves until SIGTERM or SIGINT, then stops in order. A second signal ends at once.
+    pub async fn run_until_signal(self) {
+        wait_for_signal().await;
+        tracing::info!("stopping: no new connections, requests in flight finish");
+        tokio::select! {
+            () = self.stop() => {}
+            () = wait_for_signal() => {
+                tracing::warn!("stopped at once by a second signal");
+                std::process::exit(1);
+            }
+        }
+    }
+
+    /// Readiness fails first, then the listener closes, requests in flight finish, services end,
+    /// the database closes.
+    pub async fn stop(mut self) {
+        self.health.set(State::Draining);
+        tokio::time::sleep(ms(self.settings.server.shutdown_notice_ms)).await;
+        // A receiver that is gone has stopped already.
+        self.stop.send_replace(true);
+        match self.server.await {
+            Ok(drained) if drained.cut_off > 0 => {
+                tracing::warn!(
+                    connections = drained.cut_off,
+                    "the grace was over; connections were cut"
+                );
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "the server ended in a panic"),
+        }
+        self.stop_services.send_replace(true);
+        while let Some(ended) = self.services.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a background service ended in a panic");
+            }
+        }
+        let (store, dir) = (self.store, self.dir);
+        let closed = tokio::task::spawn_blocking(move || {
+            store.close();
+            dir.release();
+        });
+        if let Err(error) = closed.await {
+            tracing::error!(%error, "the database did not close in order");
+        }
+    }
+}
+
+/// Writes down, now and then, when sessions were last used, and drops the dead ones.
+async fn keep_last_seen(auth: Auth, mut stopped: watch::Receiver<bool>) {
+    loop {
+        let last = tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => true,
+            () = tokio::time::sleep(LAST_SEEN_INTERVAL) => false,
+        };
+        if let Err(error) = auth.flush_last_seen().await {
+            tracing::warn!(%error, "the sessions' last use could not be written; it is kept for later");
+        }
+        if last {
+            return;
+        }
+    }
+}
+
+/// Brings the database's gauges up to date each second.
+async fn keep_gauges(store: Store, metrics: Metrics, mut stopped: watch::Receiver<bool>) {
+    loop {
+        let stats = store.stats();
+        metrics
+            .db_connections_in_use
+            .set(i64::from(stats.readers_in_use));
+        metrics
+            .db_connections_idle
+            .set(i64::from(stats.readers_idle));
+        metrics
+            .db_write_queue_depth
+            .set(i64::try_from(stats.writes_waiting).unwrap_or(i64::MAX));
+        metrics
+            .db_wal_bytes
+            .set(i64::try_from(stats.wal_bytes).unwrap_or(i64::MAX));
+        tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+async fn wait_for_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM can't be listened for; only Ctrl-C stops in order");
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}

@@ -1,0 +1,682 @@
+//! Who calls: accounts' credentials, sessions, API keys, roles, and the [`Caller`] they amount to.
+//!
+//! Invariants: tokens are 256 random bits, stored only as SHA-256; passwords only as argon2id;
+//! status and role are read anew after every change of them (a cached caller carries the epoch in
+//! which it was read, and every change starts a new one); an unknown account costs as much time as
+//! a wrong password.
+
+pub mod api;
+mod password;
+mod sql;
+mod throttle;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::Mutex;
+use rand::TryRngCore;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::check::{Checks, FieldError};
+use crate::clock::{Clock, Timestamp};
+use crate::config;
+use crate::store::{Store, StoreError, Tx};
+use crate::{id_type, word_type};
+use password::Passwords;
+use throttle::Throttle;
+
+id_type! {
+    /// Key of an account.
+    UserId
+}
+
+word_type! {
+    /// What an account may do; each role may do what the one before it may.
+    Role {
+        /// Buys.
+        Customer = "customer",
+        /// Runs the shop.
+        Staff = "staff",
+        /// Runs Onrush.
+        Admin = "admin",
+    }
+}
+
+word_type! {
+    /// Whether an account may be used.
+    Status {
+        /// It may.
+        Active = "active",
+        /// It may not: each of its requests is answered 401.
+        Disabled = "disabled",
+    }
+}
+
+word_type! {
+    /// What an API key may do, within its account's role.
+    Scope {
+        /// Change products and stock.
+        Catalogue = "catalogue",
+        /// Read and place orders, claim.
+        Orders = "orders",
+        /// Confirm payments.
+        Payments = "payments",
+        /// Run flash sales.
+        Sales = "sales",
+        /// Read and change accounts.
+        Users = "users",
+        /// Act for the user that `X-User-Id` names, as a customer.
+        ActAs = "act_as",
+    }
+}
+
+impl Role {
+    fn rank(self) -> u8 {
+        match self {
+            Role::Customer => 0,
+            Role::Staff => 1,
+            Role::Admin => 2,
+        }
+    }
+}
+
+/// An account without its credentials.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// Key.
+    pub id: UserId,
+    /// Address that it logs in with; none for customers that came by import.
+    pub email: Option<String>,
+    /// What to call its owner.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// Whether it may be used.
+    pub status: Status,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last used.
+    pub last_seen_at: Option<Timestamp>,
+}
+
+struct SessionRow {
+    user_id: UserId,
+    role: Role,
+    status: Status,
+    last_seen_at: Timestamp,
+    expires_at: Timestamp,
+}
+
+struct KeyRow {
+    user_id: UserId,
+    role: Role,
+    status: Status,
+    scopes: String,
+}
+
+/// Who makes a request, and within what bounds.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The account that is acted for.
+    pub user_id: UserId,
+    /// What it may do here.
+    pub role: Role,
+    scopes: Option<Arc<[Scope]>>,
+    token_hash: Arc<str>,
+}
+
+/// The caller lacks a role or a scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied;
+
+impl Caller {
+    /// Refuses a caller below `role`, and an API key without `scope`.
+    pub fn require(&self, role: Role, scope: Scope) -> Result<(), Denied> {
+        if self.role.rank() >= role.rank() && self.may(scope) {
+            Ok(())
+        } else {
+            Err(Denied)
+        }
+    }
+
+    /// Whether it is staff or admin.
+    pub fn is_staff(&self) -> bool {
+        self.role.rank() >= Role::Staff.rank()
+    }
+
+    /// Whether `scope` is open to it: always for a session.
+    pub fn may(&self, scope: Scope) -> bool {
+        self.scopes
+            .as_ref()
+            .is_none_or(|scopes| scopes.contains(&scope))
+    }
+
+    /// Whether an API key calls, and it has this scope.
+    pub fn is_key_with(&self, scope: Scope) -> bool {
+        self.scopes
+            .as_ref()
+            .is_some_and(|scopes| scopes.contains(&scope))
+    }
+}
+
+/// Why credentials were not accepted or made.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// Fields don't hold.
+    #[error("the account is not valid")]
+    Invalid(Vec<FieldError>),
+    /// No valid credentials.
+    #[error("the address or the password is wrong")]
+    Wrong,
+    /// Too many failures; come back after so many seconds.
+    #[error("too many failed logins")]
+    Throttled(u64),
+    /// Too many passwords are being checked.
+    #[error("too many logins at once")]
+    Overloaded,
+    /// The address has an account.
+    #[error("the address has an account")]
+    Exists,
+    /// The set-up token is wrong, used up or expired.
+    #[error(
+        "the set-up token is not valid; the server prints a new one when it starts without an admin"
+    )]
+    SetupOver,
+    /// No such account.
+    #[error("there is no such account")]
+    NoAccount,
+    /// The password could not be hashed.
+    #[error("the password could not be hashed: {0}")]
+    Hash(String),
+    /// The system gave no random numbers.
+    #[error("the system gave no random numbers")]
+    Random,
+    /// The database.
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+impl From<StoreError> for AuthError {
+    fn from(error: StoreError) -> Self {
+        if error.is_unique_violation("users.email") {
+            AuthError::Exists
+        } else {
+            AuthError::Store(error)
+        }
+    }
+}
+
+/// Lower case without surrounding space: how addresses are stored and compared.
+pub fn normal_email(email: &str) -> String {
+    email.trim().to_lowercase()
+}
+
+/// What a new account must be like.
+pub fn check_account(email: &str, name: &str, password: &str) -> Result<(), Vec<FieldError>> {
+    let mut checks = Checks::new();
+    checks.text("email", email, 3, 254);
+    let (local, domain) = email.split_once('@').unwrap_or_default();
+    checks.require(
+        !local.is_empty()
+            && !domain.is_empty()
+            && !domain.contains('@')
+            && !email.contains(char::is_whitespace),
+        "email",
+        "must be an address such as name@example.com",
+    );
+    checks.text("name", name, 1, 100);
+    if let Err(reason) = password::check(password, email) {
+        checks.require(false, "password", reason);
+    }
+    checks.finish()
+}
+
+/// A token and the hash under which it is stored.
+struct Token {
+    text: String,
+    hash: String,
+}
+
+fn new_token(prefix: &str) -> Result<Token, AuthError> {
+    let mut bytes = [0u8; 32];
+    rand::rngs::OsRng
+        .try_fill_bytes(&mut bytes)
+        .map_err(|_| AuthError::Random)?;
+    let text = format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes));
+    let hash = hash_token(&text);
+    Ok(Token { text, hash })
+}
+
+/// SHA-256 in base64: a token has 256 random bits, so no salt and no slow hash is needed.
+fn hash_token(token: &str) -> String {
+    URL_SAFE_NO_PAD.encode(Sha256::digest(token.as_bytes()))
+}
+
+/// A session that was just made.
+#[derive(Debug)]
+pub struct Login {
+    /// What to send as `Authorization: Bearer`.
+    pub token: String,
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// Whose it is.
+    pub account: Account,
+}
+
+#[derive(Clone)]
+struct Cached {
+    caller: Caller,
+    is_key: bool,
+    epoch: u64,
+    expires_at: Timestamp,
+    last_seen_at: Timestamp,
+}
+
+/// The handle to all of this; clones share it.
+#[derive(Clone)]
+pub struct Auth(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    settings: Arc<config::Auth>,
+    clock: Clock,
+    passwords: Passwords,
+    throttle: Throttle,
+    epoch: AtomicU64,
+    cache: Mutex<HashMap<String, Cached>>,
+    setup: Mutex<Option<(String, Timestamp)>>,
+}
+
+impl Auth {
+    /// Nothing is read yet.
+    pub fn new(store: Store, settings: Arc<config::Auth>, clock: Clock) -> Self {
+        Self(Arc::new(Inner {
+            passwords: Passwords::new(&settings),
+            throttle: Throttle::new(Arc::clone(&settings), clock.clone()),
+            store,
+            settings,
+            clock,
+            epoch: AtomicU64::new(0),
+            cache: Mutex::new(HashMap::new()),
+            setup: Mutex::new(None),
+        }))
+    }
+
+    /// To be called after the commit of any change of a role, a status or a key.
+    pub fn forget_callers(&self) {
+        self.0.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// While there is no admin: a token, valid once, that makes the first one.
+    pub async fn begin_setup(&self) -> Result<Option<String>, AuthError> {
+        if self.0.store.point(sql::has_admin).await? {
+            return Ok(None);
+        }
+        let token = new_token("setup_")?;
+        let seconds = i64::try_from(self.0.settings.setup_seconds).unwrap_or(i64::MAX);
+        *self.0.setup.lock() = Some((token.hash, self.0.clock.now().plus_seconds(seconds)));
+        Ok(Some(token.text))
+    }
+
+    /// Makes the first admin. Of two that race, the statement lets one win.
+    pub async fn finish_setup(
+        &self,
+        token: &str,
+        email: &str,
+        name: &str,
+        password: &str,
+    ) -> Result<Login, AuthError> {
+        let now = self.0.clock.now();
+        let valid = self
+            .0
+            .setup
+            .lock()
+            .as_ref()
+            .is_some_and(|(hash, expires_at)| {
+                now < *expires_at && bool::from(hash.as_bytes().ct_eq(hash_token(token).as_bytes()))
+            });
+        if !valid {
+            return Err(AuthError::SetupOver);
+        }
+        check_account(email, name, password).map_err(AuthError::Invalid)?;
+        let hash = self.0.passwords.hash(password).await?;
+        let (email, name) = (normal_email(email), name.to_owned());
+        let login = self
+            .0
+            .store
+            .write({
+                let (auth, token) = (self.clone(), new_token("ons_")?);
+                move |tx| {
+                    let id = sql::insert_first_admin(tx, now, &email, &name, &hash)?
+                        .ok_or(AuthError::SetupOver)?;
+                    auth.begin_session(tx, now, id, token)
+                }
+            })
+            .await?;
+        *self.0.setup.lock() = None;
+        Ok(login)
+    }
+
+    /// Makes a customer's account and logs it in.
+    pub async fn register(
+        &self,
+        email: &str,
+        name: &str,
+        password: &str,
+    ) -> Result<Login, AuthError> {
+        check_account(email, name, password).map_err(AuthError::Invalid)?;
+        let hash = self.0.passwords.hash(password).await?;
+        let (email, name, now) = (normal_email(email), name.to_owned(), self.0.clock.now());
+        let (auth, token) = (self.clone(), new_token("ons_")?);
+        self.0
+            .store
+            .write(move |tx| {
+                let id = sql::insert_account(tx, now, &email, &name, Some(&hash), Role::Customer)?;
+                auth.begin_session(tx, now, id, token)
+            })
+            .await
+    }
+
+    /// Checks a password and begins a session.
+    pub async fn login(
+        &self,
+        email: &str,
+        password: &str,
+        address: IpAddr,
+    ) -> Result<Login, AuthError> {
+        let email = normal_email(email);
+        self.0
+            .throttle
+            .check(&email, address)
+            .map_err(AuthError::Throttled)?;
+        let key = email.clone();
+        let found = self
+            .0
+            .store
+            .point(move |tx| sql::account_by_email(tx, &key))
+            .await?;
+        let usable = found.filter(|(account, _)| account.status == Status::Active);
+        let stored = usable.as_ref().and_then(|(_, hash)| hash.clone());
+        let right = self.0.passwords.verify(password, stored).await?;
+        let Some((account, _)) = usable.filter(|_| right) else {
+            self.0.throttle.failed(&email, address);
+            return Err(AuthError::Wrong);
+        };
+        self.0.throttle.succeeded(&email);
+        let (auth, token, now) = (self.clone(), new_token("ons_")?, self.0.clock.now());
+        self.0
+            .store
+            .write(move |tx| auth.begin_session(tx, now, account.id, token))
+            .await
+    }
+
+    fn begin_session(
+        &self,
+        tx: &mut Tx<'_>,
+        now: Timestamp,
+        id: UserId,
+        token: Token,
+    ) -> Result<Login, AuthError> {
+        let account = sql::account_by_id(tx, id)?.ok_or(AuthError::NoAccount)?;
+        let expires_at = now.plus_seconds(self.life(account.role).0);
+        sql::insert_session(tx, now, &token.hash, id, expires_at)?;
+        Ok(Login {
+            token: token.text,
+            expires_at,
+            account,
+        })
+    }
+
+    /// Seconds that a session lives, and may be unused.
+    fn life(&self, role: Role) -> (i64, i64) {
+        let settings = &self.0.settings;
+        let (life, idle) = match role {
+            Role::Customer => (settings.session_seconds, settings.session_idle_seconds),
+            Role::Staff | Role::Admin => (
+                settings.staff_session_seconds,
+                settings.staff_session_idle_seconds,
+            ),
+        };
+        (
+            i64::try_from(life).unwrap_or(i64::MAX),
+            i64::try_from(idle).unwrap_or(i64::MAX),
+        )
+    }
+
+    /// Ends the caller's session.
+    pub async fn logout(&self, caller: &Caller) -> Result<(), AuthError> {
+        let hash = Arc::clone(&caller.token_hash);
+        self.0
+            .store
+            .write(move |tx| sql::delete_session(tx, &hash).map_err(AuthError::from))
+            .await?;
+        self.0.cache.lock().remove(caller.token_hash.as_ref());
+        Ok(())
+    }
+
+    /// Who a token stands for; `acts_for` is the request's `X-User-Id`.
+    pub async fn caller(&self, token: &str, acts_for: Option<i64>) -> Result<Caller, AuthError> {
+        let hash = hash_token(token);
+        let now = self.0.clock.now();
+        let epoch = self.0.epoch.load(Ordering::Acquire);
+        let hit = {
+            let mut cache = self.0.cache.lock();
+            cache
+                .get_mut(&hash)
+                .filter(|cached| cached.epoch == epoch)
+                .map(|cached| {
+                    let idle_since = cached.last_seen_at;
+                    cached.last_seen_at = now;
+                    (cached.clone(), idle_since)
+                })
+        };
+        let (cached, idle_since) = match hit {
+            Some(hit) => hit,
+            None => self.look_up(&hash, now, epoch).await?,
+        };
+        let idle = self.life(cached.caller.role).1;
+        if now >= cached.expires_at || (!cached.is_key && now >= idle_since.plus_seconds(idle)) {
+            self.0.cache.lock().remove(&hash);
+            return Err(AuthError::Wrong);
+        }
+        match acts_for {
+            None => Ok(cached.caller),
+            Some(id) if cached.caller.is_key_with(Scope::ActAs) => {
+                let id = UserId(id);
+                let account = self
+                    .0
+                    .store
+                    .point(move |tx| sql::account_by_id(tx, id))
+                    .await?;
+                match account {
+                    Some(account) if account.status == Status::Active => Ok(Caller {
+                        user_id: id,
+                        role: Role::Customer,
+                        ..cached.caller
+                    }),
+                    _ => Err(AuthError::NoAccount),
+                }
+            }
+            Some(_) => Err(AuthError::Wrong),
+        }
+    }
+
+    async fn look_up(
+        &self,
+        hash: &str,
+        now: Timestamp,
+        epoch: u64,
+    ) -> Result<(Cached, Timestamp), AuthError> {
+        let key = hash.to_owned();
+        let token_hash: Arc<str> = Arc::from(hash);
+        let cached = self
+            .0
+            .store
+            .point(move |tx| {
+                if let Some(row) = sql::session(tx, &key)? {
+                    return Ok(Some((
+                        row.user_id,
+                        row.role,
+                        row.status,
+                        None,
+                        row.last_seen_at,
+                        row.expires_at,
+                    )));
+                }
+                Ok::<_, AuthError>(sql::key(tx, &key, now)?.map(|row| {
+                    (
+                        row.user_id,
+                        row.role,
+                        row.status,
+                        Some(row.scopes),
+                        now,
+                        Timestamp(i64::MAX),
+                    )
+                }))
+            })
+            .await?;
+        let Some((user_id, role, Status::Active, scopes, last_seen_at, expires_at)) = cached else {
+            return Err(AuthError::Wrong);
+        };
+        let is_key = scopes.is_some();
+        let scopes = scopes.map(|words| words.split(' ').filter_map(Scope::from_word).collect());
+        let caller = Caller {
+            user_id,
+            role,
+            scopes,
+            token_hash,
+        };
+        let cached = Cached {
+            caller,
+            is_key,
+            epoch,
+            expires_at,
+            last_seen_at: now,
+        };
+        let mut cache = self.0.cache.lock();
+        if cache.len() >= self.0.settings.callers_cached_max {
+            // Simple and rare: what is in use comes back with one look-up each.
+            cache.clear();
+        }
+        cache.insert(hash.to_owned(), cached.clone());
+        Ok((cached, last_seen_at))
+    }
+
+    /// Writes down when sessions were last used, and drops dead ones; a bounded number at a time.
+    pub async fn flush_last_seen(&self) -> Result<(), AuthError> {
+        let now = self.0.clock.now();
+        let since = now.plus_seconds(-120);
+        let seen: Vec<(String, Timestamp)> = self
+            .0
+            .cache
+            .lock()
+            .iter()
+            .filter(|(_, cached)| !cached.is_key && cached.last_seen_at >= since)
+            .map(|(hash, cached)| (hash.clone(), cached.last_seen_at))
+            .collect();
+        for part in seen.chunks(500) {
+            let part = part.to_vec();
+            self.0
+                .store
+                .write(move |tx| {
+                    for (hash, at) in &part {
+                        sql::touch_session(tx, hash, *at)?;
+                    }
+                    Ok::<_, AuthError>(())
+                })
+                .await?;
+        }
+        self.0
+            .store
+            .write(move |tx| sql::purge_sessions(tx, now).map_err(AuthError::from))
+            .await?;
+        Ok(())
+    }
+}
+
+/// A checked account whose password is hashed, ready to be written.
+pub struct NewAccount {
+    email: String,
+    name: String,
+    password_hash: String,
+}
+
+impl NewAccount {
+    /// Checks and hashes; takes tens of milliseconds, so not for an async thread.
+    pub fn checked(
+        email: &str,
+        name: &str,
+        password: &str,
+        settings: &config::Auth,
+    ) -> Result<Self, AuthError> {
+        check_account(email, name, password).map_err(AuthError::Invalid)?;
+        Ok(Self {
+            email: normal_email(email),
+            name: name.to_owned(),
+            password_hash: password::hash_now(password, settings)?,
+        })
+    }
+}
+
+/// Writes an account.
+pub fn create_account(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    new: &NewAccount,
+    role: Role,
+) -> Result<UserId, AuthError> {
+    Ok(sql::insert_account(
+        tx,
+        now,
+        &new.email,
+        &new.name,
+        Some(&new.password_hash),
+        role,
+    )?)
+}
+
+/// Makes a key for the account with this address; the answer is the only copy of it.
+pub fn create_api_key_for(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    email: &str,
+    name: &str,
+    scopes: &[Scope],
+) -> Result<String, AuthError> {
+    let (account, _) =
+        sql::account_by_email(tx, &normal_email(email))?.ok_or(AuthError::NoAccount)?;
+    let token = new_token("onk_")?;
+    let words: Vec<&str> = scopes.iter().map(|scope| scope.word()).collect();
+    sql::insert_key(tx, now, account.id, name, &token.hash, &words.join(" "))?;
+    Ok(token.text)
+}
+
+/// Makes `count` customers, each with a session, for a rehearsal; returns their tokens.
+pub fn create_rehearsal_buyers(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    first: u32,
+    count: u32,
+) -> Result<Vec<String>, AuthError> {
+    let mut tokens = Vec::new();
+    for number in first..first + count {
+        let email = format!("buyer-{}-{number}@rehearsal.invalid", now.0);
+        let id = sql::insert_account(
+            tx,
+            now,
+            &email,
+            &format!("Buyer {number}"),
+            None,
+            Role::Customer,
+        )?;
+        let token = new_token("ons_")?;
+        sql::insert_session(tx, now, &token.hash, id, now.plus_seconds(86_400))?;
+        tokens.push(token.text);
+    }
+    Ok(tokens)
+}

@@ -1,0 +1,335 @@
+//! Commands of the operator: accounts, keys, stock, settings, the document, the health check.
+
+use std::io::{IsTerminal, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use comfy_table::Table;
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+
+use super::{Common, EXIT_BROKEN, EXIT_UNAVAILABLE, EXIT_USAGE, Failed, Outcome, print, say};
+use crate::app;
+use crate::auth::{self, Role, Scope};
+use crate::config;
+use crate::product::stock;
+use crate::store::{Store, StoreError, database_in};
+
+#[derive(Subcommand)]
+pub(super) enum UserCommand {
+    /// Make an account; the password is read from standard input
+    Add(UserAddArgs),
+}
+
+#[derive(Args)]
+pub(super) struct UserAddArgs {
+    /// The address that the user logs in with
+    #[arg(long)]
+    email: String,
+    /// What to call the user [default: the address]
+    #[arg(long)]
+    name: Option<String>,
+    /// customer, staff or admin
+    #[arg(long, default_value = "customer")]
+    role: String,
+}
+
+#[derive(Subcommand)]
+pub(super) enum ApiKeyCommand {
+    /// Make a key; it is printed once and stored only as a hash
+    Create(ApiKeyArgs),
+}
+
+#[derive(Args)]
+pub(super) struct ApiKeyArgs {
+    /// The account that the key acts for
+    #[arg(long)]
+    email: String,
+    /// What the key is for
+    #[arg(long)]
+    name: String,
+    /// What it may do, separated by commas
+    #[arg(long, value_delimiter = ',')]
+    scopes: Vec<String>,
+}
+
+#[derive(Subcommand)]
+pub(super) enum StockCommand {
+    /// Recompute every balance and every hash of the ledger
+    Verify,
+}
+
+#[derive(Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Print every setting, its value and where that came from
+    Show,
+    /// Write a commented settings file
+    Init {
+        /// Where to write it
+        #[arg(default_value = config::FILE_NAME)]
+        file: PathBuf,
+    },
+    /// Check the settings without starting
+    Check,
+}
+
+#[derive(Args)]
+pub(super) struct OpenapiArgs {
+    /// Print YAML instead of JSON
+    #[arg(long)]
+    yaml: bool,
+}
+
+#[derive(Args)]
+pub(super) struct HealthcheckArgs {
+    /// Where the server listens [default: from the settings]
+    #[arg(long)]
+    address: Option<SocketAddr>,
+}
+
+fn role(word: &str) -> Result<Role, Failed> {
+    Role::from_word(word).ok_or_else(|| {
+        Failed::new(
+            EXIT_USAGE,
+            format!(
+                "`{word}` is no role; choose one of {}",
+                Role::WORDS.join(", ")
+            ),
+        )
+    })
+}
+
+fn read_password() -> Result<String, Failed> {
+    if std::io::stdin().is_terminal() {
+        say("Password (it will be shown; pipe it in to avoid that):");
+    }
+    let mut password = String::new();
+    std::io::stdin()
+        .lock()
+        .take(1_024)
+        .read_to_string(&mut password)?;
+    let line = password.lines().next().unwrap_or_default().to_owned();
+    Ok(line)
+}
+
+pub(super) fn user(common: &Common, command: &UserCommand) -> Outcome {
+    let settings = common.load(Vec::new())?.settings;
+    match command {
+        UserCommand::Add(args) => {
+            let role = role(&args.role)?;
+            let password = read_password()?;
+            let name = args.name.clone().unwrap_or_else(|| args.email.clone());
+            let new = auth::NewAccount::checked(&args.email, &name, &password, &settings.auth)?;
+            let opened = app::open_data(&settings)?;
+            let now = opened.clock.now();
+            let made = opened
+                .store
+                .write_blocking(move |tx| auth::create_account(tx, now, &new, role));
+            opened.close();
+            let id = made?;
+            print(&if common.json {
+                serde_json::json!({"id": id, "email": args.email, "role": role}).to_string()
+            } else {
+                format!("user {id}: {} ({})", args.email, role.word())
+            });
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn api_key(common: &Common, command: &ApiKeyCommand) -> Outcome {
+    let ApiKeyCommand::Create(args) = command;
+    let mut scopes = Vec::new();
+    for word in &args.scopes {
+        scopes.push(Scope::from_word(word).ok_or_else(|| {
+            Failed::new(
+                EXIT_USAGE,
+                format!(
+                    "`{word}` is no scope; choose from {}",
+                    Scope::WORDS.join(", ")
+                ),
+            )
+        })?);
+    }
+    if scopes.is_empty() {
+        return Err(Failed::new(
+            EXIT_USAGE,
+            format!(
+                "name what the key may do: --scopes with any of {}",
+                Scope::WORDS.join(",")
+            ),
+        ));
+    }
+    let settings = common.load(Vec::new())?.settings;
+    let opened = app::open_data(&settings)?;
+    let now = opened.clock.now();
+    let (email, name) = (args.email.clone(), args.name.clone());
+    let made = opened
+        .store
+        .write_blocking(move |tx| auth::create_api_key_for(tx, now, &email, &name, &scopes));
+    opened.close();
+    let token = made?;
+    print(&if common.json {
+        serde_json::json!({"name": args.name, "key": token}).to_string()
+    } else {
+        token
+    });
+    Ok(())
+}
+
+pub(super) fn stock(common: &Common, command: &StockCommand) -> Outcome {
+    let StockCommand::Verify = command;
+    let settings = common.load(Vec::new())?.settings;
+    let path = database_in(&settings.data.dir);
+    if !path.exists() {
+        return Err(Failed::new(
+            EXIT_UNAVAILABLE,
+            format!(
+                "there is no database in {}; name the data directory with --data-dir",
+                settings.data.dir.display()
+            ),
+        ));
+    }
+    // Reading needs no lock: it works beside a running server, on one consistent moment.
+    let verdict = Store::read_alone::<_, StoreError>(&path, &settings.database, |tx| {
+        stock::verify(tx, |_| ())
+    })?;
+    if common.json {
+        print(&serde_json::to_string(&verdict)?);
+    } else {
+        for problem in &verdict.problems {
+            say(problem);
+        }
+        print(&format!(
+            "{} products, {} movements, drift {} units, {} problems",
+            verdict.products, verdict.movements, verdict.drift_units, verdict.problems_total
+        ));
+    }
+    if verdict.problems_total > 0 {
+        return Err(Failed::new(
+            EXIT_BROKEN,
+            "the stock ledger does not add up; keep a copy of the data directory and restore a backup, or correct the named rows' products by a stock-take",
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn config(common: &Common, command: &ConfigCommand) -> Outcome {
+    match command {
+        ConfigCommand::Show => {
+            let rows = common.load(Vec::new())?.effective();
+            if common.json {
+                let object: serde_json::Map<String, serde_json::Value> = rows
+                    .into_iter()
+                    .map(|(key, value, source)| {
+                        let value: serde_json::Value =
+                            serde_json::from_str(&value).unwrap_or(value.into());
+                        (key, serde_json::json!({"value": value, "source": source}))
+                    })
+                    .collect();
+                print(&serde_json::to_string_pretty(&object)?);
+            } else {
+                let mut table = Table::new();
+                table
+                    .load_preset(UTF8_HORIZONTAL_ONLY)
+                    .set_header(["setting", "value", "set by"]);
+                for (key, value, source) in rows {
+                    table.add_row([key, value, source]);
+                }
+                print(&table.to_string());
+            }
+        }
+        ConfigCommand::Init { file } => {
+            let mut open = std::fs::OpenOptions::new();
+            open.write(true).create_new(true);
+            match open.open(file) {
+                Ok(mut out) => out.write_all(config::commented_file().as_bytes())?,
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    return Err(Failed::new(
+                        EXIT_USAGE,
+                        format!(
+                            "{} exists; remove it first or name another file",
+                            file.display()
+                        ),
+                    ));
+                }
+                Err(error) => {
+                    return Err(Failed::new(
+                        EXIT_UNAVAILABLE,
+                        format!("{}: {error}", file.display()),
+                    ));
+                }
+            }
+            print(&format!("wrote {}", file.display()));
+        }
+        ConfigCommand::Check => {
+            let loaded = common.load(Vec::new())?;
+            print(&if common.json {
+                serde_json::json!({"valid": true, "changed": loaded.sources.len()}).to_string()
+            } else {
+                format!(
+                    "the settings are valid; {} differ from their defaults",
+                    loaded.sources.len()
+                )
+            });
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn openapi(_common: &Common, args: &OpenapiArgs) -> Outcome {
+    let (json, yaml) = app::openapi()?;
+    print(if args.yaml {
+        yaml.trim_end()
+    } else {
+        json.trim_end()
+    });
+    Ok(())
+}
+
+/// Asks `/readyz` with the least that a container image needs: a socket.
+pub(super) fn healthcheck(common: &Common, args: &HealthcheckArgs) -> Outcome {
+    let settings = common.load(Vec::new())?.settings;
+    let address = args
+        .address
+        .unwrap_or_else(|| SocketAddr::new(settings.server.host, settings.server.port));
+    let timeout = Duration::from_secs(3);
+    let unreachable = |error: std::io::Error| {
+        Failed::new(
+            EXIT_UNAVAILABLE,
+            format!("nothing answers at {address}: {error}; is `onrush serve` running?"),
+        )
+    };
+    let mut stream = TcpStream::connect_timeout(&address, timeout).map_err(unreachable)?;
+    stream
+        .set_read_timeout(Some(timeout))
+        .map_err(unreachable)?;
+    stream
+        .set_write_timeout(Some(timeout))
+        .map_err(unreachable)?;
+    stream
+        .write_all(
+            format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")
+                .as_bytes(),
+        )
+        .map_err(unreachable)?;
+    let mut answer = String::new();
+    stream
+        .take(65_536)
+        .read_to_string(&mut answer)
+        .map_err(unreachable)?;
+    let ready = answer.split(' ').nth(1) == Some("200");
+    print(&if common.json {
+        serde_json::json!({"ready": ready, "address": address.to_string()}).to_string()
+    } else if ready {
+        "ready".to_owned()
+    } else {
+        "not ready".to_owned()
+    });
+    if ready {
+        Ok(())
+    } else {
+        Err(Failed::new(EXIT_BROKEN, "the server is not ready"))
+    }
+}

@@ -1,0 +1,493 @@
+//! The gate: refuses early, never grants.
+//!
+//! It knows, for each open sale, how many units the database has not given away (`left`) and how
+//! many of those somebody is claiming right now (`reserved`). Invariants: at most `left` claims are
+//! under way at once, so a crowd costs the database only what can be sold; a buyer who finds every
+//! unit spoken for waits until one of those claims is decided, so the last unit is still sold; what a
+//! claim came to is told by the writer's thread, so a buyer who went away leaks no place; memory is
+//! bounded whatever the crowd. Attempts are counted in an exact sliding minute of monotonic time.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::oneshot;
+
+use super::{Sale, SaleId};
+use crate::auth::UserId;
+use crate::clock::{Clock, Timestamp};
+use crate::config::{self, ms};
+use crate::monitor::Metrics;
+use crate::order::ReleasedToSale;
+use crate::store::{Store, StoreError};
+
+const MINUTE_MS: u64 = 60_000;
+
+/// Why a buyer was turned away before the database was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such open sale.
+    Unknown,
+    /// It has not begun.
+    NotStarted,
+    /// It is over.
+    Ended,
+    /// Fewer units are left than were asked for.
+    SoldOut,
+    /// Too many attempts; the next one counts after so many seconds.
+    RateLimited(u64),
+    /// Too many buyers wait, or the wait was too long.
+    Overloaded,
+}
+
+/// What decides at the door of one sale.
+struct SaleGate {
+    sale: Sale,
+    /// A copy of `places.left`, to refuse without the lock.
+    left: AtomicU32,
+    places: Mutex<Places>,
+    attempts: Mutex<Attempts>,
+}
+
+struct Places {
+    left: u32,
+    reserved: u32,
+    waiting: VecDeque<Waiting>,
+}
+
+struct Waiting {
+    quantity: u32,
+    tell: oneshot::Sender<bool>,
+}
+
+/// The attempts of buyers, in two generations of a minute each: a buyer who is in neither has made
+/// none within the last minute.
+#[derive(Default)]
+struct Attempts {
+    recent: HashMap<UserId, VecDeque<u64>>,
+    older: HashMap<UserId, VecDeque<u64>>,
+    turned_at_ms: u64,
+}
+
+impl Attempts {
+    /// Counts an attempt, or says how many milliseconds until the next one counts.
+    fn admit(
+        &mut self,
+        user: UserId,
+        now_ms: u64,
+        limit: usize,
+        buyers_max: usize,
+    ) -> Result<(), u64> {
+        if now_ms.saturating_sub(self.turned_at_ms) >= MINUTE_MS || self.recent.len() >= buyers_max
+        {
+            self.older = std::mem::take(&mut self.recent);
+            self.turned_at_ms = now_ms;
+        }
+        let mut log = match self.recent.remove(&user) {
+            Some(log) => log,
+            None => self.older.remove(&user).unwrap_or_default(),
+        };
+        while log
+            .front()
+            .is_some_and(|at| now_ms.saturating_sub(*at) >= MINUTE_MS)
+        {
+            log.pop_front();
+        }
+        let verdict = match log.front() {
+            Some(oldest) if log.len() >= limit => Err(oldest + MINUTE_MS - now_ms),
+            _ => {
+                log.push_back(now_ms);
+                Ok(())
+            }
+        };
+        self.recent.insert(user, log);
+        verdict
+    }
+}
+
+impl SaleGate {
+    fn publish(&self, places: &Places) {
+        self.left.store(places.left, Ordering::Release);
+    }
+
+    /// Lets in whom the places allow, from the front.
+    fn admit_waiting(&self, places: &mut Places) {
+        while let Some(first) = places.waiting.front() {
+            let quantity = first.quantity;
+            let sold_out = places.left < quantity;
+            if !sold_out && places.left - places.reserved < quantity {
+                break;
+            }
+            let Some(first) = places.waiting.pop_front() else {
+                break;
+            };
+            if sold_out {
+                // Whoever no longer waits does not mind.
+                let _gone = first.tell.send(false);
+            } else if first.tell.send(true).is_ok() {
+                places.reserved += quantity;
+            }
+        }
+        self.publish(places);
+    }
+
+    fn decide(&self, quantity: u32, sold: bool) {
+        let mut places = self.places.lock();
+        places.reserved = places.reserved.saturating_sub(quantity);
+        if sold {
+            places.left = places.left.saturating_sub(quantity);
+        }
+        self.admit_waiting(&mut places);
+    }
+}
+
+/// A place in the writer's queue. It must be decided; dropped, it counts as not sold.
+pub struct Place {
+    gate: Arc<SaleGate>,
+    quantity: u32,
+    decided: bool,
+}
+
+impl Place {
+    /// Tells the gate what the claim came to.
+    pub fn decide(mut self, sold: bool) {
+        self.decided = true;
+        self.gate.decide(self.quantity, sold);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.decided {
+            self.gate.decide(self.quantity, false);
+        }
+    }
+}
+
+/// All gates; clones share them.
+#[derive(Clone)]
+pub struct Gate(Arc<Inner>);
+
+struct Inner {
+    settings: Arc<config::FlashSales>,
+    clock: Clock,
+    metrics: Metrics,
+    sales: RwLock<HashMap<SaleId, Arc<SaleGate>>>,
+}
+
+impl Gate {
+    /// Without any sale.
+    pub fn new(settings: Arc<config::FlashSales>, clock: Clock, metrics: Metrics) -> Self {
+        Self(Arc::new(Inner {
+            settings,
+            clock,
+            metrics,
+            sales: RwLock::new(HashMap::new()),
+        }))
+    }
+
+    /// Builds the gates anew from the rows: after a start.
+    pub async fn load(&self, store: &Store) -> Result<(), StoreError> {
+        for sale in store.read(super::open_sales).await? {
+            self.open(sale);
+        }
+        Ok(())
+    }
+
+    /// Opens the gate of a sale whose row has been committed.
+    pub fn open(&self, sale: Sale) {
+        let left = u32::try_from(sale.remaining).unwrap_or(u32::MAX);
+        self.0
+            .metrics
+            .set_flash_sale_remaining(sale.id.0, sale.remaining);
+        let gate = SaleGate {
+            left: AtomicU32::new(left),
+            places: Mutex::new(Places {
+                left,
+                reserved: 0,
+                waiting: VecDeque::new(),
+            }),
+            attempts: Mutex::new(Attempts::default()),
+            sale,
+        };
+        self.0.sales.write().insert(gate.sale.id, Arc::new(gate));
+    }
+
+    /// Closes it; whoever waits hears that it is over.
+    pub fn close(&self, id: SaleId) {
+        let gate = self.0.sales.write().remove(&id);
+        if let Some(gate) = gate {
+            let mut places = gate.places.lock();
+            places.left = 0;
+            gate.admit_waiting(&mut places);
+        }
+        self.0.metrics.remove_flash_sale(id.0);
+    }
+
+    /// Units came back to open sales.
+    pub fn put_back(&self, released: &[ReleasedToSale]) {
+        for units in released {
+            if let Some(gate) = self.find(SaleId(units.sale_id)) {
+                let mut places = gate.places.lock();
+                places.left = places.left.saturating_add(units.quantity);
+                gate.admit_waiting(&mut places);
+            }
+        }
+    }
+
+    /// The metric of units left, brought up to date.
+    pub fn publish_metrics(&self) {
+        for (id, gate) in self.0.sales.read().iter() {
+            self.0
+                .metrics
+                .set_flash_sale_remaining(id.0, i64::from(gate.left.load(Ordering::Acquire)));
+        }
+    }
+
+    fn find(&self, id: SaleId) -> Option<Arc<SaleGate>> {
+        self.0.sales.read().get(&id).cloned()
+    }
+
+    /// The open sale of a product that runs now, or else the next to come.
+    pub fn sale_of(&self, product: i64, now: Timestamp) -> Option<SaleId> {
+        self.0
+            .sales
+            .read()
+            .values()
+            .filter(|gate| gate.sale.product_id.0 == product && now < gate.sale.ends_at)
+            .min_by_key(|gate| gate.sale.starts_at)
+            .map(|gate| gate.sale.id)
+    }
+
+    /// Asks for a place for `quantity` units; waits while every unit left is spoken for.
+    pub async fn enter(
+        &self,
+        id: SaleId,
+        user: UserId,
+        quantity: u32,
+        now: Timestamp,
+    ) -> Result<Place, Refusal> {
+        let gate = self.find(id).ok_or(Refusal::Unknown)?;
+        if now < gate.sale.starts_at {
+            return Err(Refusal::NotStarted);
+        }
+        if now >= gate.sale.ends_at {
+            return Err(Refusal::Ended);
+        }
+        if gate.left.load(Ordering::Acquire) < quantity {
+            return Err(Refusal::SoldOut);
+        }
+        let limit = usize::try_from(gate.sale.attempts_per_minute).unwrap_or(usize::MAX);
+        gate.attempts
+            .lock()
+            .admit(
+                user,
+                self.0.clock.monotonic_ms(),
+                limit,
+                self.0.settings.tracked_buyers_max,
+            )
+            .map_err(|wait_ms| Refusal::RateLimited(wait_ms.div_ceil(1_000)))?;
+        let answer = {
+            let mut places = gate.places.lock();
+            if places.left < quantity {
+                return Err(Refusal::SoldOut);
+            }
+            if places.waiting.is_empty() && places.left - places.reserved >= quantity {
+                places.reserved += quantity;
+                None
+            } else if places.waiting.len() >= self.0.settings.waiting_max {
+                return Err(Refusal::Overloaded);
+            } else {
+                let (tell, answer) = oneshot::channel();
+                places.waiting.push_back(Waiting { quantity, tell });
+                Some(answer)
+            }
+        };
+        if let Some(answer) = answer {
+            let mut waiter = Waiter {
+                gate: &gate,
+                quantity,
+                answer: Some(answer),
+            };
+            let verdict =
+                tokio::time::timeout(ms(self.0.settings.wait_timeout_ms), waiter.wait()).await;
+            match verdict {
+                Ok(true) => {}
+                Ok(false) => return Err(Refusal::SoldOut),
+                Err(_) => return Err(Refusal::Overloaded),
+            }
+        }
+        Ok(Place {
+            gate,
+            quantity,
+            decided: false,
+        })
+    }
+}
+
+/// One who waits. Dropped before it took its answer, it gives back a place that was already its.
+struct Waiter<'a> {
+    gate: &'a SaleGate,
+    quantity: u32,
+    answer: Option<oneshot::Receiver<bool>>,
+}
+
+impl Waiter<'_> {
+    async fn wait(&mut self) -> bool {
+        let Some(answer) = self.answer.as_mut() else {
+            return false;
+        };
+        let granted = answer.await.unwrap_or(false);
+        self.answer = None;
+        granted
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        if let Some(mut answer) = self.answer.take() {
+            answer.close();
+            if answer.try_recv() == Ok(true) {
+                self.gate.decide(self.quantity, false);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::product::ProductId;
+
+    fn sale(remaining: i64, attempts_per_minute: i64) -> Sale {
+        Sale {
+            id: SaleId(1),
+            product_id: ProductId(1),
+            quantity: remaining,
+            remaining,
+            held: 0,
+            sold: 0,
+            returned: 0,
+            unit_amount: 100,
+            currency: "CNY".to_owned(),
+            starts_at: Timestamp(1_000),
+            ends_at: Timestamp(1_000_000_000_000),
+            per_user_limit: 1,
+            attempts_per_minute,
+            payment_window_seconds: 0,
+            status: super::super::SaleStatus::Open,
+            created_at: Timestamp(0),
+        }
+    }
+
+    fn gate(remaining: i64, attempts_per_minute: i64) -> (Gate, Clock) {
+        let clock = Clock::manual(Timestamp(5_000_000));
+        let metrics = Metrics::new().expect("metrics");
+        let gate = Gate::new(
+            Arc::new(config::FlashSales::default()),
+            clock.clone(),
+            metrics,
+        );
+        gate.open(sale(remaining, attempts_per_minute));
+        (gate, clock)
+    }
+
+    #[tokio::test]
+    async fn the_last_unit_waits_for_whoever_is_next_when_a_claim_fails() {
+        let (gate, clock) = gate(1, 3);
+        let now = clock.now();
+        let first = gate
+            .enter(SaleId(1), UserId(1), 1, now)
+            .await
+            .expect("a place");
+        let second = tokio::spawn({
+            let gate = gate.clone();
+            async move {
+                gate.enter(SaleId(1), UserId(2), 1, now)
+                    .await
+                    .map(|place| place.decide(true))
+            }
+        });
+        while gate
+            .find(SaleId(1))
+            .expect("open")
+            .places
+            .lock()
+            .waiting
+            .is_empty()
+        {
+            tokio::task::yield_now().await;
+        }
+        first.decide(false);
+        assert_eq!(second.await.expect("task"), Ok(()));
+        assert_eq!(
+            gate.enter(SaleId(1), UserId(3), 1, now).await.err(),
+            Some(Refusal::SoldOut)
+        );
+        gate.put_back(&[ReleasedToSale {
+            sale_id: 1,
+            quantity: 1,
+        }]);
+        assert!(gate.enter(SaleId(1), UserId(3), 1, now).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_buyer_who_goes_away_leaks_no_place() {
+        let (gate, clock) = gate(1, 1_000);
+        let now = clock.now();
+        for round in 0..50 {
+            let place = gate
+                .enter(SaleId(1), UserId(1), 1, now)
+                .await
+                .expect("a place");
+            let waiter = tokio::spawn({
+                let gate = gate.clone();
+                async move { gate.enter(SaleId(1), UserId(2), 1, now).await.map(drop) }
+            });
+            for _ in 0..round % 5 {
+                tokio::task::yield_now().await;
+            }
+            waiter.abort();
+            drop(place);
+            drop(waiter.await);
+            let sale = gate.find(SaleId(1)).expect("open");
+            let places = sale.places.lock();
+            assert_eq!((places.left, places.reserved), (1, 0), "round {round}");
+        }
+    }
+
+    #[tokio::test]
+    async fn attempts_count_in_a_sliding_minute() {
+        let (gate, clock) = gate(100, 2);
+        let enter = |gate: Gate, now| async move {
+            gate.enter(SaleId(1), UserId(1), 1, now).await.map(drop)
+        };
+        assert!(enter(gate.clone(), clock.now()).await.is_ok());
+        clock.advance(Duration::from_secs(40));
+        assert!(enter(gate.clone(), clock.now()).await.is_ok());
+        assert_eq!(
+            enter(gate.clone(), clock.now()).await,
+            Err(Refusal::RateLimited(20))
+        );
+        clock.advance(Duration::from_secs(20));
+        assert!(enter(gate.clone(), clock.now()).await.is_ok());
+        assert_eq!(
+            enter(gate.clone(), clock.now()).await,
+            Err(Refusal::RateLimited(40))
+        );
+    }
+
+    #[test]
+    fn attempts_forget_the_oldest_beyond_the_bound() {
+        let mut attempts = Attempts::default();
+        for user in 0..10_000 {
+            attempts
+                .admit(UserId(user), 1, 1, 100)
+                .expect("first attempt");
+        }
+        assert!(attempts.recent.len() + attempts.older.len() <= 201);
+    }
+}

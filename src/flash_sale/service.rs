@@ -1,0 +1,98 @@
+//! The sweeper: closes sales whose window is over, expires unpaid orders, drops old keys.
+//!
+//! Invariants: it takes no input and may run at any time and twice; each step is bounded; what it
+//! finds is decided from the rows.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::gate::Gate;
+use super::{SaleError, SaleStatus, sql};
+use crate::clock::Clock;
+use crate::config::{Settings, ms};
+use crate::order::{self, OrderError, ReleasedToSale};
+use crate::store::Store;
+
+/// The background service.
+pub struct Sweeper {
+    store: Store,
+    clock: Clock,
+    settings: Arc<Settings>,
+    gate: Gate,
+}
+
+impl Sweeper {
+    /// With the handles that it works on.
+    pub fn new(store: Store, clock: Clock, settings: Arc<Settings>, gate: Gate) -> Self {
+        Self {
+            store,
+            clock,
+            settings,
+            gate,
+        }
+    }
+
+    /// Runs until `stopped` turns true.
+    pub async fn run(self, mut stopped: watch::Receiver<bool>) {
+        let interval = ms(self
+            .settings
+            .flash_sales
+            .sweep_interval_ms
+            .min(self.settings.orders.expiry_interval_ms));
+        loop {
+            if let Err(error) = self.sweep().await {
+                tracing::warn!(%error, "a sweep did not finish; the next one tries again");
+            }
+            tokio::select! {
+                _ = stopped.wait_for(|stop| *stop) => return,
+                () = tokio::time::sleep(interval) => {}
+            }
+        }
+    }
+
+    /// One round.
+    pub async fn sweep(&self) -> Result<(), SaleError> {
+        let now = self.clock.now();
+        for id in self.store.point(move |tx| sql::due(tx, now)).await? {
+            let gate = self.gate.clone();
+            self.store
+                .write_then(
+                    move |tx| super::close(tx, now, id, SaleStatus::Ended),
+                    move |done| {
+                        if done.is_ok() {
+                            gate.close(id);
+                        }
+                    },
+                )
+                .await?;
+        }
+        let batch = self.settings.orders.expiry_batch;
+        loop {
+            let gate = self.gate.clone();
+            let (expired, _) = self
+                .store
+                .write_then(
+                    move |tx| order::expire_due(tx, now, batch),
+                    move |done: &Result<(usize, Vec<ReleasedToSale>), OrderError>| {
+                        if let Ok((_, released)) = done {
+                            gate.put_back(released);
+                        }
+                    },
+                )
+                .await?;
+            if expired < batch as usize {
+                break;
+            }
+        }
+        let seconds = self.settings.orders.idempotency_seconds;
+        while self
+            .store
+            .write(move |tx| order::idempotency::purge(tx, now, seconds).map_err(SaleError::from))
+            .await?
+            >= 500
+        {}
+        self.gate.publish_metrics();
+        Ok(())
+    }
+}

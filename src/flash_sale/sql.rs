@@ -1,0 +1,210 @@
+//! Every statement about sales and claims.
+
+use super::{NewSale, Sale, SaleId, SaleStatus};
+use crate::auth::UserId;
+use crate::clock::Timestamp;
+use crate::order::OrderId;
+use crate::store::{Row, StoreError, Tx};
+
+const COLUMNS: &str = "id, product_id, quantity, remaining, held, sold, returned, unit_amount, currency, starts_at, \
+     ends_at, per_user_limit, attempts_per_minute, payment_window_seconds, status, created_at";
+
+fn sale(row: &Row<'_>) -> Result<Sale, StoreError> {
+    Ok(Sale {
+        id: row.get(0)?,
+        product_id: row.get(1)?,
+        quantity: row.get(2)?,
+        remaining: row.get(3)?,
+        held: row.get(4)?,
+        sold: row.get(5)?,
+        returned: row.get(6)?,
+        unit_amount: row.get(7)?,
+        currency: row.get(8)?,
+        starts_at: row.get(9)?,
+        ends_at: row.get(10)?,
+        per_user_limit: row.get(11)?,
+        attempts_per_minute: row.get(12)?,
+        payment_window_seconds: row.get(13)?,
+        status: row.get(14)?,
+        created_at: row.get(15)?,
+    })
+}
+
+/// Writes a sale unless another open one of the product overlaps it in time.
+pub(super) fn insert(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    new: &NewSale,
+    currency: &str,
+) -> Result<Option<Sale>, StoreError> {
+    tx.row(
+        &format!(
+            "INSERT INTO flash_sales (product_id, quantity, remaining, held, sold, returned, unit_amount, currency, \
+             starts_at, ends_at, per_user_limit, attempts_per_minute, payment_window_seconds, status, created_at) \
+             SELECT $1, $2, $2, 0, 0, 0, $3, $4, $5, $6, $7, $8, $9, 'open', $10 WHERE NOT EXISTS \
+             (SELECT 1 FROM flash_sales WHERE product_id = $1 AND status = 'open' AND starts_at < $6 AND ends_at > $5) \
+             RETURNING {COLUMNS}"
+        ),
+        &[
+            new.product_id.into(),
+            new.quantity.into(),
+            new.unit_amount.into(),
+            currency.into(),
+            new.starts_at.into(),
+            new.ends_at.into(),
+            new.per_user_limit.into(),
+            new.attempts_per_minute.into(),
+            new.payment_window_seconds.into(),
+            now.into(),
+        ],
+        sale,
+    )
+}
+
+pub(super) fn get(tx: &mut Tx<'_>, id: SaleId) -> Result<Option<Sale>, StoreError> {
+    tx.row(
+        &format!("SELECT {COLUMNS} FROM flash_sales WHERE id = $1"),
+        &[id.into()],
+        sale,
+    )
+}
+
+pub(super) fn list(tx: &mut Tx<'_>, before: i64, limit: i64) -> Result<Vec<Sale>, StoreError> {
+    tx.rows(
+        &format!("SELECT {COLUMNS} FROM flash_sales WHERE id < $1 ORDER BY id DESC LIMIT $2"),
+        &[before.into(), limit.into()],
+        sale,
+    )
+}
+
+pub(super) fn open_sales(tx: &mut Tx<'_>) -> Result<Vec<Sale>, StoreError> {
+    tx.rows(
+        &format!(
+            "SELECT {COLUMNS} FROM flash_sales WHERE status = 'open' ORDER BY ends_at LIMIT 10000"
+        ),
+        &[],
+        sale,
+    )
+}
+
+pub(super) fn due(tx: &mut Tx<'_>, now: Timestamp) -> Result<Vec<SaleId>, StoreError> {
+    tx.rows(
+        "SELECT id FROM flash_sales WHERE status = 'open' AND ends_at <= $1 ORDER BY ends_at LIMIT 100",
+        &[now.into()],
+        |row| row.get(0),
+    )
+}
+
+/// The decision: takes units from a sale that is open, in its window, and has them.
+pub(super) fn take(
+    tx: &mut Tx<'_>,
+    id: SaleId,
+    quantity: u32,
+    now: Timestamp,
+) -> Result<Option<Sale>, StoreError> {
+    tx.row(
+        "UPDATE flash_sales SET remaining = remaining - $2, \
+         held = held + CASE WHEN payment_window_seconds > 0 THEN $2 ELSE 0 END, \
+         sold = sold + CASE WHEN payment_window_seconds > 0 THEN 0 ELSE $2 END \
+         WHERE id = $1 AND status = 'open' AND starts_at <= $3 AND ends_at > $3 AND remaining >= $2 \
+         RETURNING id, product_id, quantity, remaining, held, sold, returned, unit_amount, currency, starts_at, \
+         ends_at, per_user_limit, attempts_per_minute, payment_window_seconds, status, created_at",
+        &[id.into(), quantity.into(), now.into()],
+        sale,
+    )
+}
+
+/// Writes the claim unless the buyer's units in this sale would pass the limit.
+pub(super) fn insert_claim(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    claim_id: &str,
+    sale: &Sale,
+    user: UserId,
+    order: OrderId,
+    quantity: u32,
+) -> Result<bool, StoreError> {
+    Ok(tx.execute(
+        "INSERT INTO claims (id, sale_id, user_id, order_id, quantity, created_at) \
+         SELECT $1, $2, $3, $4, $5, $6 WHERE (SELECT COALESCE(SUM(c.quantity), 0) FROM claims c \
+         JOIN orders o ON o.id = c.order_id WHERE c.sale_id = $2 AND c.user_id = $3 \
+         AND o.status NOT IN ('cancelled', 'expired', 'refund_due')) + $5 <= $7",
+        &[
+            claim_id.into(),
+            sale.id.into(),
+            user.into(),
+            order.into(),
+            quantity.into(),
+            now.into(),
+            sale.per_user_limit.into(),
+        ],
+    )? == 1)
+}
+
+/// `(sale, buyer, order, quantity, created)` of a claim.
+pub(super) fn claim(
+    tx: &mut Tx<'_>,
+    id: &str,
+) -> Result<Option<(SaleId, UserId, OrderId, u32, Timestamp)>, StoreError> {
+    tx.row(
+        "SELECT sale_id, user_id, order_id, quantity, created_at FROM claims WHERE id = $1",
+        &[id.into()],
+        |row| {
+            Ok((
+                row.get(0)?,
+                row.get(1)?,
+                row.get(2)?,
+                row.get(3)?,
+                row.get(4)?,
+            ))
+        },
+    )
+}
+
+/// Closes an open sale; answers what was left in it.
+pub(super) fn close(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: SaleId,
+    status: SaleStatus,
+) -> Result<Option<(Sale, i64)>, StoreError> {
+    let Some(before) = get(tx, id)?.filter(|sale| sale.status == SaleStatus::Open) else {
+        return Ok(None);
+    };
+    let closed = tx.row(
+        &format!(
+            "UPDATE flash_sales SET returned = returned + remaining, remaining = 0, status = $2, closed_at = $3 \
+             WHERE id = $1 AND status = 'open' AND remaining = $4 RETURNING {COLUMNS}"
+        ),
+        &[id.into(), status.into(), now.into(), before.remaining.into()],
+        sale,
+    )?;
+    Ok(closed.map(|sale| (sale, before.remaining)))
+}
+
+/// Units in the sale's live orders, counted from the orders themselves.
+pub(super) fn units_ordered(tx: &mut Tx<'_>, id: SaleId) -> Result<i64, StoreError> {
+    Ok(tx
+        .row(
+            "SELECT COALESCE(SUM(c.quantity), 0) FROM claims c JOIN orders o ON o.id = c.order_id \
+             WHERE c.sale_id = $1 AND o.status NOT IN ('cancelled', 'expired', 'refund_due')",
+            &[id.into()],
+            |row| row.get(0),
+        )?
+        .unwrap_or(0))
+}
+
+/// Whether a claim and its order are both there.
+pub(super) fn claim_has_order(
+    tx: &mut Tx<'_>,
+    claim: &str,
+    order: i64,
+) -> Result<bool, StoreError> {
+    Ok(tx
+        .row(
+            "SELECT 1 FROM claims c JOIN orders o ON o.id = c.order_id WHERE c.id = $1 AND o.id = $2",
+            &[claim.into(), order.into()],
+            |_| Ok(()),
+        )?
+        .is_some())
+}

@@ -1,0 +1,362 @@
+//! Orders over HTTP.
+
+use std::sync::Arc;
+
+use poem_openapi::param::{Header, Path, Query};
+use poem_openapi::{Object, OpenApi};
+use serde::{Deserialize, Serialize};
+
+use super::idempotency::Key;
+use super::{Order, OrderError, OrderId, ReleasedToSale};
+use crate::auth::api::{Access, Tag};
+use crate::auth::{Role, Scope};
+use crate::clock::{Clock, Timestamp};
+use crate::config;
+use crate::http::{Body, Created, Failure, Problem, fails};
+use crate::monitor::Metrics;
+use crate::product::ProductId;
+use crate::product::stock::StockError;
+use crate::store::Store;
+
+/// Told when units return to a sale, after the commit.
+pub type OnReleased = Arc<dyn Fn(&[ReleasedToSale]) + Send + Sync>;
+
+impl From<OrderError> for Problem {
+    fn from(error: OrderError) -> Self {
+        let text = error.to_string();
+        match error {
+            OrderError::Invalid(errors) => Problem::validation(errors),
+            OrderError::NotFound(_) => Problem::not_found("no_order", text),
+            OrderError::Stock(StockError::NotFound(_)) => {
+                Problem::validation(vec![crate::check::FieldError::new("items", text)])
+            }
+            OrderError::Stock(StockError::Insufficient { .. }) => {
+                Problem::conflict("insufficient_stock", text)
+            }
+            OrderError::Stock(StockError::Store(error)) | OrderError::Store(error) => error.into(),
+            OrderError::MixedCurrencies => {
+                Problem::validation(vec![crate::check::FieldError::new("items", text)])
+            }
+            OrderError::State(_) => Problem::conflict("invalid_state", text),
+            OrderError::KeyReused => {
+                Problem::validation(vec![crate::check::FieldError::new("Idempotency-Key", text)])
+            }
+        }
+    }
+}
+
+/// A line to order.
+#[derive(Serialize, Deserialize, Object)]
+#[serde(deny_unknown_fields)]
+struct LineBody {
+    /// Product
+    product_id: i64,
+    /// Units
+    #[oai(validator(minimum(value = "1")))]
+    quantity: u32,
+}
+
+/// An order to place.
+#[derive(Serialize, Deserialize, Object)]
+#[serde(deny_unknown_fields)]
+struct OrderBody {
+    /// Lines; two lines of one product are summed
+    #[oai(validator(min_items = 1))]
+    items: Vec<LineBody>,
+}
+
+/// A line of an order.
+#[derive(Serialize, Object)]
+struct ItemView {
+    /// Product
+    product_id: i64,
+    /// Units
+    quantity: u32,
+    /// Price of one in minor units
+    unit_amount: i64,
+    /// Price of the line
+    amount: i64,
+}
+
+/// An order.
+#[derive(Serialize, Object)]
+struct OrderView {
+    /// Key
+    id: i64,
+    /// Whose
+    user_id: i64,
+    /// `pending_payment`, `paid`, `processed`, `fulfilled`, `cancelled`, `expired` or `refund_due`
+    state: String,
+    /// Sum in minor units
+    total_amount: i64,
+    /// ISO 4217
+    currency: String,
+    /// The flash sale that its units came from
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sale_id: Option<i64>,
+    /// When it was placed
+    created_at: Timestamp,
+    /// Until when it must be paid
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<Timestamp>,
+    /// When it was paid
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paid_at: Option<Timestamp>,
+    /// Lines
+    items: Vec<ItemView>,
+}
+
+impl From<Order> for OrderView {
+    fn from(order: Order) -> Self {
+        Self {
+            id: order.id.0,
+            user_id: order.user_id.0,
+            state: order.status.word().to_owned(),
+            total_amount: order.total_amount,
+            currency: order.currency,
+            sale_id: order.sale_id,
+            created_at: order.created_at,
+            expires_at: order.expires_at,
+            paid_at: order.paid_at,
+            items: order
+                .items
+                .into_iter()
+                .map(|item| ItemView {
+                    product_id: item.product_id.0,
+                    quantity: item.quantity,
+                    unit_amount: item.unit_amount,
+                    amount: item.amount,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// One page of orders.
+#[derive(Serialize, Object)]
+struct OrderPage {
+    /// Orders, newest first
+    items: Vec<OrderView>,
+    /// Pass it as `cursor` for the next page
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+}
+
+/// Orders.
+#[derive(Clone)]
+pub struct OrderApi {
+    store: Store,
+    clock: Clock,
+    rules: Arc<config::Orders>,
+    metrics: Metrics,
+    on_released: OnReleased,
+}
+
+impl OrderApi {
+    /// With the handles that it works on.
+    pub fn new(
+        store: Store,
+        clock: Clock,
+        rules: Arc<config::Orders>,
+        metrics: Metrics,
+        on_released: OnReleased,
+    ) -> Self {
+        Self {
+            store,
+            clock,
+            rules,
+            metrics,
+            on_released,
+        }
+    }
+}
+
+#[OpenApi(prefix_path = "/api/v1", tag = "Tag::Orders")]
+impl OrderApi {
+    /// Place an order
+    ///
+    /// Takes the units of every line or of none. Send an `Idempotency-Key` and repeat the request
+    /// freely: it is done once.
+    #[oai(path = "/orders", method = "post")]
+    async fn create(
+        &self,
+        access: Access,
+        /// Any text that is new for each order, kept for 24 hours
+        #[oai(name = "Idempotency-Key")]
+        idempotency_key: Header<Option<String>>,
+        body: Body<OrderBody>,
+    ) -> Result<Created<OrderView>, Failure<{ fails::SECURED | fails::CONFLICT }>> {
+        let caller = access.0;
+        caller.require(Role::Customer, Scope::Orders)?;
+        let asked = serde_json::to_string(&body.0).map_err(Problem::internal)?;
+        let key = idempotency_key
+            .0
+            .map(|key| {
+                Key::new(
+                    &key,
+                    &format!("POST /orders {asked}"),
+                    self.rules.idempotency_seconds,
+                )
+            })
+            .transpose()?;
+        let lines: Vec<(ProductId, u32)> = body
+            .0
+            .items
+            .iter()
+            .map(|line| (ProductId(line.product_id), line.quantity))
+            .collect();
+        let (now, rules) = (self.clock.now(), Arc::clone(&self.rules));
+        let created = self
+            .store
+            .write(move |tx| {
+                if let Some(stored) = key
+                    .as_ref()
+                    .map(|key| key.look_up(tx, now, caller.user_id))
+                    .transpose()?
+                    .flatten()
+                {
+                    return Ok(Created::replay(stored.body, stored.location));
+                }
+                let order = super::create(tx, now, &rules, caller.user_id, &lines)?;
+                let location = format!("/api/v1/orders/{}", order.id);
+                let text = serde_json::to_string(&OrderView::from(order))
+                    .map_err(|error| crate::store::StoreError::Bug(error.to_string()))?;
+                if let Some(key) = &key {
+                    key.keep(tx, now, caller.user_id, location.clone(), text.clone())?;
+                }
+                Ok::<_, OrderError>(Created::printed(text, location))
+            })
+            .await
+            .map_err(Problem::from)?;
+        self.metrics.orders_created_total.inc();
+        Ok(created)
+    }
+
+    /// List my orders
+    #[oai(path = "/orders", method = "get")]
+    async fn list(
+        &self,
+        access: Access,
+        /// Where the page before ended
+        cursor: Query<Option<String>>,
+        /// Rows, 1 to 200
+        #[oai(
+            validator(minimum(value = "1"), maximum(value = "200")),
+            default = "default_limit"
+        )]
+        limit: Query<i64>,
+    ) -> Result<Body<OrderPage>, Failure<{ fails::SECURED }>> {
+        let caller = access.0;
+        caller.require(Role::Customer, Scope::Orders)?;
+        let before = match cursor.0.as_deref() {
+            None => i64::MAX,
+            Some(text) => text.parse().map_err(|_| {
+                Problem::new(
+                    poem::http::StatusCode::BAD_REQUEST,
+                    "invalid_cursor",
+                    "the cursor is none of ours",
+                )
+                .field("cursor", "pass next_cursor of the page before")
+            })?,
+        };
+        let rows = limit.0;
+        let orders = self
+            .store
+            .read(move |tx| super::list(tx, caller.user_id, before, rows))
+            .await
+            .map_err(Problem::from)?;
+        let next_cursor = (orders.len() as i64 == rows)
+            .then(|| orders.last().map(|order| order.id.to_string()))
+            .flatten();
+        Ok(Body(OrderPage {
+            items: orders.into_iter().map(OrderView::from).collect(),
+            next_cursor,
+        }))
+    }
+
+    /// Read an order
+    #[oai(path = "/orders/:id", method = "get")]
+    async fn get(
+        &self,
+        access: Access,
+        /// Key of the order
+        id: Path<i64>,
+    ) -> Result<Body<OrderView>, Failure<{ fails::SECURED | fails::NOT_FOUND }>> {
+        let caller = access.0;
+        caller.require(Role::Customer, Scope::Orders)?;
+        let owner = (!caller.is_staff()).then_some(caller.user_id);
+        let order = self
+            .store
+            .point(move |tx| super::get(tx, OrderId(id.0), owner))
+            .await
+            .map_err(Problem::from)?;
+        Ok(Body(order.into()))
+    }
+
+    /// Cancel an order
+    ///
+    /// Its units are on sale again at once. What was paid becomes `refund_due`.
+    #[oai(path = "/orders/:id/cancel", method = "post")]
+    async fn cancel(
+        &self,
+        access: Access,
+        /// Key of the order
+        id: Path<i64>,
+    ) -> Result<Body<OrderView>, Failure<{ fails::SECURED | fails::NOT_FOUND | fails::CONFLICT }>>
+    {
+        let caller = access.0;
+        caller.require(Role::Customer, Scope::Orders)?;
+        let owner = (!caller.is_staff()).then_some(caller.user_id);
+        let (now, tell) = (self.clock.now(), Arc::clone(&self.on_released));
+        let (order, _) = self
+            .store
+            .write_then(
+                move |tx| super::cancel(tx, now, OrderId(id.0), owner),
+                move |done: &Result<(Order, Vec<ReleasedToSale>), OrderError>| {
+                    if let Ok((_, released)) = done {
+                        tell(released);
+                    }
+                },
+            )
+            .await
+            .map_err(Problem::from)?;
+        Ok(Body(order.into()))
+    }
+
+    /// Confirm a payment
+    ///
+    /// Confirmed twice it counts once. Too late, it takes the units again while there are any, else
+    /// the order becomes `refund_due`.
+    #[oai(path = "/orders/:id/pay", method = "post")]
+    async fn pay(
+        &self,
+        access: Access,
+        /// Key of the order
+        id: Path<i64>,
+    ) -> Result<Body<OrderView>, Failure<{ fails::SECURED | fails::NOT_FOUND | fails::CONFLICT }>>
+    {
+        let caller = access.0;
+        let trusted =
+            caller.is_staff() && caller.may(Scope::Payments) || caller.is_key_with(Scope::Payments);
+        if !trusted && !self.rules.customers_confirm_payment {
+            return Err(
+                Problem::forbidden("payments are confirmed by the payment provider here").into(),
+            );
+        }
+        if !trusted {
+            caller.require(Role::Customer, Scope::Orders)?;
+        }
+        let owner = (!trusted).then_some(caller.user_id);
+        let now = self.clock.now();
+        let order = self
+            .store
+            .write(move |tx| super::pay(tx, now, OrderId(id.0), owner))
+            .await
+            .map_err(Problem::from)?;
+        Ok(Body(order.into()))
+    }
+}
+
+fn default_limit() -> i64 {
+    50
+}

@@ -1,0 +1,99 @@
+//! Idempotency keys (draft-ietf-httpapi-idempotency-key-header-07): the same request twice is done
+//! once and answered alike.
+//!
+//! Invariants: the key's row commits with the work that it stands for; only successes are kept, for
+//! a refusal has changed nothing and may be tried again; a second request that comes while the first
+//! waits for the writer runs after it and finds its answer, so "still running" never has to be told.
+
+use sha2::{Digest, Sha256};
+
+use super::{OrderError, sql};
+use crate::auth::UserId;
+use crate::check::FieldError;
+use crate::clock::Timestamp;
+use crate::store::{StoreError, Tx};
+
+/// An answer that was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Hash of what was asked.
+    pub fingerprint: String,
+    /// Where the made thing is.
+    pub location: String,
+    /// The JSON that was answered.
+    pub body: String,
+}
+
+/// A key with what was asked under it.
+#[derive(Clone, Debug)]
+pub struct Key {
+    key: String,
+    fingerprint: String,
+    seconds: i64,
+}
+
+impl Key {
+    /// Checks the header's value; `asked` is anything that tells two requests apart.
+    pub fn new(key: &str, asked: &str, seconds: u64) -> Result<Self, Vec<FieldError>> {
+        if key.is_empty()
+            || key.len() > 255
+            || !key
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() || byte == b' ')
+        {
+            return Err(vec![FieldError::new(
+                "Idempotency-Key",
+                "must be 1 to 255 visible ASCII characters",
+            )]);
+        }
+        let digest = Sha256::digest(asked.as_bytes());
+        Ok(Self {
+            key: key.to_owned(),
+            fingerprint: digest
+                .iter()
+                .take(16)
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
+            seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
+        })
+    }
+
+    /// The answer given before, if there is one.
+    pub fn look_up(
+        &self,
+        tx: &mut Tx<'_>,
+        now: Timestamp,
+        caller: UserId,
+    ) -> Result<Option<Stored>, OrderError> {
+        match sql::stored(tx, caller, &self.key, now.plus_seconds(-self.seconds))? {
+            Some(stored) if stored.fingerprint == self.fingerprint => Ok(Some(stored)),
+            Some(_) => Err(OrderError::KeyReused),
+            None => Ok(None),
+        }
+    }
+
+    /// Keeps an answer.
+    pub fn keep(
+        &self,
+        tx: &mut Tx<'_>,
+        now: Timestamp,
+        caller: UserId,
+        location: String,
+        body: String,
+    ) -> Result<(), StoreError> {
+        let stored = Stored {
+            fingerprint: self.fingerprint.clone(),
+            location,
+            body,
+        };
+        sql::store(tx, now, caller, &self.key, &stored)
+    }
+}
+
+/// Drops answers that are older than `seconds`, a bounded number at a time.
+pub fn purge(tx: &mut Tx<'_>, now: Timestamp, seconds: u64) -> Result<u64, StoreError> {
+    sql::purge_keys(
+        tx,
+        now.plus_seconds(-i64::try_from(seconds).unwrap_or(i64::MAX)),
+    )
+}

@@ -1,0 +1,447 @@
+//! Orders: their lines, their states, what becomes of their units.
+//!
+//! ```text
+//! pending_payment ──pay──▶ paid ──▶ processed ──▶ fulfilled
+//!    │        │             └─cancel─▶ refund_due
+//!    │cancel  │expire                      ▲
+//!    ▼        ▼                            │ late payment, no units left
+//! cancelled  expired ──late payment────────┴─▶ paid (units taken again)
+//! ```
+//!
+//! Invariants: an order and its units' movements commit together; every change of state is a
+//! conditional update on the state before; whoever paid gets the units or is owed a refund, never
+//! neither. What is absent: `order` does not know what a flash sale is, only that some units return
+//! to one ([`ReleasedToSale`]).
+
+pub mod api;
+pub mod idempotency;
+mod sql;
+
+use std::collections::BTreeMap;
+
+use crate::auth::UserId;
+use crate::check::{Checks, FieldError};
+use crate::clock::Timestamp;
+use crate::config;
+use crate::product::ProductId;
+use crate::product::stock::{self, Movement, Reason, StockError};
+use crate::store::{StoreError, Tx};
+use crate::{id_type, word_type};
+pub use idempotency::Stored;
+
+id_type! {
+    /// Key of an order.
+    OrderId
+}
+
+word_type! {
+    /// Where an order is in its life.
+    OrderStatus {
+        /// Its units are held until it is paid or expires.
+        PendingPayment = "pending_payment",
+        /// Paid, or made without a payment step.
+        Paid = "paid",
+        /// Taken over by the shop's processing.
+        Processed = "processed",
+        /// Delivered.
+        Fulfilled = "fulfilled",
+        /// Given up before it was paid.
+        Cancelled = "cancelled",
+        /// Not paid in time.
+        Expired = "expired",
+        /// Paid, but there is nothing to deliver: the money goes back.
+        RefundDue = "refund_due",
+    }
+}
+
+/// A line of an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderItem {
+    /// What.
+    pub product_id: ProductId,
+    /// How many.
+    pub quantity: u32,
+    /// Price of one in minor units.
+    pub unit_amount: i64,
+    /// Price of all.
+    pub amount: i64,
+}
+
+/// An order.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Key.
+    pub id: OrderId,
+    /// Whose.
+    pub user_id: UserId,
+    /// State.
+    pub status: OrderStatus,
+    /// Sum of its lines in minor units.
+    pub total_amount: i64,
+    /// ISO 4217.
+    pub currency: String,
+    /// The sale that its units came from, if any.
+    pub sale_id: Option<i64>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Until when it must be paid.
+    pub expires_at: Option<Timestamp>,
+    /// When it was paid.
+    pub paid_at: Option<Timestamp>,
+    /// Its lines.
+    pub items: Vec<OrderItem>,
+}
+
+/// An order whose units have been taken already.
+#[derive(Clone, Debug)]
+pub struct NewOrder {
+    /// Whose.
+    pub user_id: UserId,
+    /// First state: pending or paid.
+    pub status: OrderStatus,
+    /// Sum of the lines.
+    pub total_amount: i64,
+    /// ISO 4217.
+    pub currency: String,
+    /// The sale that the units came from.
+    pub sale_id: Option<i64>,
+    /// Until when it must be paid.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Units that returned to an open sale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReleasedToSale {
+    /// The sale.
+    pub sale_id: i64,
+    /// How many.
+    pub quantity: u32,
+}
+
+/// Why something could not be done to an order.
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    /// Fields don't hold.
+    #[error("the order is not valid")]
+    Invalid(Vec<FieldError>),
+    /// No such order, or another's.
+    #[error("there is no order {0}")]
+    NotFound(OrderId),
+    /// Units are missing.
+    #[error(transparent)]
+    Stock(StockError),
+    /// Two lines have different currencies.
+    #[error("the products have different currencies; order them apart")]
+    MixedCurrencies,
+    /// The state does not allow it.
+    #[error("the order is {}, which does not allow this", .0.word())]
+    State(OrderStatus),
+    /// The idempotency key was used for another request.
+    #[error("the Idempotency-Key was used for another request")]
+    KeyReused,
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<StockError> for OrderError {
+    fn from(error: StockError) -> Self {
+        match error {
+            StockError::Store(error) => OrderError::Store(error),
+            other => OrderError::Stock(other),
+        }
+    }
+}
+
+/// First state and end of the payment window of an order made now.
+pub fn payment_terms(now: Timestamp, window_seconds: i64) -> (OrderStatus, Option<Timestamp>) {
+    if window_seconds > 0 {
+        (
+            OrderStatus::PendingPayment,
+            Some(now.plus_seconds(window_seconds)),
+        )
+    } else {
+        (OrderStatus::Paid, None)
+    }
+}
+
+/// Makes an order of products at their current prices.
+pub fn create(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    rules: &config::Orders,
+    user_id: UserId,
+    lines: &[(ProductId, u32)],
+) -> Result<Order, OrderError> {
+    let mut checks = Checks::new();
+    checks.range("items", lines.len(), 1, rules.lines_max);
+    let mut wanted: BTreeMap<ProductId, u32> = BTreeMap::new();
+    for (at, (product, quantity)) in lines.iter().enumerate().take(rules.lines_max) {
+        let field = format!("items[{at}].quantity");
+        checks.range(field.clone(), *quantity, 1, rules.quantity_max);
+        let sum = wanted.entry(*product).or_default();
+        *sum = sum.saturating_add(*quantity);
+        checks.require(
+            *sum <= rules.quantity_max,
+            field,
+            "the lines of this product add up to too much",
+        );
+    }
+    checks.finish().map_err(OrderError::Invalid)?;
+    let (mut items, mut currency, mut total) =
+        (Vec::with_capacity(wanted.len()), None::<String>, 0i64);
+    // In the order of their ids, so that two orders never wait for each other's rows.
+    for (product_id, quantity) in wanted {
+        let taken = stock::take(tx, product_id, quantity)?;
+        if currency
+            .as_ref()
+            .is_some_and(|known| *known != taken.currency)
+        {
+            return Err(OrderError::MixedCurrencies);
+        }
+        let amount = taken.unit_amount.saturating_mul(i64::from(quantity));
+        total = total.saturating_add(amount);
+        currency = Some(taken.currency);
+        items.push(OrderItem {
+            product_id,
+            quantity,
+            unit_amount: taken.unit_amount,
+            amount,
+        });
+    }
+    let window = i64::try_from(rules.payment_window_seconds).unwrap_or(i64::MAX);
+    let (status, expires_at) = payment_terms(now, window);
+    let new = NewOrder {
+        user_id,
+        status,
+        total_amount: total,
+        currency: currency.unwrap_or_default(),
+        sale_id: None,
+        expires_at,
+    };
+    let reason = if status == OrderStatus::Paid {
+        Reason::Sell
+    } else {
+        Reason::Hold
+    };
+    insert(tx, now, &new, items, reason)
+}
+
+/// Writes an order, its lines and their movements; the units have been taken by the caller.
+pub fn insert(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    new: &NewOrder,
+    items: Vec<OrderItem>,
+    reason: Reason,
+) -> Result<Order, OrderError> {
+    let id = sql::insert(tx, now, new)?;
+    for (line, item) in (1..).zip(&items) {
+        sql::insert_item(tx, id, line, item)?;
+        let movement = Movement {
+            product_id: item.product_id,
+            sale_id: new.sale_id,
+            order_id: Some(id.0),
+            reason,
+            quantity: item.quantity,
+        };
+        stock::append(tx, now, &movement)?;
+    }
+    Ok(Order {
+        id,
+        user_id: new.user_id,
+        status: new.status,
+        total_amount: new.total_amount,
+        currency: new.currency.clone(),
+        sale_id: new.sale_id,
+        created_at: now,
+        expires_at: new.expires_at,
+        paid_at: (new.status == OrderStatus::Paid).then_some(now),
+        items,
+    })
+}
+
+/// One order; another's is as absent as none. `owner` is `None` for staff.
+pub fn get(tx: &mut Tx<'_>, id: OrderId, owner: Option<UserId>) -> Result<Order, OrderError> {
+    let mut order = sql::get(tx, id)?
+        .filter(|order| owner.is_none_or(|owner| owner == order.user_id))
+        .ok_or(OrderError::NotFound(id))?;
+    order.items = sql::items(tx, id)?;
+    Ok(order)
+}
+
+/// A user's orders with ids below `before`, newest first.
+pub fn list(
+    tx: &mut Tx<'_>,
+    user: UserId,
+    before: i64,
+    limit: i64,
+) -> Result<Vec<Order>, OrderError> {
+    let mut orders = sql::list(tx, user, before, limit)?;
+    for order in &mut orders {
+        order.items = sql::items(tx, order.id)?;
+    }
+    Ok(orders)
+}
+
+/// Gives an order up. Its units return to where they came from; what was paid is due back.
+pub fn cancel(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: OrderId,
+    owner: Option<UserId>,
+) -> Result<(Order, Vec<ReleasedToSale>), OrderError> {
+    let order = get(tx, id, owner)?;
+    let (was_held, to) = match order.status {
+        OrderStatus::PendingPayment => (true, OrderStatus::Cancelled),
+        OrderStatus::Paid => (false, OrderStatus::RefundDue),
+        OrderStatus::Processed
+        | OrderStatus::Fulfilled
+        | OrderStatus::Cancelled
+        | OrderStatus::Expired
+        | OrderStatus::RefundDue => return Err(OrderError::State(order.status)),
+    };
+    if !sql::shift(tx, now, id, order.status, to)? {
+        return Err(OrderError::State(order.status));
+    }
+    let released = release(tx, now, &order, was_held)?;
+    Ok((get(tx, id, None)?, released))
+}
+
+/// Returns an order's units to its sale while that is open, else to the free stock.
+fn release(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    order: &Order,
+    was_held: bool,
+) -> Result<Vec<ReleasedToSale>, OrderError> {
+    let mut released = Vec::new();
+    for item in &order.items {
+        let back = match order.sale_id {
+            Some(sale) => sql::back_to_sale(tx, sale, item.quantity, was_held)?,
+            None => None,
+        };
+        let reason = match (back, was_held) {
+            (Some(_), true) => Reason::ReleaseToSale,
+            (Some(_), false) => Reason::RefundToSale,
+            (None, true) => Reason::Release,
+            (None, false) => Reason::Refund,
+        };
+        match (back, order.sale_id) {
+            (Some(units), _) => released.push(units),
+            (None, sale) => {
+                if let Some(sale) = sale {
+                    sql::returned_from_sale(tx, sale, item.quantity, was_held)?;
+                }
+                stock::give_back(tx, item.product_id, item.quantity)?;
+            }
+        }
+        let movement = Movement {
+            product_id: item.product_id,
+            sale_id: order.sale_id,
+            order_id: Some(order.id.0),
+            reason,
+            quantity: item.quantity,
+        };
+        stock::append(tx, now, &movement)?;
+    }
+    Ok(released)
+}
+
+/// Notes a payment. Paid twice is paid once; paid too late takes the units again or is due back.
+pub fn pay(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: OrderId,
+    owner: Option<UserId>,
+) -> Result<Order, OrderError> {
+    let order = get(tx, id, owner)?;
+    match order.status {
+        OrderStatus::PendingPayment => {
+            if !sql::shift(tx, now, id, OrderStatus::PendingPayment, OrderStatus::Paid)? {
+                return Err(OrderError::State(order.status));
+            }
+            for item in &order.items {
+                if let Some(sale) = order.sale_id {
+                    sql::held_to_sold(tx, sale, item.quantity)?;
+                }
+                let movement = Movement {
+                    product_id: item.product_id,
+                    sale_id: order.sale_id,
+                    order_id: Some(id.0),
+                    reason: Reason::Pay,
+                    quantity: item.quantity,
+                };
+                stock::append(tx, now, &movement)?;
+            }
+        }
+        OrderStatus::Expired => pay_late(tx, now, &order)?,
+        OrderStatus::Paid
+        | OrderStatus::Processed
+        | OrderStatus::Fulfilled
+        | OrderStatus::RefundDue => {}
+        OrderStatus::Cancelled => return Err(OrderError::State(order.status)),
+    }
+    get(tx, id, None)
+}
+
+fn pay_late(tx: &mut Tx<'_>, now: Timestamp, order: &Order) -> Result<(), OrderError> {
+    let mut taken = Vec::new();
+    for item in &order.items {
+        match stock::take(tx, item.product_id, item.quantity) {
+            Ok(_) => taken.push(item),
+            Err(StockError::Store(error)) => return Err(error.into()),
+            Err(StockError::NotFound(_) | StockError::Insufficient { .. }) => break,
+        }
+    }
+    let complete = taken.len() == order.items.len();
+    let to = if complete {
+        OrderStatus::Paid
+    } else {
+        OrderStatus::RefundDue
+    };
+    if !sql::shift(tx, now, order.id, OrderStatus::Expired, to)? {
+        return Err(OrderError::State(order.status));
+    }
+    if complete && order.sale_id.is_some() {
+        sql::leave_sale(tx, order.id)?;
+    }
+    for item in taken {
+        if !complete {
+            stock::give_back(tx, item.product_id, item.quantity)?;
+            continue;
+        }
+        let movement = Movement {
+            product_id: item.product_id,
+            sale_id: None,
+            order_id: Some(order.id.0),
+            reason: Reason::Sell,
+            quantity: item.quantity,
+        };
+        stock::append(tx, now, &movement)?;
+    }
+    Ok(())
+}
+
+/// Expires orders that were not paid in time, at most `batch`; answers how many, and what returned.
+pub fn expire_due(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    batch: u32,
+) -> Result<(usize, Vec<ReleasedToSale>), OrderError> {
+    let due = sql::due(tx, now, batch)?;
+    let mut released = Vec::new();
+    for id in &due {
+        let order = get(tx, *id, None)?;
+        if sql::shift(
+            tx,
+            now,
+            *id,
+            OrderStatus::PendingPayment,
+            OrderStatus::Expired,
+        )? {
+            released.extend(release(tx, now, &order, true)?);
+        }
+    }
+    Ok((due.len(), released))
+}

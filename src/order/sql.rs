@@ -1,0 +1,226 @@
+//! Every statement about orders, their lines and idempotency keys.
+
+use super::{NewOrder, Order, OrderId, OrderItem, OrderStatus, ReleasedToSale, Stored};
+use crate::auth::UserId;
+use crate::clock::Timestamp;
+use crate::store::{Row, StoreError, Tx};
+
+fn order(row: &Row<'_>) -> Result<Order, StoreError> {
+    Ok(Order {
+        id: row.get(0)?,
+        user_id: row.get(1)?,
+        status: row.get(2)?,
+        total_amount: row.get(3)?,
+        currency: row.get(4)?,
+        sale_id: row.get(5)?,
+        created_at: row.get(6)?,
+        expires_at: row.get(7)?,
+        paid_at: row.get(8)?,
+        items: Vec::new(),
+    })
+}
+
+pub(super) fn insert(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    new: &NewOrder,
+) -> Result<OrderId, StoreError> {
+    tx.row(
+        "INSERT INTO orders (user_id, status, total_amount, currency, sale_id, created_at, updated_at, expires_at, \
+         paid_at) VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8) RETURNING id",
+        &[
+            new.user_id.into(),
+            new.status.into(),
+            new.total_amount.into(),
+            (&new.currency).into(),
+            new.sale_id.into(),
+            now.into(),
+            new.expires_at.into(),
+            (new.status == OrderStatus::Paid).then_some(now).into(),
+        ],
+        |row| row.get(0),
+    )?
+    .ok_or_else(|| StoreError::Bug("an insert returned no id".to_owned()))
+}
+
+pub(super) fn insert_item(
+    tx: &mut Tx<'_>,
+    order: OrderId,
+    line: i64,
+    item: &OrderItem,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO order_items (order_id, line, product_id, quantity, unit_amount, amount) \
+         VALUES ($1, $2, $3, $4, $5, $6)",
+        &[
+            order.into(),
+            line.into(),
+            item.product_id.into(),
+            item.quantity.into(),
+            item.unit_amount.into(),
+            item.amount.into(),
+        ],
+    )?;
+    Ok(())
+}
+
+pub(super) fn get(tx: &mut Tx<'_>, id: OrderId) -> Result<Option<Order>, StoreError> {
+    tx.row(
+        "SELECT id, user_id, status, total_amount, currency, sale_id, created_at, expires_at, paid_at \
+         FROM orders WHERE id = $1",
+        &[id.into()],
+        order,
+    )
+}
+
+pub(super) fn items(tx: &mut Tx<'_>, id: OrderId) -> Result<Vec<OrderItem>, StoreError> {
+    tx.rows(
+        "SELECT product_id, quantity, unit_amount, amount FROM order_items WHERE order_id = $1 ORDER BY line",
+        &[id.into()],
+        |row| {
+            Ok(OrderItem {
+                product_id: row.get(0)?,
+                quantity: row.get(1)?,
+                unit_amount: row.get(2)?,
+                amount: row.get(3)?,
+            })
+        },
+    )
+}
+
+pub(super) fn list(
+    tx: &mut Tx<'_>,
+    user: UserId,
+    before: i64,
+    limit: i64,
+) -> Result<Vec<Order>, StoreError> {
+    tx.rows(
+        "SELECT id, user_id, status, total_amount, currency, sale_id, created_at, expires_at, paid_at \
+         FROM orders WHERE user_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3",
+        &[user.into(), before.into(), limit.into()],
+        order,
+    )
+}
+
+/// Moves an order from one state to another; `false` when it is not in the first.
+pub(super) fn shift(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: OrderId,
+    from: OrderStatus,
+    to: OrderStatus,
+) -> Result<bool, StoreError> {
+    Ok(tx.execute(
+        "UPDATE orders SET status = $3, updated_at = $4, \
+         paid_at = CASE WHEN $3 = 'paid' THEN $4 ELSE paid_at END WHERE id = $1 AND status = $2",
+        &[id.into(), from.into(), to.into(), now.into()],
+    )? == 1)
+}
+
+pub(super) fn due(tx: &mut Tx<'_>, now: Timestamp, limit: u32) -> Result<Vec<OrderId>, StoreError> {
+    tx.rows(
+        "SELECT id FROM orders WHERE status = 'pending_payment' AND expires_at <= $1 ORDER BY expires_at LIMIT $2",
+        &[now.into(), limit.into()],
+        |row| row.get(0),
+    )
+}
+
+/// Units of a sale's order go back to the sale while it is open; `None` when it is closed.
+pub(super) fn back_to_sale(
+    tx: &mut Tx<'_>,
+    sale: i64,
+    quantity: u32,
+    was_held: bool,
+) -> Result<Option<ReleasedToSale>, StoreError> {
+    let sql = if was_held {
+        "UPDATE flash_sales SET remaining = remaining + $2, held = held - $2 WHERE id = $1 AND status = 'open' \
+         RETURNING remaining"
+    } else {
+        "UPDATE flash_sales SET remaining = remaining + $2, sold = sold - $2 WHERE id = $1 AND status = 'open' \
+         RETURNING remaining"
+    };
+    tx.row(sql, &[sale.into(), quantity.into()], |row| {
+        row.get::<i64>(0)?;
+        Ok(ReleasedToSale {
+            sale_id: sale,
+            quantity,
+        })
+    })
+}
+
+/// Units of a closed sale's order: the sale counts them as returned.
+pub(super) fn returned_from_sale(
+    tx: &mut Tx<'_>,
+    sale: i64,
+    quantity: u32,
+    was_held: bool,
+) -> Result<(), StoreError> {
+    let sql = if was_held {
+        "UPDATE flash_sales SET returned = returned + $2, held = held - $2 WHERE id = $1"
+    } else {
+        "UPDATE flash_sales SET returned = returned + $2, sold = sold - $2 WHERE id = $1"
+    };
+    tx.execute(sql, &[sale.into(), quantity.into()])?;
+    Ok(())
+}
+
+pub(super) fn held_to_sold(tx: &mut Tx<'_>, sale: i64, quantity: u32) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE flash_sales SET held = held - $2, sold = sold + $2 WHERE id = $1",
+        &[sale.into(), quantity.into()],
+    )?;
+    Ok(())
+}
+
+/// A late payment took free units: the order is an ordinary one from now on.
+pub(super) fn leave_sale(tx: &mut Tx<'_>, id: OrderId) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE orders SET sale_id = NULL WHERE id = $1",
+        &[id.into()],
+    )?;
+    Ok(())
+}
+
+pub(super) fn stored(
+    tx: &mut Tx<'_>,
+    caller: UserId,
+    key: &str,
+    since: Timestamp,
+) -> Result<Option<Stored>, StoreError> {
+    tx.row(
+        "SELECT fingerprint, location, body FROM idempotency_keys WHERE caller = $1 AND key = $2 AND created_at > $3",
+        &[(&caller.to_string()).into(), key.into(), since.into()],
+        |row| Ok(Stored { fingerprint: row.get(0)?, location: row.get(1)?, body: row.get(2)? }),
+    )
+}
+
+pub(super) fn store(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    caller: UserId,
+    key: &str,
+    stored: &Stored,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO idempotency_keys (caller, key, fingerprint, location, body, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (caller, key) DO UPDATE SET fingerprint = excluded.fingerprint, \
+         location = excluded.location, body = excluded.body, created_at = excluded.created_at",
+        &[
+            (&caller.to_string()).into(),
+            key.into(),
+            (&stored.fingerprint).into(),
+            (&stored.location).into(),
+            (&stored.body).into(),
+            now.into(),
+        ],
+    )?;
+    Ok(())
+}
+
+pub(super) fn purge_keys(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, StoreError> {
+    tx.execute(
+        "DELETE FROM idempotency_keys WHERE (caller, key) IN \
+         (SELECT caller, key FROM idempotency_keys WHERE created_at <= $1 ORDER BY created_at LIMIT 500)",
+        &[until.into()],
+    )
+}

@@ -1,0 +1,435 @@
+//! The catalogue over HTTP.
+
+use poem::http::StatusCode;
+use poem_openapi::param::{Path, Query};
+use poem_openapi::{Object, OpenApi};
+use serde::{Deserialize, Serialize};
+
+use super::{Filter, NewProduct, PAGE_MAX, Product, ProductError, ProductId, ProductPatch, Sort};
+use crate::auth::api::{Access, Tag};
+use crate::auth::{Role, Scope};
+use crate::check::FieldError;
+use crate::clock::{Clock, Timestamp};
+use crate::http::{Body, Created, Failure, NoContent, Problem, Tagged, fails};
+use crate::monitor::Metrics;
+use crate::store::Store;
+
+impl From<ProductError> for Problem {
+    fn from(error: ProductError) -> Self {
+        let text = error.to_string();
+        match error {
+            ProductError::Invalid(errors) => Problem::validation(errors),
+            ProductError::NotFound(_) => Problem::not_found("no_product", text),
+            ProductError::DuplicateSku => {
+                Problem::conflict("sku_taken", text).field("sku", "is another product's")
+            }
+            ProductError::StockChanged => Problem::conflict("stock_changed", text),
+            ProductError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// A product.
+#[derive(Serialize, Object)]
+struct ProductView {
+    /// Key
+    id: i64,
+    /// The shop's own article number
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sku: Option<String>,
+    /// Name
+    name: String,
+    /// Description
+    description: String,
+    /// Category
+    category: String,
+    /// Price of one in minor units
+    unit_amount: i64,
+    /// ISO 4217
+    currency: String,
+    /// Free units
+    stock: i64,
+    /// Units sold of late
+    popularity: i64,
+    /// When it came into the catalogue
+    created_at: Timestamp,
+    /// When its text or price last changed
+    last_updated: Timestamp,
+}
+
+impl From<Product> for ProductView {
+    fn from(product: Product) -> Self {
+        Self {
+            id: product.id.0,
+            sku: product.sku,
+            name: product.name,
+            description: product.description,
+            category: product.category,
+            unit_amount: product.unit_amount,
+            currency: product.currency,
+            stock: product.stock,
+            popularity: product.popularity,
+            created_at: product.created_at,
+            last_updated: product.last_updated,
+        }
+    }
+}
+
+/// One page of products.
+#[derive(Serialize, Object)]
+struct ProductPage {
+    /// Products in the order asked for
+    items: Vec<ProductView>,
+    /// Pass it as `cursor` for the next page
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+    /// Asked for by `ids` and not there
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[oai(default)]
+    missing: Vec<i64>,
+}
+
+/// A product to make.
+#[derive(Deserialize, Object)]
+#[serde(deny_unknown_fields)]
+struct ProductBody {
+    /// The shop's own article number, unique
+    #[serde(default)]
+    sku: Option<String>,
+    /// Name
+    #[oai(validator(min_length = 1, max_length = 200))]
+    name: String,
+    /// Description
+    #[oai(default, validator(max_length = 10000))]
+    #[serde(default)]
+    description: String,
+    /// Category
+    #[oai(default, validator(max_length = 100))]
+    #[serde(default)]
+    category: String,
+    /// Price of one in minor units
+    #[oai(validator(minimum(value = "0")))]
+    unit_amount: i64,
+    /// ISO 4217, such as CNY
+    #[oai(validator(pattern = "^[A-Z]{3}$"))]
+    currency: String,
+    /// Units in the house
+    #[oai(default, validator(minimum(value = "0")))]
+    #[serde(default)]
+    stock: i64,
+}
+
+/// What shall change.
+#[derive(Deserialize, Object)]
+#[serde(deny_unknown_fields)]
+struct PatchBody {
+    /// New name
+    #[serde(default)]
+    name: Option<String>,
+    /// New description
+    #[serde(default)]
+    description: Option<String>,
+    /// New category
+    #[serde(default)]
+    category: Option<String>,
+    /// New price
+    #[serde(default)]
+    unit_amount: Option<i64>,
+    /// Free units after a stock-take
+    #[serde(default)]
+    stock: Option<i64>,
+}
+
+/// The catalogue.
+#[derive(Clone)]
+pub struct ProductApi {
+    store: Store,
+    clock: Clock,
+    metrics: Metrics,
+}
+
+impl ProductApi {
+    /// With the handles that it works on.
+    pub fn new(store: Store, clock: Clock, metrics: Metrics) -> Self {
+        Self {
+            store,
+            clock,
+            metrics,
+        }
+    }
+}
+
+fn bad_parameter(field: &str, reason: &str) -> Problem {
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "invalid_parameter",
+        format!("{field} {reason}"),
+    )
+    .field(field, reason)
+}
+
+fn sort_of(word: &str) -> Result<Sort, Problem> {
+    match word {
+        "popularity" => Ok(Sort::Popularity),
+        "price_asc" => Ok(Sort::PriceAsc),
+        "price_desc" => Ok(Sort::PriceDesc),
+        "newest" => Ok(Sort::Newest),
+        _ => Err(bad_parameter(
+            "sort",
+            "must be popularity, price_asc, price_desc or newest",
+        )),
+    }
+}
+
+#[OpenApi(prefix_path = "/api/v1", tag = "Tag::Products")]
+impl ProductApi {
+    /// List products
+    ///
+    /// By page, filtered and sorted; or exactly the ones that `ids` names, in that order.
+    #[oai(path = "/products", method = "get")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a query parameter of the contract"
+    )]
+    async fn list(
+        &self,
+        /// Keys, separated by commas, at most 200; the other parameters don't count then
+        ids: Query<Option<String>>,
+        /// Words to search for, in English or Chinese
+        q: Query<Option<String>>,
+        /// Only this category
+        category: Query<Option<String>>,
+        /// `popularity`, `price_asc`, `price_desc` or `newest`
+        #[oai(default = "by_popularity")]
+        sort: Query<String>,
+        /// Where the page before ended
+        cursor: Query<Option<String>>,
+        /// Rows, 1 to 200
+        #[oai(
+            validator(minimum(value = "1"), maximum(value = "200")),
+            default = "default_limit"
+        )]
+        limit: Query<i64>,
+    ) -> Result<Body<ProductPage>, Failure<{ fails::NOTHING }>> {
+        if let Some(ids) = ids.0 {
+            return Ok(self.batch(&ids).await?);
+        }
+        let sort = sort_of(&sort.0)?;
+        let after = match cursor.0.as_deref() {
+            None => None,
+            Some(text) => Some(
+                text.split_once('_')
+                    .and_then(|(key, id)| Some((key.parse().ok()?, id.parse().ok()?)))
+                    .ok_or_else(|| {
+                        bad_parameter(
+                            "cursor",
+                            "is none of ours; pass next_cursor of the page before",
+                        )
+                    })?,
+            ),
+        };
+        let terms = q.0.as_deref().map(super::search_terms).unwrap_or_default();
+        let nothing_to_find = q.0.is_some_and(|text| !text.trim().is_empty()) && terms.is_empty();
+        if nothing_to_find {
+            return Ok(Body(ProductPage {
+                items: Vec::new(),
+                next_cursor: None,
+                missing: Vec::new(),
+            }));
+        }
+        let filter = Filter {
+            category: category.0,
+            terms,
+            sort,
+            after,
+            limit: limit.0,
+        };
+        let products = self
+            .store
+            .read(move |tx| super::list(tx, &filter))
+            .await
+            .map_err(Problem::from)?;
+        let next_cursor = (products.len() as i64 == limit.0)
+            .then(|| {
+                products
+                    .last()
+                    .map(|last| format!("{}_{}", last.sort_key(sort), last.id))
+            })
+            .flatten();
+        let items = products.into_iter().map(ProductView::from).collect();
+        Ok(Body(ProductPage {
+            items,
+            next_cursor,
+            missing: Vec::new(),
+        }))
+    }
+
+    /// The most popular products
+    #[oai(path = "/products/hot", method = "get")]
+    async fn hot(
+        &self,
+        /// Rows, 1 to 200
+        #[oai(
+            validator(minimum(value = "1"), maximum(value = "200")),
+            default = "default_limit"
+        )]
+        limit: Query<i64>,
+    ) -> Result<Body<ProductPage>, Failure<{ fails::NOTHING }>> {
+        let filter = Filter {
+            category: None,
+            terms: Vec::new(),
+            sort: Sort::Popularity,
+            after: None,
+            limit: limit.0,
+        };
+        let products = self
+            .store
+            .read(move |tx| super::list(tx, &filter))
+            .await
+            .map_err(Problem::from)?;
+        let items = products.into_iter().map(ProductView::from).collect();
+        Ok(Body(ProductPage {
+            items,
+            next_cursor: None,
+            missing: Vec::new(),
+        }))
+    }
+
+    /// Read a product
+    #[oai(path = "/products/:id", method = "get")]
+    async fn get(
+        &self,
+        /// Key of the product
+        id: Path<i64>,
+    ) -> Result<Tagged<ProductView>, Failure<{ fails::NOT_FOUND }>> {
+        let product = self
+            .store
+            .point(move |tx| super::get(tx, ProductId(id.0)))
+            .await
+            .map_err(Problem::from)?;
+        self.metrics.product_views.inc(id.0);
+        Ok(Tagged::new(product.into()))
+    }
+
+    /// Make a product
+    ///
+    /// For staff.
+    #[oai(path = "/products", method = "post")]
+    async fn create(
+        &self,
+        access: Access,
+        body: Body<ProductBody>,
+    ) -> Result<Created<ProductView>, Failure<{ fails::SECURED | fails::CONFLICT }>> {
+        access.0.require(Role::Staff, Scope::Catalogue)?;
+        let body = body.0;
+        let new = NewProduct {
+            sku: body.sku,
+            name: body.name,
+            description: body.description,
+            category: body.category,
+            unit_amount: body.unit_amount,
+            currency: body.currency,
+            stock: body.stock,
+            popularity: 0,
+        };
+        let now = self.clock.now();
+        let product = self
+            .store
+            .write(move |tx| {
+                let id = super::create(tx, now, &new)?;
+                super::get(tx, id)
+            })
+            .await
+            .map_err(Problem::from)?;
+        let location = format!("/api/v1/products/{}", product.id);
+        Ok(Created::new(product.into(), location))
+    }
+
+    /// Change a product
+    ///
+    /// `stock` is what a stock-take counted; the difference goes into the ledger. For staff.
+    #[oai(path = "/products/:id", method = "patch")]
+    async fn update(
+        &self,
+        access: Access,
+        /// Key of the product
+        id: Path<i64>,
+        body: Body<PatchBody>,
+    ) -> Result<Body<ProductView>, Failure<{ fails::SECURED | fails::NOT_FOUND | fails::CONFLICT }>>
+    {
+        access.0.require(Role::Staff, Scope::Catalogue)?;
+        let PatchBody {
+            name,
+            description,
+            category,
+            unit_amount,
+            stock,
+        } = body.0;
+        let patch = ProductPatch {
+            name,
+            description,
+            category,
+            unit_amount,
+            stock,
+        };
+        let now = self.clock.now();
+        let product = self
+            .store
+            .write(move |tx| super::update(tx, now, ProductId(id.0), &patch))
+            .await
+            .map_err(Problem::from)?;
+        Ok(Body(product.into()))
+    }
+
+    /// Take a product out of the shop
+    ///
+    /// Its orders and its ledger stay. For staff.
+    #[oai(path = "/products/:id", method = "delete")]
+    async fn delete(
+        &self,
+        access: Access,
+        /// Key of the product
+        id: Path<i64>,
+    ) -> Result<NoContent, Failure<{ fails::SECURED | fails::NOT_FOUND }>> {
+        access.0.require(Role::Staff, Scope::Catalogue)?;
+        let now = self.clock.now();
+        self.store
+            .write(move |tx| super::archive(tx, now, ProductId(id.0)))
+            .await
+            .map_err(Problem::from)?;
+        Ok(NoContent)
+    }
+}
+
+impl ProductApi {
+    async fn batch(&self, ids: &str) -> Result<Body<ProductPage>, Problem> {
+        let parsed: Option<Vec<ProductId>> = ids
+            .split(',')
+            .map(|id| id.trim().parse().ok().map(ProductId))
+            .collect();
+        let ids = parsed
+            .filter(|ids| (1..=PAGE_MAX).contains(&ids.len()))
+            .ok_or_else(|| bad_parameter("ids", "must be 1 to 200 keys, separated by commas"))?;
+        let (products, missing) = self.store.point(move |tx| super::batch(tx, &ids)).await?;
+        Ok(Body(ProductPage {
+            items: products.into_iter().map(ProductView::from).collect(),
+            next_cursor: None,
+            missing: missing.into_iter().map(|id| id.0).collect(),
+        }))
+    }
+}
+
+fn by_popularity() -> String {
+    "popularity".to_owned()
+}
+
+fn default_limit() -> i64 {
+    50
+}
+
+/// A list of field errors as a problem, for bodies that fit their schema and yet don't hold.
+impl From<Vec<FieldError>> for Problem {
+    fn from(errors: Vec<FieldError>) -> Self {
+        Problem::validation(errors)
+    }
+}

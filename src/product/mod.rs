@@ -1,0 +1,402 @@
+//! The catalogue: products, how they are found, what a valid one is.
+//!
+//! Invariants: money is integer minor units with an ISO 4217 currency; a product that is taken out
+//! of the shop is archived, never deleted, because its ledger and orders stay; stock changes only
+//! through [`stock`]. What is absent: no cache and no knowledge of sales.
+
+pub mod api;
+pub mod import;
+mod sql;
+pub mod stock;
+mod terms;
+
+use std::collections::HashMap;
+
+use crate::check::{Checks, FieldError};
+use crate::clock::Timestamp;
+use crate::id_type;
+use crate::store::{StoreError, Tx};
+use stock::{Movement, Reason, StockError};
+
+id_type! {
+    /// Key of a product.
+    ProductId
+}
+
+/// Largest price: 10^12 minor units.
+pub const UNIT_AMOUNT_MAX: i64 = 1_000_000_000_000;
+/// Largest stock of a product.
+pub const STOCK_MAX: i64 = 1_000_000_000;
+/// Most products of one page or batch.
+pub const PAGE_MAX: usize = 200;
+
+/// A product as the shop sells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Product {
+    /// Key.
+    pub id: ProductId,
+    /// The shop's own article number.
+    pub sku: Option<String>,
+    /// Name.
+    pub name: String,
+    /// Description.
+    pub description: String,
+    /// Category.
+    pub category: String,
+    /// Price of one unit in minor units.
+    pub unit_amount: i64,
+    /// ISO 4217.
+    pub currency: String,
+    /// Free units.
+    pub stock: i64,
+    /// Units sold of late, as the popularity task counts them.
+    pub popularity: i64,
+    /// When it came into the catalogue.
+    pub created_at: Timestamp,
+    /// When its text or price last changed.
+    pub last_updated: Timestamp,
+}
+
+/// A product to be made.
+#[derive(Clone, Debug)]
+pub struct NewProduct {
+    /// The shop's own article number, unique.
+    pub sku: Option<String>,
+    /// Name, 1 to 200 characters.
+    pub name: String,
+    /// Description, at most 10,000 characters.
+    pub description: String,
+    /// Category, at most 100 characters.
+    pub category: String,
+    /// Price of one unit in minor units.
+    pub unit_amount: i64,
+    /// ISO 4217.
+    pub currency: String,
+    /// Units in the house.
+    pub stock: i64,
+    /// Popularity to start with.
+    pub popularity: i64,
+}
+
+/// What shall change; `None` stays.
+#[derive(Clone, Debug, Default)]
+pub struct ProductPatch {
+    /// New name.
+    pub name: Option<String>,
+    /// New description.
+    pub description: Option<String>,
+    /// New category.
+    pub category: Option<String>,
+    /// New price.
+    pub unit_amount: Option<i64>,
+    /// Free units after a stock-take.
+    pub stock: Option<i64>,
+}
+
+/// Order of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    /// Most sold first.
+    Popularity,
+    /// Cheapest first.
+    PriceAsc,
+    /// Dearest first.
+    PriceDesc,
+    /// Newest first.
+    Newest,
+}
+
+/// Which page of which list.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    /// Only this category.
+    pub category: Option<String>,
+    /// Words that must occur, as [`search_terms`] cuts them.
+    pub terms: Vec<String>,
+    /// Order.
+    pub sort: Sort,
+    /// The last row of the page before: its sort key and id.
+    pub after: Option<(i64, i64)>,
+    /// Rows at most.
+    pub limit: i64,
+}
+
+/// Why something could not be done to the catalogue.
+#[derive(Debug, thiserror::Error)]
+pub enum ProductError {
+    /// Fields don't hold.
+    #[error("the product is not valid")]
+    Invalid(Vec<FieldError>),
+    /// No such product.
+    #[error("there is no product {0}")]
+    NotFound(ProductId),
+    /// The article number is another product's.
+    #[error("the SKU is another product's")]
+    DuplicateSku,
+    /// Units are bound in sales or orders meanwhile.
+    #[error("the stock changed meanwhile")]
+    StockChanged,
+    /// The database.
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+impl From<StoreError> for ProductError {
+    fn from(error: StoreError) -> Self {
+        if error.is_unique_violation("products.sku") {
+            ProductError::DuplicateSku
+        } else {
+            ProductError::Store(error)
+        }
+    }
+}
+
+impl From<StockError> for ProductError {
+    fn from(error: StockError) -> Self {
+        match error {
+            StockError::NotFound(id) => ProductError::NotFound(id),
+            StockError::Insufficient { .. } => ProductError::StockChanged,
+            StockError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl NewProduct {
+    /// Refuses what no product may be.
+    pub fn check(&self) -> Result<(), Vec<FieldError>> {
+        let mut checks = Checks::new();
+        if let Some(sku) = &self.sku {
+            checks.text("sku", sku, 1, 64);
+        }
+        checks.text("name", &self.name, 1, 200);
+        checks.text("category", &self.category, 0, 100);
+        check_description(&mut checks, &self.description);
+        checks.range("unit_amount", self.unit_amount, 0, UNIT_AMOUNT_MAX);
+        checks.range("stock", self.stock, 0, STOCK_MAX);
+        checks.require(
+            is_currency(&self.currency),
+            "currency",
+            "must be three capital letters of ISO 4217, such as CNY",
+        );
+        checks.finish()
+    }
+
+    fn text(&self) -> [&str; 4] {
+        [
+            &self.name,
+            &self.category,
+            self.sku.as_deref().unwrap_or_default(),
+            &self.description,
+        ]
+    }
+}
+
+impl ProductPatch {
+    /// Refuses what no product may become.
+    pub fn check(&self) -> Result<(), Vec<FieldError>> {
+        let mut checks = Checks::new();
+        if let Some(name) = &self.name {
+            checks.text("name", name, 1, 200);
+        }
+        if let Some(category) = &self.category {
+            checks.text("category", category, 0, 100);
+        }
+        if let Some(description) = &self.description {
+            check_description(&mut checks, description);
+        }
+        if let Some(unit_amount) = self.unit_amount {
+            checks.range("unit_amount", unit_amount, 0, UNIT_AMOUNT_MAX);
+        }
+        if let Some(stock) = self.stock {
+            checks.range("stock", stock, 0, STOCK_MAX);
+        }
+        checks.finish()
+    }
+}
+
+/// A description may have lines; other control characters it may not have.
+fn check_description(checks: &mut Checks, text: &str) {
+    checks.require(
+        text.chars().count() <= 10_000,
+        "description",
+        "must have at most 10000 characters",
+    );
+    checks.require(
+        !text
+            .chars()
+            .any(|c| c.is_control() && c != '\n' && c != '\r' && c != '\t'),
+        "description",
+        "must not contain control characters other than line ends and tabs",
+    );
+}
+
+/// Whether the text has the form of an ISO 4217 code.
+pub fn is_currency(code: &str) -> bool {
+    code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase())
+}
+
+/// The words that a search text asks for, at most eight.
+pub fn search_terms(text: &str) -> Vec<String> {
+    let mut terms = terms::query(text);
+    terms.truncate(8);
+    terms
+}
+
+/// Puts a product into the shop; its first units are received into the ledger.
+pub fn create(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    new: &NewProduct,
+) -> Result<ProductId, ProductError> {
+    new.check().map_err(ProductError::Invalid)?;
+    let id = sql::insert(tx, now, new)?;
+    for term in terms::index(new.text()) {
+        sql::add_term(tx, id, &term)?;
+    }
+    if let Ok(quantity @ 1..) = u32::try_from(new.stock) {
+        let movement = Movement {
+            product_id: id,
+            sale_id: None,
+            order_id: None,
+            reason: Reason::Receipt,
+            quantity,
+        };
+        stock::append(tx, now, &movement)?;
+    }
+    Ok(id)
+}
+
+/// Changes a product.
+pub fn update(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: ProductId,
+    patch: &ProductPatch,
+) -> Result<Product, ProductError> {
+    patch.check().map_err(ProductError::Invalid)?;
+    let before = sql::get(tx, id)?.ok_or(ProductError::NotFound(id))?;
+    if let Some(counted) = patch.stock {
+        stock::set(tx, now, id, counted)?;
+    }
+    let after = sql::update(tx, now, id, patch)?.ok_or(ProductError::NotFound(id))?;
+    reindex(tx, &before, &after)?;
+    Ok(after)
+}
+
+fn reindex(tx: &mut Tx<'_>, before: &Product, after: &Product) -> Result<(), StoreError> {
+    let (old, new) = (terms::index(before.text()), terms::index(after.text()));
+    for term in old.difference(&new) {
+        sql::remove_term(tx, after.id, term)?;
+    }
+    for term in new.difference(&old) {
+        sql::add_term(tx, after.id, term)?;
+    }
+    Ok(())
+}
+
+impl Product {
+    fn text(&self) -> [&str; 4] {
+        [
+            &self.name,
+            &self.category,
+            self.sku.as_deref().unwrap_or_default(),
+            &self.description,
+        ]
+    }
+
+    /// The value that a list in this order is sorted by.
+    fn sort_key(&self, sort: Sort) -> i64 {
+        match sort {
+            Sort::Popularity => self.popularity,
+            Sort::PriceAsc | Sort::PriceDesc => self.unit_amount,
+            Sort::Newest => self.id.0,
+        }
+    }
+}
+
+/// Takes a product out of the shop.
+pub fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<(), ProductError> {
+    if sql::archive(tx, now, id)? {
+        Ok(())
+    } else {
+        Err(ProductError::NotFound(id))
+    }
+}
+
+/// One product.
+pub fn get(tx: &mut Tx<'_>, id: ProductId) -> Result<Product, ProductError> {
+    sql::get(tx, id)?.ok_or(ProductError::NotFound(id))
+}
+
+/// Several products in the order asked for, and the ids that there are none of.
+pub fn batch(
+    tx: &mut Tx<'_>,
+    ids: &[ProductId],
+) -> Result<(Vec<Product>, Vec<ProductId>), ProductError> {
+    let mut found: HashMap<ProductId, Product> = sql::by_ids(tx, ids)?
+        .into_iter()
+        .map(|product| (product.id, product))
+        .collect();
+    let (mut items, mut missing) = (Vec::with_capacity(ids.len()), Vec::new());
+    for id in ids {
+        match found.remove(id) {
+            Some(product) => items.push(product),
+            // Asked for twice, it is answered once.
+            None if items.iter().any(|product: &Product| product.id == *id) => {}
+            None => missing.push(*id),
+        }
+    }
+    Ok((items, missing))
+}
+
+/// One page of a list.
+pub fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Product>, ProductError> {
+    Ok(sql::list(tx, filter)?)
+}
+
+/// What an import's row did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upsert {
+    /// A new product.
+    Created,
+    /// A known one, changed.
+    Updated,
+    /// A known one, as it was.
+    Unchanged,
+}
+
+/// A row of an import: by its SKU, a product is made or changed; `stock` is `None` where the file
+/// does not speak of it.
+pub fn upsert(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    new: &NewProduct,
+    counted: Option<i64>,
+) -> Result<Upsert, ProductError> {
+    new.check().map_err(ProductError::Invalid)?;
+    let sku = new.sku.as_deref().unwrap_or_default();
+    let Some(before) = sql::by_sku(tx, sku)? else {
+        create(tx, now, new)?;
+        return Ok(Upsert::Created);
+    };
+    let mut changed = sql::import_over(tx, now, before.id, new)?;
+    if changed && let Some(after) = sql::get(tx, before.id)? {
+        reindex(tx, &before, &after)?;
+    }
+    if let Some(counted) = counted
+        && counted != before.stock
+    {
+        stock::set(tx, now, before.id, counted)?;
+        changed = true;
+    }
+    Ok(if changed {
+        Upsert::Updated
+    } else {
+        Upsert::Unchanged
+    })
+}
+
+/// The id of a product by its article number, archived ones included.
+pub fn id_of_sku(tx: &mut Tx<'_>, sku: &str) -> Result<Option<(ProductId, String)>, StoreError> {
+    Ok(sql::by_sku(tx, sku)?.map(|product| (product.id, product.currency)))
+}

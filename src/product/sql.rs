@@ -1,0 +1,347 @@
+//! Every statement of the catalogue, the stock and its ledger.
+
+use super::stock::{LedgerRow, Taken};
+use super::{Filter, NewProduct, Product, ProductId, ProductPatch, Sort};
+use crate::clock::Timestamp;
+use crate::store::{Param, Row, StoreError, Tx};
+
+const COLUMNS: &str = "id, sku, name, description, category, unit_amount, currency, stock, popularity, created_at, last_updated";
+
+fn product(row: &Row<'_>) -> Result<Product, StoreError> {
+    Ok(Product {
+        id: row.get(0)?,
+        sku: row.get(1)?,
+        name: row.get(2)?,
+        description: row.get(3)?,
+        category: row.get(4)?,
+        unit_amount: row.get(5)?,
+        currency: row.get(6)?,
+        stock: row.get(7)?,
+        popularity: row.get(8)?,
+        created_at: row.get(9)?,
+        last_updated: row.get(10)?,
+    })
+}
+
+pub(super) fn get(tx: &mut Tx<'_>, id: ProductId) -> Result<Option<Product>, StoreError> {
+    tx.row(
+        "SELECT id, sku, name, description, category, unit_amount, currency, stock, popularity, created_at, \
+         last_updated FROM products WHERE id = $1 AND status = 'active'",
+        &[id.into()],
+        product,
+    )
+}
+
+pub(super) fn by_sku(tx: &mut Tx<'_>, sku: &str) -> Result<Option<Product>, StoreError> {
+    tx.row(
+        &format!("SELECT {COLUMNS} FROM products WHERE sku = $1"),
+        &[sku.into()],
+        product,
+    )
+}
+
+/// Several products in one statement. The number of placeholders is rounded up to a power of two,
+/// so that few statements fill the cache of prepared ones.
+pub(super) fn by_ids(tx: &mut Tx<'_>, ids: &[ProductId]) -> Result<Vec<Product>, StoreError> {
+    let Some(last) = ids.last() else {
+        return Ok(Vec::new());
+    };
+    let places = ids.len().next_power_of_two();
+    let marks: Vec<String> = (1..=places).map(|number| format!("${number}")).collect();
+    let mut params: Vec<Param<'_>> = ids.iter().map(|id| (*id).into()).collect();
+    params.resize(places, (*last).into());
+    tx.rows(
+        &format!(
+            "SELECT {COLUMNS} FROM products WHERE id IN ({}) AND status = 'active'",
+            marks.join(",")
+        ),
+        &params,
+        product,
+    )
+}
+
+/// One page. Only fixed pieces of text are put together; every value is a parameter.
+pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Product>, StoreError> {
+    let mut sql = format!("SELECT {COLUMNS} FROM products WHERE status = 'active'");
+    let mut params: Vec<Param<'_>> = Vec::new();
+    let mark = |params: &[Param<'_>]| format!("${}", params.len());
+    if let Some(category) = &filter.category {
+        params.push(category.into());
+        sql.push_str(&format!(" AND category = {}", mark(&params)));
+    }
+    let ends: Vec<String> = filter
+        .terms
+        .iter()
+        .map(|term| format!("{term}\u{10FFFF}"))
+        .collect();
+    if !filter.terms.is_empty() {
+        let mut parts = Vec::new();
+        for (at, term) in filter.terms.iter().enumerate() {
+            params.push(term.into());
+            let from = mark(&params);
+            // The last word may still be being typed: its beginning suffices.
+            if at + 1 == filter.terms.len() && term.is_ascii() {
+                params.push((&ends[at]).into());
+                let to = mark(&params);
+                parts.push(format!(
+                    "SELECT product_id FROM product_terms WHERE term >= {from} AND term < {to}"
+                ));
+            } else {
+                parts.push(format!(
+                    "SELECT product_id FROM product_terms WHERE term = {from}"
+                ));
+            }
+        }
+        sql.push_str(&format!(" AND id IN ({})", parts.join(" INTERSECT ")));
+    }
+    let (column, order, compare) = match filter.sort {
+        Sort::Popularity => ("popularity", "DESC", "<"),
+        Sort::PriceAsc => ("unit_amount", "ASC", ">"),
+        Sort::PriceDesc => ("unit_amount", "DESC", "<"),
+        Sort::Newest => ("id", "DESC", "<"),
+    };
+    if let Some((key, id)) = filter.after {
+        params.push(key.into());
+        let key = mark(&params);
+        params.push(id.into());
+        let id = mark(&params);
+        sql.push_str(&format!(" AND ({column}, id) {compare} ({key}, {id})"));
+    }
+    params.push(filter.limit.into());
+    let limit = mark(&params);
+    sql.push_str(&format!(
+        " ORDER BY {column} {order}, id {order} LIMIT {limit}"
+    ));
+    tx.rows(&sql, &params, product)
+}
+
+pub(super) fn insert(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    new: &NewProduct,
+) -> Result<ProductId, StoreError> {
+    tx.row(
+        "INSERT INTO products (sku, name, description, category, unit_amount, currency, stock, popularity, status, \
+         created_at, last_updated) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'active', $9, $9) RETURNING id",
+        &[
+            new.sku.as_deref().into(),
+            (&new.name).into(),
+            (&new.description).into(),
+            (&new.category).into(),
+            new.unit_amount.into(),
+            (&new.currency).into(),
+            new.stock.into(),
+            new.popularity.into(),
+            now.into(),
+        ],
+        |row| row.get(0),
+    )?
+    .ok_or_else(|| StoreError::Bug("an insert returned no id".to_owned()))
+}
+
+/// Changes what the patch names. `None` when there is no such product.
+pub(super) fn update(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: ProductId,
+    patch: &ProductPatch,
+) -> Result<Option<Product>, StoreError> {
+    tx.row(
+        &format!(
+            "UPDATE products SET name = COALESCE($2, name), description = COALESCE($3, description), \
+             category = COALESCE($4, category), unit_amount = COALESCE($5, unit_amount), last_updated = $6 \
+             WHERE id = $1 AND status = 'active' RETURNING {COLUMNS}"
+        ),
+        &[
+            id.into(),
+            patch.name.as_deref().into(),
+            patch.description.as_deref().into(),
+            patch.category.as_deref().into(),
+            patch.unit_amount.into(),
+            now.into(),
+        ],
+        product,
+    )
+}
+
+/// Takes a product out of the shop. `false` when it was not there.
+pub(super) fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<bool, StoreError> {
+    Ok(tx.execute(
+        "UPDATE products SET status = 'archived', last_updated = $2 WHERE id = $1 AND status = 'active'",
+        &[id.into(), now.into()],
+    )? == 1)
+}
+
+/// A row of an import onto a known SKU; `false` when nothing differs.
+pub(super) fn import_over(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: ProductId,
+    new: &NewProduct,
+) -> Result<bool, StoreError> {
+    Ok(tx.execute(
+        "UPDATE products SET name = $2, description = $3, category = $4, unit_amount = $5, currency = $6, \
+         status = 'active', last_updated = $7 WHERE id = $1 AND (name <> $2 OR description <> $3 OR category <> $4 \
+         OR unit_amount <> $5 OR currency <> $6 OR status <> 'active')",
+        &[
+            id.into(),
+            (&new.name).into(),
+            (&new.description).into(),
+            (&new.category).into(),
+            new.unit_amount.into(),
+            (&new.currency).into(),
+            now.into(),
+        ],
+    )? == 1)
+}
+
+pub(super) fn add_term(tx: &mut Tx<'_>, id: ProductId, term: &str) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO product_terms (term, product_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+        &[term.into(), id.into()],
+    )?;
+    Ok(())
+}
+
+pub(super) fn remove_term(tx: &mut Tx<'_>, id: ProductId, term: &str) -> Result<(), StoreError> {
+    tx.execute(
+        "DELETE FROM product_terms WHERE term = $1 AND product_id = $2",
+        &[term.into(), id.into()],
+    )?;
+    Ok(())
+}
+
+pub(super) fn take_stock(
+    tx: &mut Tx<'_>,
+    id: ProductId,
+    quantity: u32,
+) -> Result<Option<Taken>, StoreError> {
+    tx.row(
+        "UPDATE products SET stock = stock - $2 WHERE id = $1 AND status = 'active' AND stock >= $2 \
+         RETURNING unit_amount, currency",
+        &[id.into(), quantity.into()],
+        |row| Ok(Taken { unit_amount: row.get(0)?, currency: row.get(1)? }),
+    )
+}
+
+pub(super) fn give_stock(tx: &mut Tx<'_>, id: ProductId, quantity: i64) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE products SET stock = stock + $2 WHERE id = $1",
+        &[id.into(), quantity.into()],
+    )?;
+    Ok(())
+}
+
+pub(super) fn free_stock(tx: &mut Tx<'_>, id: ProductId) -> Result<Option<i64>, StoreError> {
+    tx.row(
+        "SELECT stock FROM products WHERE id = $1 AND status = 'active'",
+        &[id.into()],
+        |row| row.get(0),
+    )
+}
+
+/// The last row's number, balance and hash.
+pub(super) fn ledger_head(
+    tx: &mut Tx<'_>,
+    id: ProductId,
+) -> Result<Option<(i64, i64, String)>, StoreError> {
+    tx.row(
+        "SELECT seq, balance_after, hash FROM stock_movements WHERE product_id = $1 ORDER BY seq DESC LIMIT 1",
+        &[id.into()],
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )
+}
+
+pub(super) fn insert_movement(tx: &mut Tx<'_>, row: &LedgerRow) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO stock_movements (product_id, seq, sale_id, order_id, reason, quantity, delta, balance_after, at, \
+         prev_hash, hash) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        &[
+            row.product_id.into(),
+            row.seq.into(),
+            row.sale_id.into(),
+            row.order_id.into(),
+            row.reason.into(),
+            row.quantity.into(),
+            row.delta.into(),
+            row.balance_after.into(),
+            row.at.into(),
+            (&row.prev_hash).into(),
+            (&row.hash).into(),
+        ],
+    )?;
+    Ok(())
+}
+
+pub(super) fn each_movement(
+    tx: &mut Tx<'_>,
+    mut visit: impl FnMut(LedgerRow) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    tx.each(
+        "SELECT product_id, seq, sale_id, order_id, reason, quantity, delta, balance_after, at, prev_hash, hash \
+         FROM stock_movements ORDER BY product_id, seq",
+        &[],
+        |row| {
+            visit(LedgerRow {
+                product_id: row.get(0)?,
+                seq: row.get(1)?,
+                sale_id: row.get(2)?,
+                order_id: row.get(3)?,
+                reason: row.get(4)?,
+                quantity: row.get(5)?,
+                delta: row.get(6)?,
+                balance_after: row.get(7)?,
+                at: row.get(8)?,
+                prev_hash: row.get(9)?,
+                hash: row.get(10)?,
+            })
+        },
+    )
+}
+
+pub(super) fn each_free(
+    tx: &mut Tx<'_>,
+    mut visit: impl FnMut(ProductId, i64),
+) -> Result<(), StoreError> {
+    tx.each(
+        "SELECT id, stock FROM products WHERE stock > 0",
+        &[],
+        |row| {
+            visit(row.get(0)?, row.get(1)?);
+            Ok(())
+        },
+    )
+}
+
+pub(super) fn each_allotted(
+    tx: &mut Tx<'_>,
+    mut visit: impl FnMut(ProductId, i64),
+) -> Result<(), StoreError> {
+    tx.each(
+        "SELECT product_id, SUM(remaining) FROM flash_sales WHERE remaining > 0 GROUP BY product_id",
+        &[],
+        |row| {
+            visit(row.get(0)?, row.get(1)?);
+            Ok(())
+        },
+    )
+}
+
+/// Units in orders, by product: `(held, sold)`. Imported history never moved stock here.
+pub(super) fn each_ordered(
+    tx: &mut Tx<'_>,
+    mut visit: impl FnMut(ProductId, i64, i64),
+) -> Result<(), StoreError> {
+    tx.each(
+        "SELECT i.product_id, SUM(CASE WHEN o.status = 'pending_payment' THEN i.quantity ELSE 0 END), \
+         SUM(CASE WHEN o.status <> 'pending_payment' THEN i.quantity ELSE 0 END) \
+         FROM orders o JOIN order_items i ON i.order_id = o.id \
+         WHERE o.external_id IS NULL AND o.status IN ('pending_payment', 'paid', 'processed', 'fulfilled') \
+         GROUP BY i.product_id",
+        &[],
+        |row| {
+            visit(row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(())
+        },
+    )
+}

@@ -1,0 +1,401 @@
+//! Stock: what can be sold, and the hash-chained ledger of every change.
+//!
+//! Invariants: `products.stock` is the free stock and never falls below zero (the rule stands in
+//! the update's WHERE and in the schema); every change of where a unit is has one row in
+//! `stock_movements`, written in the same transaction; each row's hash covers the row and the hash
+//! before it, so a changed, missing or inserted row is found. At all times
+//! `initial + Σ delta = free + allotted + held + sold`.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+
+use super::{ProductId, sql};
+use crate::clock::Timestamp;
+use crate::store::{StoreError, Tx};
+use crate::word_type;
+
+/// What stands in `prev_hash` of a product's first row.
+const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// Problems that a verdict spells out; the rest are counted.
+const PROBLEMS_SHOWN: usize = 20;
+
+word_type! {
+    /// Why units moved, which says from where to where.
+    Reason {
+        /// Into the house: outside → free.
+        Receipt = "receipt",
+        /// Out of the house, lost or broken: free → outside.
+        WriteOff = "write_off",
+        /// Set aside for a sale: free → allotted.
+        Allot = "allot",
+        /// Left over from a sale: allotted → free.
+        Unallot = "unallot",
+        /// Ordered, to be paid: free → held.
+        Hold = "hold",
+        /// Ordered and paid at once: free → sold.
+        Sell = "sell",
+        /// Claimed, to be paid: allotted → held.
+        ClaimHold = "claim_hold",
+        /// Claimed and paid at once: allotted → sold.
+        ClaimSell = "claim_sell",
+        /// Paid: held → sold.
+        Pay = "pay",
+        /// Not paid or cancelled: held → free.
+        Release = "release",
+        /// Not paid or cancelled while its sale goes on: held → allotted.
+        ReleaseToSale = "release_to_sale",
+        /// Paid and cancelled: sold → free.
+        Refund = "refund",
+        /// Paid and cancelled while its sale goes on: sold → allotted.
+        RefundToSale = "refund_to_sale",
+    }
+}
+
+/// Where a unit is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Outside,
+    Free,
+    Allotted,
+    Held,
+    Sold,
+}
+
+impl Reason {
+    fn route(self) -> (Place, Place) {
+        match self {
+            Reason::Receipt => (Place::Outside, Place::Free),
+            Reason::WriteOff => (Place::Free, Place::Outside),
+            Reason::Allot => (Place::Free, Place::Allotted),
+            Reason::Unallot => (Place::Allotted, Place::Free),
+            Reason::Hold => (Place::Free, Place::Held),
+            Reason::Sell => (Place::Free, Place::Sold),
+            Reason::ClaimHold => (Place::Allotted, Place::Held),
+            Reason::ClaimSell => (Place::Allotted, Place::Sold),
+            Reason::Pay => (Place::Held, Place::Sold),
+            Reason::Release => (Place::Held, Place::Free),
+            Reason::ReleaseToSale => (Place::Held, Place::Allotted),
+            Reason::Refund => (Place::Sold, Place::Free),
+            Reason::RefundToSale => (Place::Sold, Place::Allotted),
+        }
+    }
+
+    /// How the free stock changes when `quantity` units move.
+    fn change_of_free(self, quantity: i64) -> i64 {
+        match self.route() {
+            (Place::Free, _) => -quantity,
+            (_, Place::Free) => quantity,
+            _ => 0,
+        }
+    }
+
+    /// How the number of units in the house changes.
+    fn delta(self, quantity: i64) -> i64 {
+        match self.route() {
+            (Place::Outside, _) => quantity,
+            (_, Place::Outside) => -quantity,
+            _ => 0,
+        }
+    }
+}
+
+/// One change of where units are.
+#[derive(Clone, Copy, Debug)]
+pub struct Movement {
+    /// The product.
+    pub product_id: ProductId,
+    /// The sale that it belongs to, if any.
+    pub sale_id: Option<i64>,
+    /// The order that it belongs to, if any.
+    pub order_id: Option<i64>,
+    /// From where to where.
+    pub reason: Reason,
+    /// Units, at least 1.
+    pub quantity: u32,
+}
+
+/// A row of the ledger.
+pub(super) struct LedgerRow {
+    pub(super) product_id: ProductId,
+    pub(super) seq: i64,
+    pub(super) sale_id: Option<i64>,
+    pub(super) order_id: Option<i64>,
+    pub(super) reason: Reason,
+    pub(super) quantity: i64,
+    pub(super) delta: i64,
+    pub(super) balance_after: i64,
+    pub(super) at: Timestamp,
+    pub(super) prev_hash: String,
+    pub(super) hash: String,
+}
+
+impl LedgerRow {
+    /// SHA-256 over the fields in their order, separated so that no two rows read alike.
+    fn digest(&self) -> String {
+        let text = format!(
+            "{}|{}|{}|{}|{}|{}|{}|{}|{}|{}",
+            self.product_id,
+            self.seq,
+            self.sale_id.unwrap_or(0),
+            self.order_id.unwrap_or(0),
+            self.reason.word(),
+            self.quantity,
+            self.delta,
+            self.balance_after,
+            self.at.0,
+            self.prev_hash,
+        );
+        hex(&Sha256::digest(text.as_bytes()))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    text
+}
+
+/// Appends a row. The caller changes the stock itself in the same transaction, with [`take`],
+/// [`give_back`] or the sale's own counters.
+pub fn append(tx: &mut Tx<'_>, now: Timestamp, movement: &Movement) -> Result<(), StoreError> {
+    let (seq, balance, prev_hash) =
+        sql::ledger_head(tx, movement.product_id)?.unwrap_or_else(|| (0, 0, GENESIS.to_owned()));
+    let quantity = i64::from(movement.quantity);
+    let mut row = LedgerRow {
+        product_id: movement.product_id,
+        seq: seq + 1,
+        sale_id: movement.sale_id,
+        order_id: movement.order_id,
+        reason: movement.reason,
+        quantity,
+        delta: movement.reason.delta(quantity),
+        balance_after: balance + movement.reason.change_of_free(quantity),
+        at: now,
+        prev_hash,
+        hash: String::new(),
+    };
+    row.hash = row.digest();
+    sql::insert_movement(tx, &row)
+}
+
+/// What was taken, at what price.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Price of one unit in minor units of `currency`.
+    pub unit_amount: i64,
+    /// ISO 4217.
+    pub currency: String,
+}
+
+/// Why units could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum StockError {
+    /// There is no such product, or it is no longer sold.
+    #[error("there is no product {0}")]
+    NotFound(ProductId),
+    /// Fewer are free than were asked for.
+    #[error("product {product_id} has {available} units, {wanted} were asked for")]
+    Insufficient {
+        /// The product.
+        product_id: ProductId,
+        /// Free units at that moment.
+        available: i64,
+        /// Units asked for.
+        wanted: u32,
+    },
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Takes free units, all or none. Appends no row: the caller does, once it knows the order's id.
+pub fn take(tx: &mut Tx<'_>, product_id: ProductId, quantity: u32) -> Result<Taken, StockError> {
+    if let Some(taken) = sql::take_stock(tx, product_id, quantity)? {
+        return Ok(taken);
+    }
+    match sql::free_stock(tx, product_id)? {
+        Some(available) => Err(StockError::Insufficient {
+            product_id,
+            available,
+            wanted: quantity,
+        }),
+        None => Err(StockError::NotFound(product_id)),
+    }
+}
+
+/// Gives free units back. Appends no row, as [`take`].
+pub fn give_back(tx: &mut Tx<'_>, product_id: ProductId, quantity: u32) -> Result<(), StoreError> {
+    sql::give_stock(tx, product_id, i64::from(quantity))
+}
+
+/// Sets the free stock to `counted` after a stock-take: the difference is received or written off.
+pub fn set(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    product_id: ProductId,
+    counted: i64,
+) -> Result<(), StockError> {
+    let free = sql::free_stock(tx, product_id)?.ok_or(StockError::NotFound(product_id))?;
+    let (reason, units) = if counted >= free {
+        (Reason::Receipt, counted - free)
+    } else {
+        (Reason::WriteOff, free - counted)
+    };
+    let Ok(quantity) = u32::try_from(units) else {
+        return Err(StockError::Store(StoreError::Constraint(
+            "a movement of over 2^32 units".to_owned(),
+        )));
+    };
+    if quantity == 0 {
+        return Ok(());
+    }
+    match reason {
+        Reason::WriteOff => {
+            take(tx, product_id, quantity)?;
+        }
+        _ => give_back(tx, product_id, quantity)?,
+    }
+    append(
+        tx,
+        now,
+        &Movement {
+            product_id,
+            sale_id: None,
+            order_id: None,
+            reason,
+            quantity,
+        },
+    )?;
+    Ok(())
+}
+
+/// What [`verify`] found.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Verdict {
+    /// Products that have a ledger.
+    pub products: u64,
+    /// Rows read.
+    pub movements: u64,
+    /// Units by which tables and ledger disagree; 0 when all is well.
+    pub drift_units: i64,
+    /// What is wrong, the first twenty.
+    pub problems: Vec<String>,
+    /// How many problems there are.
+    pub problems_total: u64,
+}
+
+impl Verdict {
+    fn problem(&mut self, text: String) {
+        self.problems_total += 1;
+        if self.problems.len() < PROBLEMS_SHOWN {
+            self.problems.push(text);
+        }
+    }
+}
+
+/// Units of one product by place, as the ledger tells it or as the tables do.
+#[derive(Clone, Copy, Default)]
+struct Units {
+    free: i64,
+    allotted: i64,
+    held: i64,
+    sold: i64,
+    total: i64,
+}
+
+impl Units {
+    fn shift(&mut self, place: Place, by: i64) {
+        match place {
+            Place::Outside => self.total -= by,
+            Place::Free => self.free += by,
+            Place::Allotted => self.allotted += by,
+            Place::Held => self.held += by,
+            Place::Sold => self.sold += by,
+        }
+    }
+}
+
+/// Recomputes every hash and balance, and compares the ledger with what the tables say. Memory
+/// grows with the number of products that ever moved, not with the number of rows.
+pub fn verify(tx: &mut Tx<'_>, mut progress: impl FnMut(u64)) -> Result<Verdict, StoreError> {
+    let mut verdict = Verdict::default();
+    let mut ledger: BTreeMap<ProductId, Units> = BTreeMap::new();
+    let mut head: Option<(ProductId, i64, i64, String)> = None;
+    sql::each_movement(tx, |row| {
+        verdict.movements += 1;
+        if verdict.movements.is_multiple_of(10_000) {
+            progress(verdict.movements);
+        }
+        let (seq, balance, prev) = match &head {
+            Some((product, seq, balance, hash)) if *product == row.product_id => {
+                (*seq, *balance, hash.clone())
+            }
+            _ => (0, 0, GENESIS.to_owned()),
+        };
+        let name = format!("product {}, row {}", row.product_id, row.seq);
+        if row.seq != seq + 1 {
+            verdict.problem(format!("{name}: row {} is missing", seq + 1));
+        } else if row.prev_hash != prev {
+            verdict.problem(format!("{name}: it does not follow the row before it"));
+        }
+        if row.digest() != row.hash {
+            verdict.problem(format!("{name}: it was changed after it was written"));
+        }
+        if row.delta != row.reason.delta(row.quantity) {
+            verdict.problem(format!("{name}: its delta does not fit its reason"));
+        }
+        if row.balance_after != balance + row.reason.change_of_free(row.quantity) {
+            verdict.problem(format!("{name}: its balance does not follow"));
+        }
+        let units = ledger.entry(row.product_id).or_default();
+        let (from, to) = row.reason.route();
+        units.shift(from, -row.quantity);
+        units.shift(to, row.quantity);
+        head = Some((row.product_id, row.seq, row.balance_after, row.hash));
+        Ok(())
+    })?;
+    verdict.products = ledger.len() as u64;
+    let mut tables: BTreeMap<ProductId, Units> = BTreeMap::new();
+    sql::each_free(tx, |product, units| {
+        tables.entry(product).or_default().free = units;
+    })?;
+    sql::each_allotted(tx, |product, units| {
+        tables.entry(product).or_default().allotted = units;
+    })?;
+    sql::each_ordered(tx, |product, held, sold| {
+        let entry = tables.entry(product).or_default();
+        entry.held = held;
+        entry.sold = sold;
+    })?;
+    for product in ledger
+        .keys()
+        .chain(tables.keys().filter(|id| !ledger.contains_key(id)))
+    {
+        let said = ledger.get(product).copied().unwrap_or_default();
+        let is = tables.get(product).copied().unwrap_or_default();
+        for (place, said, is) in [
+            ("free", said.free, is.free),
+            ("allotted", said.allotted, is.allotted),
+            ("held", said.held, is.held),
+            ("sold", said.sold, is.sold),
+            (
+                "in all",
+                said.total,
+                is.free + is.allotted + is.held + is.sold,
+            ),
+        ] {
+            if said != is {
+                verdict.drift_units += (said - is).abs();
+                verdict.problem(format!(
+                    "product {product}: {is} units {place}, but its ledger says {said}"
+                ));
+            }
+        }
+    }
+    Ok(verdict)
+}
