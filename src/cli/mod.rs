@@ -5,7 +5,9 @@
 //! output, all else to standard error; an error is one sentence that says what to do next.
 
 mod admin;
+mod demo;
 mod import;
+mod sample;
 mod serve;
 
 use std::path::PathBuf;
@@ -47,6 +49,8 @@ struct Common {
 enum Command {
     /// Run the server
     Serve(serve::ServeArgs),
+    /// Make a sample shop, run a flash sale under a crowd, print the report card, serve on
+    Demo(demo::DemoArgs),
     /// Read a CSV file into the shop
     #[command(subcommand)]
     Import(import::ImportCommand),
@@ -126,6 +130,7 @@ pub fn run() -> ExitCode {
     let common = cli.common;
     let outcome = match cli.command {
         Command::Serve(args) => serve::serve(&common, &args),
+        Command::Demo(args) => demo::demo(&common, &args),
         Command::Import(command) => import::import(&common, &command),
         Command::User(command) => admin::user(&common, &command),
         Command::ApiKey(command) => admin::api_key(&common, &command),

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod gate;
+pub mod rehearsal;
 pub mod service;
 mod sql;
 

@@ -5,6 +5,7 @@
 //! [`problem::Problem`]; every limit comes from [`crate::config::Server`].
 
 pub mod body;
+pub mod client;
 pub mod compress;
 pub mod docs;
 pub mod edge;

@@ -233,6 +233,24 @@ pub fn give_back(tx: &mut Tx<'_>, product_id: ProductId, quantity: u32) -> Resul
     sql::give_stock(tx, product_id, i64::from(quantity))
 }
 
+/// Receives units into the house.
+pub fn receive(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    product_id: ProductId,
+    quantity: u32,
+) -> Result<(), StoreError> {
+    give_back(tx, product_id, quantity)?;
+    let movement = Movement {
+        product_id,
+        sale_id: None,
+        order_id: None,
+        reason: Reason::Receipt,
+        quantity,
+    };
+    append(tx, now, &movement)
+}
+
 /// Sets the free stock to `counted` after a stock-take: the difference is received or written off.
 pub fn set(
     tx: &mut Tx<'_>,

@@ -1,0 +1,267 @@
+//! Virtual buyers against a real server over real HTTP, and the report card.
+//!
+//! Invariants: what the card calls sold is counted from the rows, not from the answers; every 201
+//! is looked up in the database; a broken promise is named. Buyers behave like people and bots: most
+//! try once, some double-click under one key, some try again and again, some come late.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use super::SaleId;
+use crate::clock::Stopwatch;
+use crate::http::client::Connection;
+use crate::product::stock;
+use crate::store::{Store, StoreError};
+
+/// Who does what.
+pub struct Plan {
+    /// Where the server listens.
+    pub address: SocketAddr,
+    /// The sale.
+    pub sale_id: SaleId,
+    /// Its units.
+    pub allotted: u32,
+    /// One session for each buyer.
+    pub tokens: Vec<String>,
+    /// Connections at once.
+    pub connections: usize,
+}
+
+/// What the buyers have done so far.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Requests answered.
+    pub attempts: AtomicU64,
+    /// Of them 201.
+    pub accepted: AtomicU64,
+}
+
+/// How it went.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Card {
+    /// Units set aside.
+    pub allotted: i64,
+    /// Units in orders, by the rows.
+    pub sold: i64,
+    /// Units left, by the row.
+    pub remaining: i64,
+    /// Requests answered.
+    pub attempts: u64,
+    /// Claims that were answered 201, each counted once.
+    pub accepted: u64,
+    /// Units sold beyond the allotment: must be 0.
+    pub oversold: i64,
+    /// Accepted claims without an order: must be 0.
+    pub accepted_lost: u64,
+    /// Doubled requests that were answered with two different claims: must be 0.
+    pub doubled: u64,
+    /// Requests that got no answer.
+    pub unanswered: u64,
+    /// Refusals by code.
+    pub refused: BTreeMap<String, u64>,
+    /// Whether the stock ledger adds up and its hashes hold.
+    pub ledger_ok: bool,
+    /// Units by which ledger and tables disagree: must be 0.
+    pub drift_units: i64,
+    /// From the first request to the last answer.
+    pub seconds: f64,
+    /// Answers a second.
+    pub requests_per_second: f64,
+    /// Median time of an answer.
+    pub p50_ms: f64,
+    /// The 99th of 100.
+    pub p99_ms: f64,
+}
+
+impl Card {
+    /// The promise that broke, if one did.
+    pub fn broken(&self) -> Option<String> {
+        if self.oversold > 0 {
+            return Some(format!("{} units were sold too often", self.oversold));
+        }
+        if self.accepted_lost > 0 {
+            return Some(format!(
+                "{} accepted claims have no order",
+                self.accepted_lost
+            ));
+        }
+        if self.doubled > 0 {
+            return Some(format!(
+                "{} doubled requests were granted twice",
+                self.doubled
+            ));
+        }
+        if !self.ledger_ok {
+            return Some(format!(
+                "the stock ledger does not add up; drift {} units",
+                self.drift_units
+            ));
+        }
+        if self.remaining > 0 && self.refused.contains_key("sold_out") {
+            return Some(format!(
+                "{} units are left, yet buyers were told that it is sold out",
+                self.remaining
+            ));
+        }
+        if self.sold != self.accepted as i64 && self.unanswered == 0 {
+            return Some(format!(
+                "{} units are sold, but {} claims were accepted",
+                self.sold, self.accepted
+            ));
+        }
+        None
+    }
+}
+
+/// What one connection saw.
+struct Seen {
+    accepted: BTreeMap<String, i64>,
+    doubled: u64,
+    unanswered: u64,
+    refused: BTreeMap<String, u64>,
+    latencies: Histogram<u64>,
+}
+
+#[derive(serde::Deserialize)]
+struct ClaimAnswer {
+    claim_id: String,
+    order_id: i64,
+}
+
+#[derive(serde::Deserialize)]
+struct Refused {
+    code: String,
+}
+
+/// Lets the buyers loose, then checks every promise against the database.
+pub async fn run(plan: Plan, store: &Store, progress: Arc<Progress>) -> anyhow::Result<Card> {
+    let plan = Arc::new(plan);
+    let next = Arc::new(AtomicUsize::new(0));
+    let watch = Stopwatch::start();
+    let mut connections = JoinSet::new();
+    for _ in 0..plan.connections {
+        connections.spawn(buy(
+            Arc::clone(&plan),
+            Arc::clone(&next),
+            Arc::clone(&progress),
+        ));
+    }
+    let mut card = Card {
+        allotted: i64::from(plan.allotted),
+        ..Card::default()
+    };
+    let mut accepted = Vec::new();
+    let mut latencies = histogram()?;
+    while let Some(seen) = connections.join_next().await {
+        let seen = seen??;
+        card.doubled += seen.doubled;
+        card.unanswered += seen.unanswered;
+        latencies.add(&seen.latencies)?;
+        for (code, count) in seen.refused {
+            *card.refused.entry(code).or_default() += count;
+        }
+        accepted.extend(seen.accepted);
+    }
+    card.seconds = watch.elapsed_seconds();
+    card.attempts = progress.attempts.load(Ordering::Relaxed);
+    card.accepted = accepted.len() as u64;
+    card.requests_per_second = card.attempts as f64 / card.seconds.max(1e-9);
+    card.p50_ms = latencies.value_at_quantile(0.5) as f64 / 1_000.0;
+    card.p99_ms = latencies.value_at_quantile(0.99) as f64 / 1_000.0;
+    let sale_id = plan.sale_id;
+    let (sold, remaining, lost) = store
+        .read(move |tx| {
+            let mut lost = 0;
+            for (claim, order) in &accepted {
+                if !super::is_on_record(tx, claim, *order)? {
+                    lost += 1;
+                }
+            }
+            let remaining = super::sql::get(tx, sale_id)?.map_or(0, |sale| sale.remaining);
+            Ok::<_, StoreError>((super::units_ordered(tx, sale_id)?, remaining, lost))
+        })
+        .await?;
+    let verdict = store.read(|tx| stock::verify(tx, |_| ())).await?;
+    card.sold = sold;
+    card.remaining = remaining;
+    card.accepted_lost = lost;
+    card.oversold = (sold - card.allotted).max(0);
+    card.ledger_ok = verdict.problems_total == 0;
+    card.drift_units = verdict.drift_units;
+    Ok(card)
+}
+
+fn histogram() -> anyhow::Result<Histogram<u64>> {
+    Ok(Histogram::new_with_bounds(1, 60_000_000, 3)?)
+}
+
+/// One connection: takes buyers from the common queue until there are none.
+async fn buy(
+    plan: Arc<Plan>,
+    next: Arc<AtomicUsize>,
+    progress: Arc<Progress>,
+) -> anyhow::Result<Seen> {
+    let mut seen = Seen {
+        accepted: BTreeMap::new(),
+        doubled: 0,
+        unanswered: 0,
+        refused: BTreeMap::new(),
+        latencies: histogram()?,
+    };
+    let mut connection = Connection::open(plan.address).await?;
+    let path = format!("/api/v1/flash-sales/{}/claims", plan.sale_id);
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        let Some(token) = plan.tokens.get(number) else {
+            return Ok(seen);
+        };
+        let key = format!("rehearsal-{number}");
+        // Of ten buyers: six try once, two double-click, one comes back twice, one is a bot.
+        let (tries, keyed) = match number % 10 {
+            0..=5 => (1, number.is_multiple_of(2)),
+            6 | 7 => (2, true),
+            8 => (3, false),
+            _ => (6, false),
+        };
+        let mut claims = Vec::new();
+        for _ in 0..tries {
+            let watch = Stopwatch::start();
+            let answer = match connection
+                .post(&path, token, keyed.then_some(key.as_str()), "{}")
+                .await
+            {
+                Ok(answer) => answer,
+                Err(_) => {
+                    seen.unanswered += 1;
+                    connection = Connection::open(plan.address).await?;
+                    continue;
+                }
+            };
+            let micros = u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX);
+            seen.latencies.saturating_record(micros);
+            progress.attempts.fetch_add(1, Ordering::Relaxed);
+            if answer.status == 201 {
+                let claim: ClaimAnswer = serde_json::from_str(&answer.body)?;
+                progress
+                    .accepted
+                    .fetch_add(u64::from(claims.is_empty()), Ordering::Relaxed);
+                claims.push(claim.claim_id.clone());
+                seen.accepted.insert(claim.claim_id, claim.order_id);
+            } else {
+                let code = serde_json::from_str::<Refused>(&answer.body).map_or_else(
+                    |_| format!("http_{}", answer.status),
+                    |refused| refused.code,
+                );
+                *seen.refused.entry(code).or_default() += 1;
+            }
+        }
+        claims.dedup();
+        seen.doubled += (claims.len() as u64).saturating_sub(1);
+    }
+}
