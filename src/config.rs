@@ -582,7 +582,17 @@ fn typed_like(default: &serde_json::Value, text: &str) -> Result<serde_json::Val
 
 fn invalid(error: &figment::Error, sources: &Sources) -> ConfigError {
     let first = error.clone().into_iter().next();
-    let key = first.as_ref().map(|e| e.path.join(".")).unwrap_or_default();
+    // The place within a list does not matter: what set the list is to be named.
+    let key = first
+        .as_ref()
+        .map(|e| {
+            let parts = e
+                .path
+                .iter()
+                .take_while(|part| part.parse::<usize>().is_err());
+            parts.cloned().collect::<Vec<_>>().join(".")
+        })
+        .unwrap_or_default();
     ConfigError::Invalid {
         source_name: sources
             .get(&key)

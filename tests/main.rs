@@ -1,3 +1,5 @@
 //! Behaviour against the real server, in one binary.
 
+mod faults;
 mod layout;
+mod openapi;

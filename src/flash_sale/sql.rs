@@ -141,11 +141,11 @@ pub(super) fn insert_claim(
     )? == 1)
 }
 
-/// `(sale, buyer, order, quantity, created)` of a claim.
-pub(super) fn claim(
-    tx: &mut Tx<'_>,
-    id: &str,
-) -> Result<Option<(SaleId, UserId, OrderId, u32, Timestamp)>, StoreError> {
+/// Sale, buyer, order, units and time of a claim.
+pub(super) type ClaimRow = (SaleId, UserId, OrderId, u32, Timestamp);
+
+/// One claim.
+pub(super) fn claim(tx: &mut Tx<'_>, id: &str) -> Result<Option<ClaimRow>, StoreError> {
     tx.row(
         "SELECT sale_id, user_id, order_id, quantity, created_at FROM claims WHERE id = $1",
         &[id.into()],

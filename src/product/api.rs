@@ -187,10 +187,6 @@ impl ProductApi {
     ///
     /// By page, filtered and sorted; or exactly the ones that `ids` names, in that order.
     #[oai(path = "/products", method = "get")]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a query parameter of the contract"
-    )]
     async fn list(
         &self,
         /// Keys, separated by commas, at most 200; the other parameters don't count then
