@@ -148,9 +148,9 @@ fn killed_in_the_middle_of_a_sale_every_accepted_claim_is_there_and_the_ledger_h
             })
             .collect();
         // Killed once it has granted something in this round, a different number each time.
-        let mark = format!(r#"flash_sale_claims_total{{outcome="accepted"}}"#);
+        let mark = r#"flash_sale_claims_total{outcome="accepted"}"#;
         loop {
-            let granted = metric(address, &mark);
+            let granted = metric(address, mark);
             if granted >= 20 + round * 7 {
                 break;
             }
