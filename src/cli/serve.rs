@@ -25,7 +25,30 @@ impl ServeArgs {
     }
 }
 
+/// In a test build only: kills this process, as SIGKILL does, when the named fault point is passed
+/// for the n-th time (`FAULT_KILL_AT=claim.order_written:3`).
+fn arm_fault_point() -> anyhow::Result<()> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    if !fail::has_failpoints() {
+        return Ok(());
+    }
+    let Ok(order) = std::env::var("FAULT_KILL_AT") else {
+        return Ok(());
+    };
+    let (point, count) = order.split_once(':').unwrap_or((&order, "1"));
+    let left = AtomicU32::new(count.parse()?);
+    fail::cfg_callback(point, move || {
+        if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let own = nix::unistd::Pid::this();
+            // There is nobody left to tell of an error.
+            let _killed = nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGKILL);
+        }
+    })
+    .map_err(|error| anyhow::anyhow!("{error}"))
+}
+
 pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
+    arm_fault_point()?;
     let loaded = common.load(args.flags())?;
     let metrics = crate::monitor::Metrics::new()?;
     let log = logs::init(&loaded.settings.log, Some(&metrics))?;
