@@ -68,7 +68,7 @@ impl Sweeper {
                 .await?;
         }
         let batch = self.settings.orders.expiry_batch;
-        loop {
+        while self.store.point(move |tx| order::any_due(tx, now)).await? {
             let gate = self.gate.clone();
             let (expired, _) = self
                 .store
@@ -88,10 +88,15 @@ impl Sweeper {
         let seconds = self.settings.orders.idempotency_seconds;
         while self
             .store
-            .write(move |tx| order::idempotency::purge(tx, now, seconds).map_err(SaleError::from))
+            .point(move |tx| order::idempotency::any_old(tx, now, seconds))
             .await?
-            >= 500
-        {}
+        {
+            self.store
+                .write(move |tx| {
+                    order::idempotency::purge(tx, now, seconds).map_err(SaleError::from)
+                })
+                .await?;
+        }
         self.gate.publish_metrics();
         Ok(())
     }

@@ -423,6 +423,11 @@ fn pay_late(tx: &mut Tx<'_>, now: Timestamp, order: &Order) -> Result<(), OrderE
     Ok(())
 }
 
+/// Whether any order waits to be expired: a look that costs no write.
+pub fn any_due(tx: &mut Tx<'_>, now: Timestamp) -> Result<bool, StoreError> {
+    Ok(!sql::due(tx, now, 1)?.is_empty())
+}
+
 /// Expires orders that were not paid in time, at most `batch`; answers how many, and what returned.
 pub fn expire_due(
     tx: &mut Tx<'_>,

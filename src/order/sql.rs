@@ -217,6 +217,16 @@ pub(super) fn store(
     Ok(())
 }
 
+pub(super) fn any_key_until(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, StoreError> {
+    Ok(tx
+        .row(
+            "SELECT 1 FROM idempotency_keys WHERE created_at <= $1 LIMIT 1",
+            &[until.into()],
+            |_| Ok(()),
+        )?
+        .is_some())
+}
+
 pub(super) fn purge_keys(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, StoreError> {
     tx.execute(
         "DELETE FROM idempotency_keys WHERE (caller, key) IN \
