@@ -450,3 +450,124 @@ pub fn expire_due(
     }
     Ok((due.len(), released))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Auth, Database};
+    use crate::monitor::Metrics;
+    use crate::product::{NewProduct, create as create_product};
+    use crate::store::Store;
+
+    const START: Timestamp = Timestamp(1_000_000_000);
+
+    /// Every way through the states, with the ledger checked after each step.
+    #[test]
+    fn units_follow_the_order_through_every_state() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let metrics = Metrics::new().expect("metrics");
+        let path = dir.path().join("onrush.db");
+        let store = Store::open(&path, &Database::default(), metrics, |_| ()).expect("store");
+        let cheap = Auth {
+            argon2_memory_kib: 8,
+            ..Auth::default()
+        };
+        let account =
+            crate::auth::NewAccount::checked("a@b.co", "A", "long enough", &cheap).expect("valid");
+        let user = store
+            .write_blocking(move |tx| {
+                crate::auth::create_account(tx, START, &account, crate::auth::Role::Customer)
+            })
+            .expect("user");
+        let product = NewProduct {
+            sku: None,
+            name: "Mug".to_owned(),
+            description: String::new(),
+            category: String::new(),
+            unit_amount: 700,
+            currency: "CNY".to_owned(),
+            stock: 10,
+            popularity: 0,
+        };
+        let product = store
+            .write_blocking(move |tx| create_product(tx, START, &product))
+            .expect("product");
+        let stock_is = |expected: i64, step: &str| {
+            let free = store
+                .read_blocking(|tx| crate::product::get(tx, product))
+                .expect("product")
+                .stock;
+            assert_eq!(free, expected, "{step}");
+            let verdict = store
+                .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| ()))
+                .expect("verify");
+            assert_eq!(verdict.problems, Vec::<String>::new(), "{step}");
+        };
+        let place = |lines: Vec<(ProductId, u32)>| {
+            store.write_blocking(move |tx| {
+                create(tx, START, &config::Orders::default(), user, &lines)
+            })
+        };
+        let late = START.plus_seconds(901);
+
+        let order = place(vec![(product, 1), (product, 2)]).expect("order");
+        assert_eq!(
+            (order.total_amount, order.items.len()),
+            (2_100, 1),
+            "two lines of one product are summed"
+        );
+        stock_is(7, "ordered");
+        assert!(matches!(
+            place(vec![(product, 8)]),
+            Err(OrderError::Stock(_))
+        ));
+        assert!(matches!(
+            place(vec![(product, 0)]),
+            Err(OrderError::Invalid(_))
+        ));
+        stock_is(7, "refused");
+        let id = order.id;
+        for _ in 0..2 {
+            let paid = store
+                .write_blocking(move |tx| pay(tx, START, id, Some(user)))
+                .expect("pay");
+            assert_eq!(paid.status, OrderStatus::Paid);
+            stock_is(7, "paid");
+        }
+        let (back, _) = store
+            .write_blocking(move |tx| cancel(tx, START, id, Some(user)))
+            .expect("cancel");
+        assert_eq!(back.status, OrderStatus::RefundDue);
+        stock_is(10, "paid and cancelled");
+
+        let id = place(vec![(product, 6)]).expect("order").id;
+        let expire = || {
+            store
+                .write_blocking(move |tx| expire_due(tx, late, 10))
+                .expect("expire")
+                .0
+        };
+        assert_eq!((expire(), expire()), (1, 0));
+        stock_is(10, "expired");
+        let paid = store
+            .write_blocking(move |tx| pay(tx, late, id, None))
+            .expect("late payment");
+        assert_eq!(paid.status, OrderStatus::Paid);
+        stock_is(4, "paid late, units taken again");
+
+        let id = place(vec![(product, 4)]).expect("order").id;
+        assert_eq!(expire(), 1);
+        place(vec![(product, 1)]).expect("another buyer");
+        let paid = store
+            .write_blocking(move |tx| pay(tx, late, id, None))
+            .expect("late payment");
+        assert_eq!(paid.status, OrderStatus::RefundDue);
+        stock_is(3, "paid late, units gone");
+        let other = UserId(user.0 + 1);
+        let foreign = store.write_blocking(move |tx| cancel(tx, late, id, Some(other)).map(|_| ()));
+        assert!(
+            matches!(foreign, Err(OrderError::NotFound(_))),
+            "another's order is as absent as none"
+        );
+    }
+}
