@@ -1,4 +1,4 @@
-//! `onrush import products`: CSV files into the shop, with progress and a report.
+//! `onrush import products|orders`: CSV files into the shop, with progress and a report.
 
 use std::fs::File;
 use std::io::{IsTerminal, Read};
@@ -10,12 +10,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{Common, EXIT_BROKEN, Failed, Outcome, print, say};
 use crate::app;
 use crate::clock::Stopwatch;
+use crate::order::import::import_orders;
 use crate::product::import::{ImportReport, import_products};
 
 #[derive(Subcommand)]
 pub(super) enum ImportCommand {
     /// Columns: sku, name, description, category, price (or unit_amount), currency, stock
     Products(FileArgs),
+    /// Columns: order_id, customer, product (a SKU), quantity, amount, currency, time
+    Orders(FileArgs),
 }
 
 #[derive(Args)]
@@ -39,7 +42,7 @@ impl<R: Read> Read for Watched<R> {
 }
 
 pub(super) fn import(common: &Common, command: &ImportCommand) -> Outcome {
-    let ImportCommand::Products(args) = command;
+    let (ImportCommand::Products(args) | ImportCommand::Orders(args)) = command;
     let loaded = common.load(Vec::new())?;
     let (reader, bytes): (Box<dyn Read>, u64) = if args.file.as_os_str() == "-" {
         (Box::new(std::io::stdin()), 0)
@@ -68,7 +71,14 @@ pub(super) fn import(common: &Common, command: &ImportCommand) -> Outcome {
     let watch = Stopwatch::start();
     let settings = &loaded.settings;
     let now = opened.clock.now();
-    let report = import_products(&opened.store, &settings.import, now, reader, |_| ())?;
+    let report = match command {
+        ImportCommand::Products(_) => {
+            import_products(&opened.store, &settings.import, now, reader, |_| ())?
+        }
+        ImportCommand::Orders(_) => {
+            import_orders(&opened.store, &settings.import, now, reader, |_| ())?
+        }
+    };
     bar.finish_and_clear();
     opened.close();
     show(common, &report, watch.elapsed_seconds())

@@ -15,6 +15,7 @@
 
 pub mod api;
 pub mod idempotency;
+pub mod import;
 mod sql;
 
 use std::collections::BTreeMap;

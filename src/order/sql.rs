@@ -234,3 +234,47 @@ pub(super) fn purge_keys(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, Store
         &[until.into()],
     )
 }
+
+/// The run that imported an order; `None` when it is not there.
+pub(super) fn import_run_of(tx: &mut Tx<'_>, external_id: &str) -> Result<Option<i64>, StoreError> {
+    tx.row(
+        "SELECT import_run FROM orders WHERE external_id = $1",
+        &[external_id.into()],
+        |row| row.get(0),
+    )
+}
+
+/// The account of a customer of the shop before, made if need be.
+pub(super) fn customer(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    external_id: &str,
+) -> Result<UserId, StoreError> {
+    tx.row(
+        "INSERT INTO users (external_id, name, role, status, created_at, updated_at) \
+         VALUES ($1, $1, 'customer', 'active', $2, $2) \
+         ON CONFLICT (external_id) DO UPDATE SET updated_at = users.updated_at RETURNING id",
+        &[external_id.into(), now.into()],
+        |row| row.get(0),
+    )?
+    .ok_or_else(|| StoreError::Bug("an upsert returned no id".to_owned()))
+}
+
+/// A past order, taken over as delivered.
+pub(super) fn insert_past(
+    tx: &mut Tx<'_>,
+    run: Timestamp,
+    external_id: &str,
+    user: UserId,
+    total_amount: i64,
+    currency: &str,
+    at: Timestamp,
+) -> Result<OrderId, StoreError> {
+    tx.row(
+        "INSERT INTO orders (user_id, status, total_amount, currency, created_at, updated_at, paid_at, external_id, \
+         import_run) VALUES ($1, 'fulfilled', $2, $3, $4, $4, $4, $5, $6) RETURNING id",
+        &[user.into(), total_amount.into(), currency.into(), at.into(), external_id.into(), run.into()],
+        |row| row.get(0),
+    )?
+    .ok_or_else(|| StoreError::Bug("an insert returned no id".to_owned()))
+}

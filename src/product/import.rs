@@ -41,7 +41,14 @@ pub struct ImportReport {
 }
 
 impl ImportReport {
-    fn fail(&mut self, max: usize, line: u64, field: impl Into<String>, reason: impl Into<String>) {
+    /// Notes a row that was not taken; beyond `max` it is only counted.
+    pub fn fail(
+        &mut self,
+        max: usize,
+        line: u64,
+        field: impl Into<String>,
+        reason: impl Into<String>,
+    ) {
         self.failed += 1;
         if self.errors.len() < max {
             self.errors.push(RowError {
