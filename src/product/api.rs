@@ -1,5 +1,7 @@
 //! The catalogue over HTTP.
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use poem::http::StatusCode;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::{Object, OpenApi};
@@ -181,6 +183,30 @@ fn sort_of(word: &str) -> Result<Sort, Problem> {
     }
 }
 
+fn sort_letter(sort: Sort) -> &'static str {
+    match sort {
+        Sort::Popularity => "p",
+        Sort::PriceAsc => "a",
+        Sort::PriceDesc => "d",
+        Sort::Newest => "n",
+    }
+}
+
+/// The place after `last`, with the order that it is a place in.
+fn write_cursor(sort: Sort, last: &Product) -> String {
+    let text = format!("{}.{}.{}", sort_letter(sort), last.sort_key(sort), last.id);
+    URL_SAFE_NO_PAD.encode(text)
+}
+
+/// The sort key and id of a cursor; `None` when it is not ours or of another order.
+fn read_cursor(text: &str, sort: Sort) -> Option<(i64, i64)> {
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+    let (letter, place) = text.split_once('.')?;
+    let (key, id) = place.split_once('.')?;
+    (letter == sort_letter(sort)).then_some(())?;
+    Some((key.parse().ok()?, id.parse().ok()?))
+}
+
 #[OpenApi(prefix_path = "/api/v1", tag = "Tag::Products")]
 impl ProductApi {
     /// List products
@@ -213,16 +239,12 @@ impl ProductApi {
         let sort = sort_of(&sort.0)?;
         let after = match cursor.0.as_deref() {
             None => None,
-            Some(text) => Some(
-                text.split_once('_')
-                    .and_then(|(key, id)| Some((key.parse().ok()?, id.parse().ok()?)))
-                    .ok_or_else(|| {
-                        bad_parameter(
-                            "cursor",
-                            "is none of ours; pass next_cursor of the page before",
-                        )
-                    })?,
-            ),
+            Some(text) => Some(read_cursor(text, sort).ok_or_else(|| {
+                bad_parameter(
+                    "cursor",
+                    "is none of ours; pass next_cursor of the page before",
+                )
+            })?),
         };
         let terms = q.0.as_deref().map(super::search_terms).unwrap_or_default();
         let nothing_to_find = q.0.is_some_and(|text| !text.trim().is_empty()) && terms.is_empty();
@@ -246,11 +268,7 @@ impl ProductApi {
             .await
             .map_err(Problem::from)?;
         let next_cursor = (products.len() as i64 == limit.0)
-            .then(|| {
-                products
-                    .last()
-                    .map(|last| format!("{}_{}", last.sort_key(sort), last.id))
-            })
+            .then(|| products.last().map(|last| write_cursor(sort, last)))
             .flatten();
         let items = products.into_iter().map(ProductView::from).collect();
         Ok(Body(ProductPage {

@@ -7,7 +7,7 @@ use std::io::Read;
 
 use serde::Serialize;
 
-use super::{NewProduct, ProductError, Upsert, is_currency};
+use super::{NewProduct, ProductError, Silent, Upsert, is_currency};
 use crate::clock::Timestamp;
 use crate::config;
 use crate::store::{Store, StoreError};
@@ -77,9 +77,10 @@ pub enum ImportError {
 /// `"12.34"` in minor units of the currency (ISO 4217 exponents). `None` for anything else.
 pub fn decimal_to_minor(text: &str, currency: &str) -> Option<i64> {
     let digits = match currency {
-        "BIF" | "CLP" | "DJF" | "GNF" | "JPY" | "KMF" | "KRW" | "PYG" | "RWF" | "UGX" | "VND"
-        | "VUV" | "XAF" | "XOF" | "XPF" => 0,
+        "BIF" | "CLP" | "DJF" | "GNF" | "ISK" | "JPY" | "KMF" | "KRW" | "PYG" | "RWF" | "UGX"
+        | "VND" | "UYI" | "VUV" | "XAF" | "XOF" | "XPF" => 0,
         "BHD" | "IQD" | "JOD" | "KWD" | "LYD" | "OMR" | "TND" => 3,
+        "CLF" | "UYW" => 4,
         _ => 2,
     };
     let (whole, part) = text.trim().split_once('.').unwrap_or((text.trim(), ""));
@@ -136,6 +137,15 @@ pub fn import_products(
             )));
         }
     }
+    if let Some((_, twice)) = header
+        .iter()
+        .enumerate()
+        .find(|(index, name)| header[..*index].contains(*name))
+    {
+        return Err(ImportError::Header(format!(
+            "the column `{twice}` is there twice"
+        )));
+    }
     let at = |name: &str| header.iter().position(|known| known == name);
     for name in ["sku", "name", "currency"] {
         if at(name).is_none() {
@@ -149,6 +159,10 @@ pub fn import_products(
             "a column `price` or `unit_amount` is missing".to_owned(),
         ));
     }
+    let silent = Silent {
+        description: at("description").is_none(),
+        category: at("category").is_none(),
+    };
     let mut report = ImportReport::default();
     let mut batch: Vec<Checked> = Vec::with_capacity(settings.batch_rows);
     let mut record = csv::StringRecord::new();
@@ -159,7 +173,7 @@ pub fn import_products(
             Ok(true) => {
                 report.read += 1;
                 let line = record.position().map_or(line, csv::Position::line);
-                match read_row(&record, &at, settings.field_bytes_max) {
+                match read_row(&record, &at, header.len(), settings.field_bytes_max) {
                     Ok((new, counted)) => batch.push((line, new, counted)),
                     Err((field, reason)) => report.fail(settings.errors_max, line, field, reason),
                 }
@@ -171,11 +185,25 @@ pub fn import_products(
             Err(error) => return Err(ImportError::Read(error.to_string())),
         }
         if batch.len() >= settings.batch_rows {
-            write(store, now, &mut batch, &mut report, settings.errors_max)?;
+            write(
+                store,
+                now,
+                &mut batch,
+                silent,
+                &mut report,
+                settings.errors_max,
+            )?;
             progress(report.read);
         }
     }
-    write(store, now, &mut batch, &mut report, settings.errors_max)?;
+    write(
+        store,
+        now,
+        &mut batch,
+        silent,
+        &mut report,
+        settings.errors_max,
+    )?;
     progress(report.read);
     Ok(report)
 }
@@ -183,8 +211,16 @@ pub fn import_products(
 fn read_row(
     record: &csv::StringRecord,
     at: &impl Fn(&str) -> Option<usize>,
+    columns: usize,
     bytes_max: usize,
 ) -> Result<(NewProduct, Option<i64>), (String, String)> {
+    // A row of another length has a comma too many or too few: its values stand in wrong columns.
+    if record.len() != columns {
+        return Err((
+            String::new(),
+            format!("has {} fields, the header has {columns}", record.len()),
+        ));
+    }
     let field = |name: &str| {
         at(name)
             .and_then(|index| record.get(index))
@@ -248,6 +284,7 @@ fn write(
     store: &Store,
     now: Timestamp,
     batch: &mut Vec<Checked>,
+    silent: Silent,
     report: &mut ImportReport,
     errors_max: usize,
 ) -> Result<(), ImportError> {
@@ -255,7 +292,7 @@ fn write(
     let outcomes = store.write_blocking(move |tx| {
         let mut outcomes = Vec::with_capacity(rows.len());
         for (line, new, counted) in rows {
-            match super::upsert(tx, now, &new, counted) {
+            match super::upsert(tx, now, &new, counted, silent) {
                 Ok(done) => outcomes.push((line, Ok(done))),
                 Err(ProductError::Store(error)) => return Err(error),
                 Err(error) => outcomes.push((line, Err(error.to_string()))),
@@ -290,6 +327,8 @@ mod tests {
             ("12.340", "CNY", Some(1234)),
             ("12.345", "CNY", None),
             ("500", "JPY", Some(500)),
+            ("500", "ISK", Some(500)),
+            ("5.5", "ISK", None),
             ("1.234", "KWD", Some(1234)),
             ("-1", "CNY", None),
             ("1e3", "CNY", None),
@@ -339,5 +378,38 @@ mod tests {
             .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| ()))
             .expect("verify");
         assert_eq!((verdict.movements, verdict.problems_total), (2, 0));
+    }
+
+    #[test]
+    fn what_the_file_is_silent_about_stays_and_shifted_rows_are_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let metrics = Metrics::new().expect("metrics");
+        let path = dir.path().join("onrush.db");
+        let store = Store::open(&path, &Database::default(), metrics, |_| ()).expect("store");
+        let run = |csv: &str| {
+            let settings = config::Import::default();
+            import_products(&store, &settings, Timestamp(1), csv.as_bytes(), |_| ())
+        };
+        run("sku,name,description,category,price,currency,stock\nA,Lamp,bright,home,1,CNY,3\n")
+            .expect("import");
+        let report =
+            run("sku,name,price,currency\nA,Lamp,2,CNY\nB,Big, red lamp,1,CNY\n").expect("import");
+        assert_eq!((report.updated, report.failed), (1, 1));
+        let (id, _) = store
+            .read_blocking::<_, StoreError>(|tx| crate::product::id_of_sku(tx, "A"))
+            .expect("read")
+            .expect("product");
+        let lamp = store
+            .read_blocking::<_, ProductError>(|tx| crate::product::get(tx, id))
+            .expect("product");
+        assert_eq!(
+            (lamp.description.as_str(), lamp.category.as_str()),
+            ("bright", "home")
+        );
+        assert_eq!((lamp.unit_amount, lamp.stock), (200, 3));
+        assert!(matches!(
+            run("sku,sku,name,price,currency\n"),
+            Err(ImportError::Header(_))
+        ));
     }
 }

@@ -365,13 +365,23 @@ pub enum Upsert {
     Unchanged,
 }
 
-/// A row of an import: by its SKU, a product is made or changed; `stock` is `None` where the file
-/// does not speak of it.
+/// Columns that an import's file lacks: they stay as they are in known products.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent {
+    /// The file has no `description`.
+    pub description: bool,
+    /// The file has no `category`.
+    pub category: bool,
+}
+
+/// A row of an import: by its SKU, a product is made or changed; `counted` is `None` where the file
+/// does not speak of the stock.
 pub fn upsert(
     tx: &mut Tx<'_>,
     now: Timestamp,
     new: &NewProduct,
     counted: Option<i64>,
+    silent: Silent,
 ) -> Result<Upsert, ProductError> {
     new.check().map_err(ProductError::Invalid)?;
     let sku = new.sku.as_deref().unwrap_or_default();
@@ -379,7 +389,7 @@ pub fn upsert(
         create(tx, now, new)?;
         return Ok(Upsert::Created);
     };
-    let mut changed = sql::import_over(tx, now, before.id, new)?;
+    let mut changed = sql::import_over(tx, now, before.id, new, silent)?;
     if changed && let Some(after) = sql::get(tx, before.id)? {
         reindex(tx, &before, &after)?;
     }

@@ -1,7 +1,7 @@
 //! Every statement of the catalogue, the stock and its ledger.
 
 use super::stock::{LedgerRow, Taken};
-use super::{Filter, NewProduct, Product, ProductId, ProductPatch, Sort};
+use super::{Filter, NewProduct, Product, ProductId, ProductPatch, Silent, Sort};
 use crate::clock::Timestamp;
 use crate::store::{Param, Row, StoreError, Tx};
 
@@ -172,22 +172,24 @@ pub(super) fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<
     )? == 1)
 }
 
-/// A row of an import onto a known SKU; `false` when nothing differs.
+/// A row of an import onto a known SKU; what the file is silent about stays; `false` when nothing differs.
 pub(super) fn import_over(
     tx: &mut Tx<'_>,
     now: Timestamp,
     id: ProductId,
     new: &NewProduct,
+    silent: Silent,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE products SET name = $2, description = $3, category = $4, unit_amount = $5, currency = $6, \
-         status = 'active', last_updated = $7 WHERE id = $1 AND (name <> $2 OR description <> $3 OR category <> $4 \
-         OR unit_amount <> $5 OR currency <> $6 OR status <> 'active')",
+        "UPDATE products SET name = $2, description = COALESCE($3, description), \
+         category = COALESCE($4, category), unit_amount = $5, currency = $6, \
+         status = 'active', last_updated = $7 WHERE id = $1 AND (name <> $2 \
+         OR description <> COALESCE($3, description) OR category <> COALESCE($4, category) OR unit_amount <> $5 OR currency <> $6 OR status <> 'active')",
         &[
             id.into(),
             (&new.name).into(),
-            (&new.description).into(),
-            (&new.category).into(),
+            (!silent.description).then_some(new.description.as_str()).into(),
+            (!silent.category).then_some(new.category.as_str()).into(),
             new.unit_amount.into(),
             (&new.currency).into(),
             now.into(),
@@ -224,12 +226,31 @@ pub(super) fn take_stock(
     )
 }
 
+/// Adds free units. A product that is not there would leave a ledger row without stock, so it fails.
 pub(super) fn give_stock(tx: &mut Tx<'_>, id: ProductId, quantity: i64) -> Result<(), StoreError> {
-    tx.execute(
+    let changed = tx.execute(
         "UPDATE products SET stock = stock + $2 WHERE id = $1",
         &[id.into(), quantity.into()],
     )?;
-    Ok(())
+    match changed {
+        1 => Ok(()),
+        _ => Err(StoreError::Bug(format!(
+            "units given back to product {id}, which is not there"
+        ))),
+    }
+}
+
+/// Sets the free stock if it still is `before`; `false` when it is not.
+pub(super) fn set_stock(
+    tx: &mut Tx<'_>,
+    id: ProductId,
+    before: i64,
+    counted: i64,
+) -> Result<bool, StoreError> {
+    Ok(tx.execute(
+        "UPDATE products SET stock = $3 WHERE id = $1 AND status = 'active' AND stock = $2",
+        &[id.into(), before.into(), counted.into()],
+    )? == 1)
 }
 
 pub(super) fn free_stock(tx: &mut Tx<'_>, id: ProductId) -> Result<Option<i64>, StoreError> {
@@ -273,30 +294,40 @@ pub(super) fn insert_movement(tx: &mut Tx<'_>, row: &LedgerRow) -> Result<(), St
     Ok(())
 }
 
+/// Shows each row with its product and number; `None` for one whose fields can't be read.
 pub(super) fn each_movement(
     tx: &mut Tx<'_>,
-    mut visit: impl FnMut(LedgerRow) -> Result<(), StoreError>,
+    mut visit: impl FnMut(ProductId, i64, Option<LedgerRow>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     tx.each(
         "SELECT product_id, seq, sale_id, order_id, reason, quantity, delta, balance_after, at, prev_hash, hash \
          FROM stock_movements ORDER BY product_id, seq",
         &[],
         |row| {
-            visit(LedgerRow {
-                product_id: row.get(0)?,
-                seq: row.get(1)?,
-                sale_id: row.get(2)?,
-                order_id: row.get(3)?,
-                reason: row.get(4)?,
-                quantity: row.get(5)?,
-                delta: row.get(6)?,
-                balance_after: row.get(7)?,
-                at: row.get(8)?,
-                prev_hash: row.get(9)?,
-                hash: row.get(10)?,
-            })
+            let read = match ledger_row(row) {
+                Ok(read) => Some(read),
+                Err(StoreError::Bug(_)) => None,
+                Err(error) => return Err(error),
+            };
+            visit(row.get(0)?, row.get(1)?, read)
         },
     )
+}
+
+fn ledger_row(row: &Row<'_>) -> Result<LedgerRow, StoreError> {
+    Ok(LedgerRow {
+        product_id: row.get(0)?,
+        seq: row.get(1)?,
+        sale_id: row.get(2)?,
+        order_id: row.get(3)?,
+        reason: row.get(4)?,
+        quantity: row.get(5)?,
+        delta: row.get(6)?,
+        balance_after: row.get(7)?,
+        at: row.get(8)?,
+        prev_hash: row.get(9)?,
+        hash: row.get(10)?,
+    })
 }
 
 pub(super) fn each_free(
@@ -344,4 +375,38 @@ pub(super) fn each_ordered(
             Ok(())
         },
     )
+}
+
+/// Statements of a forger, for the test that finds him.
+#[cfg(test)]
+pub(super) mod tampering {
+    use super::{ProductId, StoreError, Tx};
+
+    /// One change of each field; of `reason`, a known word and an unknown one.
+    pub(in super::super) const CHANGES: &[&str] = &[
+        "product_id = product_id + 1",
+        "seq = seq + 100",
+        "sale_id = 0",
+        "order_id = 0",
+        "reason = CASE reason WHEN 'receipt' THEN 'release' ELSE 'receipt' END",
+        "reason = 'gift'",
+        "quantity = quantity + 1",
+        "quantity = 'many'",
+        "delta = delta + 1",
+        "balance_after = balance_after + 1",
+        "at = at + 1",
+        "prev_hash = 'x'",
+        "hash = 'x'",
+    ];
+
+    pub(in super::super) fn change(
+        tx: &mut Tx<'_>,
+        id: ProductId,
+        seq: i64,
+        change: &str,
+    ) -> Result<(), StoreError> {
+        let sql = format!("UPDATE stock_movements SET {change} WHERE product_id = $1 AND seq = $2");
+        tx.execute(&sql, &[id.into(), seq.into()])?;
+        Ok(())
+    }
 }

@@ -84,7 +84,7 @@ impl Reason {
     /// How the free stock changes when `quantity` units move.
     fn change_of_free(self, quantity: i64) -> i64 {
         match self.route() {
-            (Place::Free, _) => -quantity,
+            (Place::Free, _) => quantity.saturating_neg(),
             (_, Place::Free) => quantity,
             _ => 0,
         }
@@ -94,7 +94,7 @@ impl Reason {
     fn delta(self, quantity: i64) -> i64 {
         match self.route() {
             (Place::Outside, _) => quantity,
-            (_, Place::Outside) => -quantity,
+            (_, Place::Outside) => quantity.saturating_neg(),
             _ => 0,
         }
     }
@@ -131,14 +131,16 @@ pub(super) struct LedgerRow {
 }
 
 impl LedgerRow {
-    /// SHA-256 over the fields in their order, separated so that no two rows read alike.
+    /// SHA-256 over the fields in their order, separated so that no two rows read alike: what is
+    /// absent is a dash, for 0 would be another row.
     fn digest(&self) -> String {
+        let or_dash = |id: Option<i64>| id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         let text = format!(
             "{}|{}|{}|{}|{}|{}|{}|{}|{}|{}",
             self.product_id,
             self.seq,
-            self.sale_id.unwrap_or(0),
-            self.order_id.unwrap_or(0),
+            or_dash(self.sale_id),
+            or_dash(self.order_id),
             self.reason.word(),
             self.quantity,
             self.delta,
@@ -272,11 +274,13 @@ pub fn set(
     if quantity == 0 {
         return Ok(());
     }
-    match reason {
-        Reason::WriteOff => {
-            take(tx, product_id, quantity)?;
-        }
-        _ => give_back(tx, product_id, quantity)?,
+    // The update itself holds on to the stock that the difference was reckoned from.
+    if !sql::set_stock(tx, product_id, free, counted)? {
+        return Err(StockError::Insufficient {
+            product_id,
+            available: free,
+            wanted: quantity,
+        });
     }
     append(
         tx,
@@ -329,36 +333,43 @@ struct Units {
 impl Units {
     fn shift(&mut self, place: Place, by: i64) {
         match place {
-            Place::Outside => self.total -= by,
-            Place::Free => self.free += by,
-            Place::Allotted => self.allotted += by,
-            Place::Held => self.held += by,
-            Place::Sold => self.sold += by,
+            Place::Outside => self.total = self.total.saturating_sub(by),
+            Place::Free => self.free = self.free.saturating_add(by),
+            Place::Allotted => self.allotted = self.allotted.saturating_add(by),
+            Place::Held => self.held = self.held.saturating_add(by),
+            Place::Sold => self.sold = self.sold.saturating_add(by),
         }
     }
 }
 
-/// Recomputes every hash and balance, and compares the ledger with what the tables say. Memory
-/// grows with the number of products that ever moved, not with the number of rows.
+/// Recomputes every hash and balance, and compares the ledger with what the tables say. A row
+/// that can't even be read is a problem like any other and ends nothing. Memory grows with the number of products that ever moved, not with the number of rows.
 pub fn verify(tx: &mut Tx<'_>, mut progress: impl FnMut(u64)) -> Result<Verdict, StoreError> {
     let mut verdict = Verdict::default();
     let mut ledger: BTreeMap<ProductId, Units> = BTreeMap::new();
     let mut head: Option<(ProductId, i64, i64, String)> = None;
-    sql::each_movement(tx, |row| {
+    sql::each_movement(tx, |product_id, row_seq, row| {
         verdict.movements += 1;
         if verdict.movements.is_multiple_of(10_000) {
             progress(verdict.movements);
         }
         let (seq, balance, prev) = match &head {
-            Some((product, seq, balance, hash)) if *product == row.product_id => {
+            Some((product, seq, balance, hash)) if *product == product_id => {
                 (*seq, *balance, hash.clone())
             }
             _ => (0, 0, GENESIS.to_owned()),
         };
-        let name = format!("product {}, row {}", row.product_id, row.seq);
-        if row.seq != seq + 1 {
-            verdict.problem(format!("{name}: row {} is missing", seq + 1));
-        } else if row.prev_hash != prev {
+        let name = format!("product {product_id}, row {row_seq}");
+        if row_seq != seq.saturating_add(1) {
+            verdict.problem(format!("{name}: row {} is missing", seq.saturating_add(1)));
+        }
+        let Some(row) = row else {
+            verdict.problem(format!("{name}: a field holds what no ledger row can"));
+            ledger.entry(product_id).or_default();
+            head = Some((product_id, row_seq, balance, String::new()));
+            return Ok(());
+        };
+        if row_seq == seq.saturating_add(1) && row.prev_hash != prev {
             verdict.problem(format!("{name}: it does not follow the row before it"));
         }
         if row.digest() != row.hash {
@@ -367,12 +378,12 @@ pub fn verify(tx: &mut Tx<'_>, mut progress: impl FnMut(u64)) -> Result<Verdict,
         if row.delta != row.reason.delta(row.quantity) {
             verdict.problem(format!("{name}: its delta does not fit its reason"));
         }
-        if row.balance_after != balance + row.reason.change_of_free(row.quantity) {
+        if row.balance_after != balance.saturating_add(row.reason.change_of_free(row.quantity)) {
             verdict.problem(format!("{name}: its balance does not follow"));
         }
         let units = ledger.entry(row.product_id).or_default();
         let (from, to) = row.reason.route();
-        units.shift(from, -row.quantity);
+        units.shift(from, row.quantity.saturating_neg());
         units.shift(to, row.quantity);
         head = Some((row.product_id, row.seq, row.balance_after, row.hash));
         Ok(())
@@ -404,11 +415,15 @@ pub fn verify(tx: &mut Tx<'_>, mut progress: impl FnMut(u64)) -> Result<Verdict,
             (
                 "in all",
                 said.total,
-                is.free + is.allotted + is.held + is.sold,
+                is.free
+                    .saturating_add(is.allotted)
+                    .saturating_add(is.held)
+                    .saturating_add(is.sold),
             ),
         ] {
             if said != is {
-                verdict.drift_units += (said - is).abs();
+                let drift = said.saturating_sub(is).saturating_abs();
+                verdict.drift_units = verdict.drift_units.saturating_add(drift);
                 verdict.problem(format!(
                     "product {product}: {is} units {place}, but its ledger says {said}"
                 ));
@@ -416,4 +431,113 @@ pub fn verify(tx: &mut Tx<'_>, mut progress: impl FnMut(u64)) -> Result<Verdict,
         }
     }
     Ok(verdict)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Database;
+    use crate::monitor::Metrics;
+    use crate::product::{NewProduct, ProductError, create};
+    use crate::store::Store;
+
+    const NOW: Timestamp = Timestamp(1_000);
+
+    fn shop(dir: &tempfile::TempDir, stock: i64) -> (Store, ProductId) {
+        let metrics = Metrics::new().expect("metrics");
+        let path = dir.path().join("onrush.db");
+        let store = Store::open(&path, &Database::default(), metrics, |_| ()).expect("store");
+        let new = NewProduct {
+            sku: Some("A".to_owned()),
+            name: "Lamp".to_owned(),
+            description: String::new(),
+            category: String::new(),
+            unit_amount: 1_250,
+            currency: "CNY".to_owned(),
+            stock,
+            popularity: 0,
+        };
+        let id = store
+            .write_blocking::<_, ProductError>(move |tx| create(tx, NOW, &new))
+            .expect("product");
+        (store, id)
+    }
+
+    fn verdict(store: &Store) -> Verdict {
+        store
+            .read_blocking::<_, StoreError>(|tx| verify(tx, |_| ()))
+            .expect("verify")
+    }
+
+    #[test]
+    fn a_change_of_any_field_of_any_row_is_named() {
+        for row in 1..=3 {
+            for change in sql::tampering::CHANGES {
+                let dir = tempfile::tempdir().expect("temporary directory");
+                let (store, id) = shop(&dir, 10);
+                store
+                    .write_blocking::<_, StockError>(move |tx| {
+                        set(tx, NOW, id, 7)?;
+                        set(tx, NOW, id, 9)
+                    })
+                    .expect("stock-take");
+                assert_eq!(verdict(&store).problems_total, 0);
+                store
+                    .write_blocking::<_, StoreError>(move |tx| {
+                        sql::tampering::change(tx, id, row, change)
+                    })
+                    .expect("tampering");
+                let found = verdict(&store);
+                let first = found.problems.first().expect("a problem");
+                assert!(
+                    first.contains(&format!("row {row}")) || change.starts_with("product_id"),
+                    "{change} of row {row}: {:?}",
+                    found.problems
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn taking_ends_at_zero_and_says_what_is_left() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (store, id) = shop(&dir, 5);
+        let take_some = |quantity: u32| {
+            store.write_blocking::<_, StockError>(move |tx| {
+                let taken = take(tx, id, quantity)?;
+                Ok((taken.unit_amount, taken.currency))
+            })
+        };
+        assert_eq!(take_some(3).expect("taken"), (1_250, "CNY".to_owned()));
+        let refused = take_some(3).expect_err("too many");
+        assert!(matches!(
+            refused,
+            StockError::Insufficient {
+                available: 2,
+                wanted: 3,
+                ..
+            }
+        ));
+        take_some(2).expect("taken");
+        let refused = take_some(1).expect_err("none left");
+        assert!(matches!(
+            refused,
+            StockError::Insufficient { available: 0, .. }
+        ));
+        let unknown = ProductId(id.0 + 1);
+        let refused = store
+            .write_blocking::<_, StockError>(move |tx| take(tx, unknown, 1))
+            .expect_err("no such product");
+        assert!(matches!(refused, StockError::NotFound(found) if found == unknown));
+    }
+
+    #[test]
+    fn nothing_can_be_given_back_to_a_product_that_is_not_there() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (store, id) = shop(&dir, 5);
+        let unknown = ProductId(id.0 + 1);
+        let given = store.write_blocking::<_, StoreError>(move |tx| receive(tx, NOW, unknown, 1));
+        assert!(matches!(given, Err(StoreError::Bug(_))));
+        assert_eq!(verdict(&store).movements, 1);
+    }
 }

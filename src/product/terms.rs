@@ -38,14 +38,18 @@ pub(super) fn index<'a>(texts: impl IntoIterator<Item = &'a str>) -> BTreeSet<St
     let mut words = BTreeSet::new();
     for text in texts {
         for (cjk, run) in runs(text) {
-            if words.len() >= WORDS_MAX {
-                return words;
-            }
-            if cjk {
-                words.extend(run.iter().map(char::to_string));
-                words.extend(run.windows(2).map(|pair| pair.iter().collect::<String>()));
+            let cut: Vec<String> = if cjk {
+                let singles = run.iter().map(char::to_string);
+                let pairs = run.windows(2).map(|pair| pair.iter().collect());
+                singles.chain(pairs).take(WORDS_MAX).collect()
             } else {
-                words.insert(run.into_iter().take(WORD_CHARS_MAX).collect());
+                vec![run.into_iter().take(WORD_CHARS_MAX).collect()]
+            };
+            for word in cut {
+                if words.len() >= WORDS_MAX {
+                    return words;
+                }
+                words.insert(word);
             }
         }
     }
