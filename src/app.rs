@@ -30,6 +30,7 @@ use crate::monitor::{Health, Metrics};
 use crate::order::api::OrderApi;
 use crate::product::api::ProductApi;
 use crate::store::{DataDir, Store, StoreError};
+use crate::user::api::UserApi;
 
 /// How long the look over the whole database may hold up a start after an unclean stop. A larger
 /// database is looked over in the background, while it serves.
@@ -141,7 +142,14 @@ struct Handles {
 }
 
 /// The whole API, in the order of the document's tags.
-type Api = (AuthApi, ProductApi, OrderApi, FlashSaleApi, SeckillApi);
+type Api = (
+    AuthApi,
+    UserApi,
+    ProductApi,
+    OrderApi,
+    FlashSaleApi,
+    SeckillApi,
+);
 
 fn service(handles: &Handles) -> OpenApiService<Api, ()> {
     let sales = FlashSaleApi::new(
@@ -154,10 +162,16 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
     let gate = handles.gate.clone();
     let api = (
         AuthApi::new(handles.auth.clone()),
+        UserApi::new(
+            handles.store.clone(),
+            handles.clock.clone(),
+            handles.auth.clone(),
+        ),
         ProductApi::new(
             handles.store.clone(),
             handles.clock.clone(),
             handles.metrics.clone(),
+            Arc::new(handles.settings.import.clone()),
         ),
         OrderApi::new(
             handles.store.clone(),
@@ -373,21 +387,15 @@ impl App {
         let url = self.url();
         let mut lines = vec![
             format!("Onrush {} is ready", env!("CARGO_PKG_VERSION")),
+            format!("  page     {url}/admin/"),
             format!("  docs     {url}/docs"),
             format!("  API      {url}/api/v1"),
             format!("  metrics  {url}/metrics"),
             format!("  data     {}", self.dir.root().display()),
         ];
         if let Some(token) = &self.setup_token {
-            lines.push(
-                "There is no admin yet. Make the first one, once, with this token:".to_owned(),
-            );
-            lines.push(format!(
-                "  curl -X POST {url}/api/v1/auth/setup -H 'Content-Type: application/json' \\"
-            ));
-            lines.push(format!(
-                "    -d '{{\"token\":\"{token}\",\"email\":\"you@example.com\",\"name\":\"You\",\"password\":\"…\"}}'"
-            ));
+            lines.push("There is no admin yet. Make the first one with this link, once:".to_owned());
+            lines.push(format!("  {url}/admin/#setup={token}"));
         }
         lines
     }

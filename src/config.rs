@@ -227,6 +227,8 @@ section! {
         login_tracked_max: usize = 100_000,
         /// Sessions and API keys kept in memory, so that a request needs no query to know its caller.
         callers_cached_max: usize = 100_000,
+        /// Live API keys of one account.
+        api_keys_max: usize = 100,
         /// Life of the link that makes the first admin.
         setup_seconds: u64 = 86_400,
         /// Whether anyone may register; otherwise staff create the accounts.

@@ -9,6 +9,7 @@
 //! | [`flash_sale`] | sales, the gate, claims, rehearsal |
 //! | [`order`] | orders, their states, idempotency, import of past orders |
 //! | [`product`] | the catalogue, stock and its hash-chained ledger |
+//! | [`user`] | accounts, as staff see and change them |
 //! | [`auth`] | credentials, sessions, API keys, roles, the caller |
 //! | [`http`] | accept loop, limits, problems, documentation, files |
 //! | [`store`] | the database: readers, the one writer, migrations |
@@ -32,3 +33,4 @@ pub mod monitor;
 pub mod order;
 pub mod product;
 pub mod store;
+pub mod user;

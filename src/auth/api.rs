@@ -2,21 +2,32 @@
 //!
 //! Invariant: an operation learns who calls only through [`Access`]; there is no other way in.
 
-use poem::Request;
-use poem_openapi::auth::Bearer;
-use poem_openapi::{Object, OpenApi, SecurityScheme, Tags};
+use poem::http::header::{self, HeaderMap, HeaderValue};
+use poem::http::{Method, StatusCode};
+use poem::{Request, RequestBody};
+use poem_openapi::param::{Path, Query};
+use poem_openapi::registry::{MetaSecurityScheme, Registry};
+use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Object, OpenApi, Tags};
 use serde::{Deserialize, Serialize};
 
-use super::{Account, Auth, AuthError, Caller, Denied, Login};
+use super::{
+    Account, ApiKey, Auth, AuthError, Caller, Carrier, Denied, KeyId, Login, NewKey, Role, Scope,
+};
+use crate::check::FieldError;
 use crate::clock::Timestamp;
-use crate::http::{Body, ClientAddr, Created, Failure, NoContent, Problem, fails};
+use crate::http::json::WithCookie;
+use crate::http::{
+    Body, ClientAddr, Created, Failure, NoContent, Problem, RequestInfo, fails, read_cursor,
+};
 use crate::store::StoreError;
 
 /// Groups of the document.
 #[derive(Tags)]
 pub enum Tag {
-    /// Accounts, sessions, the first admin.
+    /// Accounts, sessions, API keys, the first admin.
     Accounts,
+    /// Everyone's accounts, for staff.
+    Users,
     /// Products and stock.
     Products,
     /// Orders and their states.
@@ -25,42 +36,187 @@ pub enum Tag {
     FlashSales,
 }
 
-/// A session's token or an API key: `Authorization: Bearer …`. A key with the scope `act_as` may
-/// add `X-User-Id` and acts for that user.
-#[derive(SecurityScheme)]
-#[oai(ty = "bearer", rename = "token", checker = "resolve")]
-pub struct Access(pub Caller);
+/// Who calls: by a session's token or an API key (`Authorization: Bearer …`), or by the cookie of
+/// the admin page. A key with the scope `act_as` may add `X-User-Id` and acts for that user.
+pub struct Access(pub Caller, Option<String>);
 
-async fn resolve(request: &Request, bearer: Bearer) -> poem::Result<Caller> {
+/// Name of the scheme of tokens and keys in the document.
+const TOKEN_SCHEME: &str = "token";
+/// Name of the scheme of the page's cookie.
+const COOKIE_SCHEME: &str = "cookie";
+/// The cookie over TLS. The prefix makes browsers refuse one that another host or path set.
+const SECURE_COOKIE: &str = "__Host-onrush";
+/// The cookie over plain HTTP, where browsers refuse that prefix.
+const PLAIN_COOKIE: &str = "onrush_session";
+/// Proof that a write by cookie comes from our own page.
+const CSRF_HEADER: &str = "x-csrf-token";
+
+// Written by hand because a derived scheme knows one way in, and tells which one failed badly.
+impl<'a> ApiExtractor<'a> for Access {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        let scheme = |ty, description, name, key_in, scheme| MetaSecurityScheme {
+            ty,
+            description: Some(description),
+            name,
+            key_in,
+            scheme,
+            bearer_format: None,
+            flows: None,
+            openid_connect_url: None,
+        };
+        registry.create_security_scheme(
+            TOKEN_SCHEME,
+            scheme(
+                "http",
+                "A session's token or an API key. A key with the scope `act_as` may add \
+                 `X-User-Id` and acts for that user.",
+                None,
+                None,
+                Some("bearer"),
+            ),
+        );
+        registry.create_security_scheme(
+            COOKIE_SCHEME,
+            scheme(
+                "apiKey",
+                "The admin page's session: log in with `cookie: true`. Writes also need the header \
+                 `X-CSRF-Token`. Over plain HTTP the cookie is called `onrush_session`.",
+                Some(SECURE_COOKIE),
+                Some("cookie"),
+                None,
+            ),
+        );
+    }
+
+    fn security_schemes() -> Vec<&'static str> {
+        vec![TOKEN_SCHEME, COOKIE_SCHEME]
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        _body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        Ok(resolve(request).await?)
+    }
+}
+
+async fn resolve(request: &Request) -> Result<Access, Problem> {
     let auth = request
         .data::<Auth>()
         .ok_or_else(|| Problem::internal("the routes carry no Auth"))?;
-    let acts_for = match request.headers().get("x-user-id") {
-        None => None,
-        Some(value) => Some(
-            value
-                .to_str()
-                .ok()
-                .and_then(|text| text.parse::<i64>().ok())
-                .ok_or_else(|| {
-                    Problem::new(
-                        poem::http::StatusCode::BAD_REQUEST,
-                        "invalid_parameter",
-                        "X-User-Id is no user id",
-                    )
-                    .field("X-User-Id", "must be a whole number")
-                })?,
-        ),
+    let headers = request.headers();
+    let (token, carrier) = if headers.contains_key(header::AUTHORIZATION) {
+        let token = bearer(headers).ok_or_else(|| {
+            Problem::unauthorized("the Authorization header is not `Bearer` and a token")
+        })?;
+        (token, Carrier::Bearer)
+    } else {
+        let is_secure = request
+            .data::<RequestInfo>()
+            .is_some_and(RequestInfo::is_secure);
+        let token = cookie(headers, is_secure).ok_or_else(|| {
+            Problem::unauthorized("log in, then send `Authorization: Bearer` with the token")
+        })?;
+        (token, Carrier::Cookie)
     };
-    Ok(auth
-        .caller(&bearer.token, acts_for)
+    let unknown =
+        || Problem::unauthorized("the token is unknown, ended or may not act for that user");
+    if !carrier.carries(token) {
+        return Err(unknown());
+    }
+    let acts_for = headers.get("x-user-id").map(|value| {
+        let id = value.to_str().ok().and_then(|text| text.parse().ok());
+        id.ok_or_else(|| {
+            Problem::new(
+                StatusCode::BAD_REQUEST,
+                "invalid_parameter",
+                "X-User-Id is no user id",
+            )
+            .field("X-User-Id", "must be a whole number")
+        })
+    });
+    let caller = auth
+        .caller(token, acts_for.transpose()?)
         .await
         .map_err(|error| match error {
-            AuthError::Wrong | AuthError::NoAccount => {
-                Problem::unauthorized("the token is unknown, ended or may not act for that user")
-            }
+            AuthError::Wrong | AuthError::NoAccount => unknown(),
             other => problem(other),
-        })?)
+        })?;
+    if carrier == Carrier::Bearer {
+        return Ok(Access(caller, None));
+    }
+    let is_write = !matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::OPTIONS
+    );
+    if is_write && !is_from_our_page(headers, token) {
+        return Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "csrf",
+            "a write by cookie needs the header X-CSRF-Token with the token that logging in, or \
+             GET /api/v1/me, answered with",
+        ));
+    }
+    Ok(Access(caller, Some(super::csrf_token(token))))
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers
+        .get(header::AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| token.trim_start())
+}
+
+fn cookie(headers: &HeaderMap, is_secure: bool) -> Option<&str> {
+    let wanted = cookie_name(is_secure);
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(';'))
+        .find_map(|pair| {
+            let (name, value) = pair.trim().split_once('=')?;
+            (name == wanted).then_some(value)
+        })
+}
+
+fn cookie_name(is_secure: bool) -> &'static str {
+    if is_secure {
+        SECURE_COOKIE
+    } else {
+        PLAIN_COOKIE
+    }
+}
+
+/// The token decides; a browser that names another site as the origin is refused besides.
+fn is_from_our_page(headers: &HeaderMap, token: &str) -> bool {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    text("sec-fetch-site").is_none_or(|site| site == "same-origin")
+        && text(CSRF_HEADER).is_some_and(|sent| super::is_csrf_token(token, sent))
+}
+
+/// The header that hands the page its session, or with no token takes it away.
+fn set_cookie(is_secure: bool, token: Option<&str>) -> Option<HeaderValue> {
+    let (name, secure) = (
+        cookie_name(is_secure),
+        if is_secure { "; Secure" } else { "" },
+    );
+    // Without an end of its own the cookie goes with the browser; the session's end is the server's.
+    let end = if token.is_some() { "" } else { "; Max-Age=0" };
+    let text = format!(
+        "{name}={}; Path=/; HttpOnly; SameSite=Strict{secure}{end}",
+        token.unwrap_or_default()
+    );
+    HeaderValue::from_str(&text).ok()
 }
 
 impl From<Denied> for Problem {
@@ -99,6 +255,12 @@ impl From<StoreError> for Problem {
     }
 }
 
+impl From<AuthError> for Problem {
+    fn from(error: AuthError) -> Self {
+        problem(error)
+    }
+}
+
 fn problem(error: AuthError) -> Problem {
     let text = error.to_string();
     match error {
@@ -115,7 +277,8 @@ fn problem(error: AuthError) -> Problem {
             Problem::conflict("email_taken", text).field("email", "has an account")
         }
         AuthError::SetupOver => Problem::forbidden(text),
-        AuthError::NoAccount => Problem::not_found("no_account", text),
+        AuthError::NoAccount => Problem::not_found("account_not_found", text),
+        AuthError::NoKey(_) => Problem::not_found("api_key_not_found", text),
         AuthError::Hash(_) | AuthError::Random => Problem::internal(text),
         AuthError::Store(error) => error.into(),
     }
@@ -142,6 +305,10 @@ struct LoginBody {
     email: String,
     /// Password
     password: String,
+    /// Answer with a cookie instead of a token: for the admin page
+    #[oai(default)]
+    #[serde(default)]
+    cookie: bool,
 }
 
 #[derive(Deserialize, Object)]
@@ -155,6 +322,10 @@ struct SetupBody {
     name: String,
     /// At least 8 characters
     password: String,
+    /// Answer with a cookie instead of a token: for the admin page
+    #[oai(default)]
+    #[serde(default)]
+    cookie: bool,
 }
 
 /// An account.
@@ -173,6 +344,9 @@ pub struct UserView {
     status: String,
     /// When it was made
     created_at: Timestamp,
+    /// When it was last used, as far as has been written down
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_seen_at: Option<Timestamp>,
 }
 
 impl From<Account> for UserView {
@@ -184,29 +358,135 @@ impl From<Account> for UserView {
             role: account.role.word().to_owned(),
             status: account.status.word().to_owned(),
             created_at: account.created_at,
+            last_seen_at: account.last_seen_at,
         }
     }
 }
 
+/// The caller's own account.
+#[derive(Serialize, Object)]
+struct MeView {
+    #[serde(flatten)]
+    #[oai(flatten)]
+    user: UserView,
+    /// What the page sends as `X-CSRF-Token`; only for a session by cookie
+    #[serde(skip_serializing_if = "Option::is_none")]
+    csrf_token: Option<String>,
+}
+
 #[derive(Serialize, Object)]
 struct SessionView {
-    /// Send it as `Authorization: Bearer`
-    token: String,
+    /// Send it as `Authorization: Bearer`; absent when the session is in a cookie
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+    /// Send it as `X-CSRF-Token` with each write; only when the session is in a cookie
+    #[serde(skip_serializing_if = "Option::is_none")]
+    csrf_token: Option<String>,
     /// When it ends
     expires_at: Timestamp,
     /// Whose it is
     user: UserView,
 }
 
-impl From<Login> for SessionView {
-    fn from(login: Login) -> Self {
-        Self {
-            token: login.token,
+impl SessionView {
+    /// The answer, and the cookie that goes with it.
+    fn new(login: Login, carrier: Carrier, info: &RequestInfo) -> (Self, Option<HeaderValue>) {
+        let (token, csrf_token, cookie) = match carrier {
+            Carrier::Bearer => (Some(login.token), None, None),
+            Carrier::Cookie => (
+                None,
+                Some(super::csrf_token(&login.token)),
+                set_cookie(info.is_secure(), Some(&login.token)),
+            ),
+        };
+        let view = Self {
+            token,
+            csrf_token,
             expires_at: login.expires_at,
             user: login.account.into(),
+        };
+        (view, cookie)
+    }
+}
+
+fn carrier_of(cookie: bool) -> Carrier {
+    if cookie {
+        Carrier::Cookie
+    } else {
+        Carrier::Bearer
+    }
+}
+
+/// An API key; the key itself is shown only once, when it is made.
+#[derive(Serialize, Object)]
+struct KeyView {
+    /// Key of the row
+    id: i64,
+    /// Whose rights it has
+    user_id: i64,
+    /// What it is for
+    name: String,
+    /// What it may do
+    scopes: Vec<String>,
+    /// When it was made
+    created_at: Timestamp,
+    /// When it ends by itself
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<Timestamp>,
+    /// When it was revoked
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revoked_at: Option<Timestamp>,
+    /// The key: now or never
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+}
+
+impl From<ApiKey> for KeyView {
+    fn from(key: ApiKey) -> Self {
+        Self {
+            id: key.id.0,
+            user_id: key.user_id.0,
+            name: key.name,
+            scopes: key
+                .scopes
+                .iter()
+                .map(|scope| scope.word().to_owned())
+                .collect(),
+            created_at: key.created_at,
+            expires_at: key.expires_at,
+            revoked_at: key.revoked_at,
+            key: None,
         }
     }
 }
+
+/// One page of API keys.
+#[derive(Serialize, Object)]
+struct KeyPage {
+    /// Keys, newest first
+    items: Vec<KeyView>,
+    /// Pass it as `cursor` for the next page
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+}
+
+/// A key to make.
+#[derive(Deserialize, Object)]
+#[serde(deny_unknown_fields)]
+struct KeyBody {
+    /// What it is for
+    #[oai(validator(min_length = 1, max_length = 100))]
+    name: String,
+    /// Any of `catalogue`, `orders`, `payments`, `sales`, `users`, `act_as`
+    #[oai(validator(min_items = 1, max_items = 10))]
+    scopes: Vec<String>,
+    /// When it shall end by itself
+    #[serde(default)]
+    expires_at: Option<Timestamp>,
+}
+
+/// Scopes that reach beyond the account itself: a key that has one is an admin's to make.
+const FAR_SCOPES: &[Scope] = &[Scope::ActAs, Scope::Payments];
 
 /// Accounts and sessions.
 pub struct AuthApi {
@@ -233,6 +513,7 @@ impl AuthApi {
     #[oai(path = "/auth/register", method = "post")]
     async fn register(
         &self,
+        info: RequestInfo,
         body: Body<RegisterBody>,
     ) -> Result<Created<SessionView>, Failure<{ fails::CONFLICT | fails::FORBIDDEN }>> {
         if !self.open_registration {
@@ -248,33 +529,50 @@ impl AuthApi {
             .register(&email, &name, &password)
             .await
             .map_err(problem)?;
-        Ok(Created::new(login.into(), "/api/v1/me"))
+        let (view, _) = SessionView::new(login, Carrier::Bearer, &info);
+        Ok(Created::new(view, "/api/v1/me"))
     }
 
     /// Log in
     ///
-    /// Answers with a token. Repeated failures of one account or one address must wait longer and longer.
+    /// Answers with a token, or for the admin page with a cookie. Repeated failures of one account
+    /// or one address must wait longer and longer.
     #[oai(path = "/auth/login", method = "post")]
     async fn login(
         &self,
         client: ClientAddr,
+        info: RequestInfo,
         body: Body<LoginBody>,
-    ) -> Result<Body<SessionView>, Failure<{ fails::UNAUTHORIZED | fails::RATE_LIMITED }>> {
+    ) -> Result<WithCookie<Body<SessionView>>, Failure<{ fails::UNAUTHORIZED | fails::RATE_LIMITED }>>
+    {
+        let LoginBody {
+            email,
+            password,
+            cookie,
+        } = body.0;
+        let carrier = carrier_of(cookie);
         let login = self
             .auth
-            .login(&body.0.email, &body.0.password, client.0)
+            .login(&email, &password, client.0, carrier)
             .await
             .map_err(problem)?;
-        Ok(Body(login.into()))
+        let (view, cookie) = SessionView::new(login, carrier, &info);
+        Ok(WithCookie::new(Body(view), cookie))
     }
 
     /// Log out
     ///
-    /// The token is worth nothing from now on.
+    /// The token or the cookie is worth nothing from now on.
     #[oai(path = "/auth/logout", method = "post")]
-    async fn logout(&self, access: Access) -> Result<NoContent, Failure<{ fails::SECURED }>> {
+    async fn logout(
+        &self,
+        access: Access,
+        info: RequestInfo,
+    ) -> Result<WithCookie<NoContent>, Failure<{ fails::SECURED }>> {
+        access.0.require_person(Role::Customer)?;
         self.auth.logout(&access.0).await.map_err(problem)?;
-        Ok(NoContent)
+        let gone = access.1.and_then(|_| set_cookie(info.is_secure(), None));
+        Ok(WithCookie::new(NoContent, gone))
     }
 
     /// Make the first admin
@@ -283,25 +581,30 @@ impl AuthApi {
     #[oai(path = "/auth/setup", method = "post")]
     async fn setup(
         &self,
+        info: RequestInfo,
         body: Body<SetupBody>,
-    ) -> Result<Created<SessionView>, Failure<{ fails::FORBIDDEN | fails::CONFLICT }>> {
+    ) -> Result<WithCookie<Created<SessionView>>, Failure<{ fails::FORBIDDEN | fails::CONFLICT }>>
+    {
         let SetupBody {
             token,
             email,
             name,
             password,
+            cookie,
         } = body.0;
+        let carrier = carrier_of(cookie);
         let login = self
             .auth
-            .finish_setup(&token, &email, &name, &password)
+            .finish_setup(&token, &email, &name, &password, carrier)
             .await
             .map_err(problem)?;
-        Ok(Created::new(login.into(), "/api/v1/me"))
+        let (view, cookie) = SessionView::new(login, carrier, &info);
+        Ok(WithCookie::new(Created::new(view, "/api/v1/me"), cookie))
     }
 
     /// Who am I
     #[oai(path = "/me", method = "get")]
-    async fn me(&self, access: Access) -> Result<Body<UserView>, Failure<{ fails::SECURED }>> {
+    async fn me(&self, access: Access) -> Result<Body<MeView>, Failure<{ fails::SECURED }>> {
         let id = access.0.user_id;
         let account = self
             .auth
@@ -311,6 +614,120 @@ impl AuthApi {
             .await
             .map_err(Problem::from)?
             .ok_or_else(|| Problem::unauthorized("the account is gone"))?;
-        Ok(Body(account.into()))
+        Ok(Body(MeView {
+            user: account.into(),
+            csrf_token: access.1,
+        }))
     }
+
+    /// Make an API key
+    ///
+    /// For programs, with the rights of your own account and only the scopes that it names. For
+    /// staff; the scopes `act_as` and `payments` for admins. The key is shown this once.
+    #[oai(path = "/api-keys", method = "post")]
+    async fn create_key(
+        &self,
+        access: Access,
+        body: Body<KeyBody>,
+    ) -> Result<Created<KeyView>, Failure<{ fails::SECURED }>> {
+        let caller = access.0;
+        caller.require_person(Role::Staff)?;
+        let mut scopes = Vec::new();
+        for (at, word) in body.0.scopes.iter().enumerate() {
+            scopes.push(Scope::from_word(word).ok_or_else(|| {
+                vec![FieldError::new(
+                    format!("scopes[{at}]"),
+                    format!("must be one of {}", Scope::WORDS.join(", ")),
+                )]
+            })?);
+        }
+        if scopes.iter().any(|scope| FAR_SCOPES.contains(scope)) {
+            caller.require_person(Role::Admin)?;
+        }
+        let new = NewKey {
+            name: body.0.name,
+            scopes,
+            expires_at: body.0.expires_at,
+        };
+        let inner = &self.auth.0;
+        let (now, most) = (inner.clock.now(), inner.settings.api_keys_max);
+        let (key, text) = inner
+            .store
+            .write(move |tx| super::create_api_key(tx, now, caller.user_id, &new, most))
+            .await
+            .map_err(problem)?;
+        let location = format!("/api/v1/api-keys/{}", key.id);
+        let mut view = KeyView::from(key);
+        view.key = Some(text);
+        Ok(Created::new(view, location))
+    }
+
+    /// List API keys
+    ///
+    /// Your own; for an admin everyone's. For staff.
+    #[oai(path = "/api-keys", method = "get")]
+    async fn list_keys(
+        &self,
+        access: Access,
+        /// Where the page before ended
+        cursor: Query<Option<String>>,
+        /// Rows, 1 to 200
+        #[oai(
+            validator(minimum(value = "1"), maximum(value = "200")),
+            default = "default_limit"
+        )]
+        limit: Query<i64>,
+    ) -> Result<Body<KeyPage>, Failure<{ fails::SECURED }>> {
+        let caller = access.0;
+        caller.require_person(Role::Staff)?;
+        let before = read_cursor(cursor.0.as_deref())?;
+        let (owner, rows) = (key_owner(&caller), limit.0);
+        let keys = self
+            .auth
+            .0
+            .store
+            .read(move |tx| super::list_api_keys(tx, owner, before, rows))
+            .await
+            .map_err(problem)?;
+        let next_cursor = (keys.len() as i64 == rows)
+            .then(|| keys.last().map(|key| key.id.to_string()))
+            .flatten();
+        Ok(Body(KeyPage {
+            items: keys.into_iter().map(KeyView::from).collect(),
+            next_cursor,
+        }))
+    }
+
+    /// Revoke an API key
+    ///
+    /// Its next request is answered 401. Revoked twice it is revoked once. Your own; for an admin
+    /// anyone's. For staff.
+    #[oai(path = "/api-keys/:id", method = "delete")]
+    async fn revoke_key(
+        &self,
+        access: Access,
+        /// Key of the row
+        id: Path<i64>,
+    ) -> Result<NoContent, Failure<{ fails::SECURED | fails::NOT_FOUND }>> {
+        let caller = access.0;
+        caller.require_person(Role::Staff)?;
+        let inner = &self.auth.0;
+        let (now, owner) = (inner.clock.now(), key_owner(&caller));
+        inner
+            .store
+            .write(move |tx| super::revoke_api_key(tx, now, KeyId(id.0), owner))
+            .await
+            .map_err(problem)?;
+        self.auth.forget_callers();
+        Ok(NoContent)
+    }
+}
+
+/// Whose keys the caller sees and revokes; `None` for everyone's.
+fn key_owner(caller: &Caller) -> Option<super::UserId> {
+    (caller.role != Role::Admin).then_some(caller.user_id)
+}
+
+fn default_limit() -> i64 {
+    50
 }

@@ -3,7 +3,8 @@
 //! Invariants: tokens are 256 random bits, stored only as SHA-256; passwords only as argon2id;
 //! status and role are read anew after every change of them (a cached caller carries the epoch in
 //! which it was read, and every change starts a new one); an unknown account costs as much time as
-//! a wrong password.
+//! a wrong password; a session of the page travels only in its cookie and writes only with the
+//! token that is bound to it.
 
 pub mod api;
 mod password;
@@ -25,7 +26,7 @@ use subtle::ConstantTimeEq;
 use crate::check::{Checks, FieldError};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
-use crate::store::{Store, StoreError, Tx};
+use crate::store::{Row, Store, StoreError, Tx};
 use crate::{id_type, word_type};
 use password::Passwords;
 use throttle::Throttle;
@@ -33,6 +34,11 @@ use throttle::Throttle;
 id_type! {
     /// Key of an account.
     UserId
+}
+
+id_type! {
+    /// Key of an API key's row.
+    KeyId
 }
 
 word_type! {
@@ -76,6 +82,11 @@ word_type! {
 }
 
 impl Role {
+    /// Whether this role may do all that `other` may.
+    pub fn covers(self, other: Role) -> bool {
+        self.rank() >= other.rank()
+    }
+
     fn rank(self) -> u8 {
         match self {
             Role::Customer => 0,
@@ -104,6 +115,21 @@ pub struct Account {
     pub last_seen_at: Option<Timestamp>,
 }
 
+impl Account {
+    /// Reads a row of `id, email, name, role, status, created_at, last_seen_at`.
+    pub(crate) fn read(row: &Row<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.get(0)?,
+            email: row.get(1)?,
+            name: row.get(2)?,
+            role: row.get(3)?,
+            status: row.get(4)?,
+            created_at: row.get(5)?,
+            last_seen_at: row.get(6)?,
+        })
+    }
+}
+
 struct SessionRow {
     user_id: UserId,
     role: Role,
@@ -117,6 +143,7 @@ struct KeyRow {
     role: Role,
     status: Status,
     scopes: String,
+    expires_at: Option<Timestamp>,
 }
 
 /// Who makes a request, and within what bounds.
@@ -137,7 +164,7 @@ pub struct Denied;
 impl Caller {
     /// Refuses a caller below `role`, and an API key without `scope`.
     pub fn require(&self, role: Role, scope: Scope) -> Result<(), Denied> {
-        if self.role.rank() >= role.rank() && self.may(scope) {
+        if self.role.covers(role) && self.may(scope) {
             Ok(())
         } else {
             Err(Denied)
@@ -146,7 +173,16 @@ impl Caller {
 
     /// Whether it is staff or admin.
     pub fn is_staff(&self) -> bool {
-        self.role.rank() >= Role::Staff.rank()
+        self.role.covers(Role::Staff)
+    }
+
+    /// Refuses API keys, and anyone below `role`: for what only a person does.
+    pub fn require_person(&self, role: Role) -> Result<(), Denied> {
+        if self.role.covers(role) && self.scopes.is_none() {
+            Ok(())
+        } else {
+            Err(Denied)
+        }
     }
 
     /// Whether `scope` is open to it: always for a session.
@@ -190,6 +226,9 @@ pub enum AuthError {
     /// No such account.
     #[error("there is no such account")]
     NoAccount,
+    /// No such key, or another's.
+    #[error("there is no API key {0}")]
+    NoKey(KeyId),
     /// The password could not be hashed.
     #[error("the password could not be hashed: {0}")]
     Hash(String),
@@ -257,10 +296,44 @@ fn hash_token(token: &str) -> String {
     URL_SAFE_NO_PAD.encode(Sha256::digest(token.as_bytes()))
 }
 
+word_type! {
+    /// How a session's token travels. A token of one kind is worth nothing in the other's place.
+    Carrier {
+        /// `Authorization: Bearer`, for programs.
+        Bearer = "bearer",
+        /// The admin page's cookie, which no script can read.
+        Cookie = "cookie",
+    }
+}
+
+impl Carrier {
+    fn prefix(self) -> &'static str {
+        match self {
+            Carrier::Bearer => "ons_",
+            Carrier::Cookie => "onc_",
+        }
+    }
+
+    /// Whether `token` is one of this kind; an API key travels as a bearer does.
+    pub fn carries(self, token: &str) -> bool {
+        token.starts_with(Carrier::Cookie.prefix()) == (self == Carrier::Cookie)
+    }
+}
+
+/// What a page must send back with each write: bound to the session, and useless without it.
+pub fn csrf_token(session_token: &str) -> String {
+    hash_token(&format!("csrf {session_token}"))
+}
+
+/// Whether `sent` is that token; in constant time.
+pub fn is_csrf_token(session_token: &str, sent: &str) -> bool {
+    bool::from(csrf_token(session_token).as_bytes().ct_eq(sent.as_bytes()))
+}
+
 /// A session that was just made.
 #[derive(Debug)]
 pub struct Login {
-    /// What to send as `Authorization: Bearer`.
+    /// What shows that it is the session's owner who calls.
     pub token: String,
     /// When it ends.
     pub expires_at: Timestamp,
@@ -330,6 +403,7 @@ impl Auth {
         email: &str,
         name: &str,
         password: &str,
+        carrier: Carrier,
     ) -> Result<Login, AuthError> {
         let now = self.0.clock.now();
         let valid = self
@@ -350,11 +424,11 @@ impl Auth {
             .0
             .store
             .write({
-                let (auth, token) = (self.clone(), new_token("ons_")?);
+                let (auth, token) = (self.clone(), new_token(carrier.prefix())?);
                 move |tx| {
                     let id = sql::insert_first_admin(tx, now, &email, &name, &hash)?
                         .ok_or(AuthError::SetupOver)?;
-                    auth.begin_session(tx, now, id, token)
+                    auth.begin_session(tx, now, id, token, carrier)
                 }
             })
             .await?;
@@ -372,12 +446,33 @@ impl Auth {
         check_account(email, name, password).map_err(AuthError::Invalid)?;
         let hash = self.0.passwords.hash(password).await?;
         let (email, name, now) = (normal_email(email), name.to_owned(), self.0.clock.now());
-        let (auth, token) = (self.clone(), new_token("ons_")?);
+        let carrier = Carrier::Bearer;
+        let (auth, token) = (self.clone(), new_token(carrier.prefix())?);
         self.0
             .store
             .write(move |tx| {
                 let id = sql::insert_account(tx, now, &email, &name, Some(&hash), Role::Customer)?;
-                auth.begin_session(tx, now, id, token)
+                auth.begin_session(tx, now, id, token, carrier)
+            })
+            .await
+    }
+
+    /// Makes an account without logging it in: what staff do for others.
+    pub async fn create(
+        &self,
+        email: &str,
+        name: &str,
+        password: &str,
+        role: Role,
+    ) -> Result<Account, AuthError> {
+        check_account(email, name, password).map_err(AuthError::Invalid)?;
+        let hash = self.0.passwords.hash(password).await?;
+        let (email, name, now) = (normal_email(email), name.to_owned(), self.0.clock.now());
+        self.0
+            .store
+            .write(move |tx| {
+                let id = sql::insert_account(tx, now, &email, &name, Some(&hash), role)?;
+                account(tx, id)
             })
             .await
     }
@@ -388,6 +483,7 @@ impl Auth {
         email: &str,
         password: &str,
         address: IpAddr,
+        carrier: Carrier,
     ) -> Result<Login, AuthError> {
         let email = normal_email(email);
         self.0
@@ -408,10 +504,11 @@ impl Auth {
             return Err(AuthError::Wrong);
         };
         self.0.throttle.succeeded(&email);
-        let (auth, token, now) = (self.clone(), new_token("ons_")?, self.0.clock.now());
+        let token = new_token(carrier.prefix())?;
+        let (auth, now) = (self.clone(), self.0.clock.now());
         self.0
             .store
-            .write(move |tx| auth.begin_session(tx, now, account.id, token))
+            .write(move |tx| auth.begin_session(tx, now, account.id, token, carrier))
             .await
     }
 
@@ -421,10 +518,11 @@ impl Auth {
         now: Timestamp,
         id: UserId,
         token: Token,
+        carrier: Carrier,
     ) -> Result<Login, AuthError> {
         let account = sql::account_by_id(tx, id)?.ok_or(AuthError::NoAccount)?;
         let expires_at = now.plus_seconds(self.life(account.role).0);
-        sql::insert_session(tx, now, &token.hash, id, expires_at)?;
+        sql::insert_session(tx, now, &token.hash, id, carrier, expires_at)?;
         Ok(Login {
             token: token.text,
             expires_at,
@@ -535,7 +633,7 @@ impl Auth {
                         row.status,
                         Some(row.scopes),
                         now,
-                        Timestamp(i64::MAX),
+                        row.expires_at.unwrap_or(Timestamp(i64::MAX)),
                     )
                 }))
             })
@@ -640,20 +738,115 @@ pub fn create_account(
     )?)
 }
 
-/// Makes a key for the account with this address; the answer is the only copy of it.
+/// An API key without the key itself, of which only a hash is kept.
+#[derive(Clone, Debug)]
+pub struct ApiKey {
+    /// Key of the row.
+    pub id: KeyId,
+    /// Whose rights it has.
+    pub user_id: UserId,
+    /// What it is for.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it ends by itself.
+    pub expires_at: Option<Timestamp>,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// A key to make.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// What it is for.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// When it shall end by itself.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Makes a key with an account's rights; the text beside it is the only copy of the key.
+pub fn create_api_key(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    user: UserId,
+    new: &NewKey,
+    keys_max: usize,
+) -> Result<(ApiKey, String), AuthError> {
+    let mut checks = Checks::new();
+    checks.text("name", &new.name, 1, 100);
+    checks.require(!new.scopes.is_empty(), "scopes", "must name at least one");
+    checks.require(
+        new.expires_at.is_none_or(|end| end > now),
+        "expires_at",
+        "must be in the future",
+    );
+    checks.require(
+        sql::live_keys(tx, user, now)? < i64::try_from(keys_max).unwrap_or(i64::MAX),
+        "name",
+        "the account has as many keys as it may; revoke one first",
+    );
+    checks.finish().map_err(AuthError::Invalid)?;
+    let token = new_token("onk_")?;
+    let asked =
+        |word: &&str| Scope::from_word(word).is_some_and(|scope| new.scopes.contains(&scope));
+    let words: Vec<&str> = Scope::WORDS.iter().copied().filter(asked).collect();
+    let key = sql::insert_key(tx, now, user, new, &token.hash, &words.join(" "))?;
+    Ok((key, token.text))
+}
+
+/// Makes a key for the account with this address.
 pub fn create_api_key_for(
     tx: &mut Tx<'_>,
     now: Timestamp,
     email: &str,
-    name: &str,
-    scopes: &[Scope],
-) -> Result<String, AuthError> {
+    new: &NewKey,
+    keys_max: usize,
+) -> Result<(ApiKey, String), AuthError> {
     let (account, _) =
         sql::account_by_email(tx, &normal_email(email))?.ok_or(AuthError::NoAccount)?;
-    let token = new_token("onk_")?;
-    let words: Vec<&str> = scopes.iter().map(|scope| scope.word()).collect();
-    sql::insert_key(tx, now, account.id, name, &token.hash, &words.join(" "))?;
-    Ok(token.text)
+    create_api_key(tx, now, account.id, new, keys_max)
+}
+
+/// Keys with ids below `before`, newest first; `owner` is `None` for all accounts' keys.
+pub fn list_api_keys(
+    tx: &mut Tx<'_>,
+    owner: Option<UserId>,
+    before: i64,
+    limit: i64,
+) -> Result<Vec<ApiKey>, AuthError> {
+    Ok(match owner {
+        Some(owner) => sql::keys_of(tx, owner, before, limit)?,
+        None => sql::keys(tx, before, limit)?,
+    })
+}
+
+/// Revokes a key; revoked twice it is revoked once. `owner` as in [`list_api_keys`].
+pub fn revoke_api_key(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: KeyId,
+    owner: Option<UserId>,
+) -> Result<(), AuthError> {
+    if sql::revoke_key(tx, now, id, owner)? {
+        Ok(())
+    } else {
+        Err(AuthError::NoKey(id))
+    }
+}
+
+/// One account.
+pub fn account(tx: &mut Tx<'_>, id: UserId) -> Result<Account, AuthError> {
+    sql::account_by_id(tx, id)?.ok_or(AuthError::NoAccount)
+}
+
+/// The account with this address.
+pub fn account_with(tx: &mut Tx<'_>, email: &str) -> Result<Account, AuthError> {
+    let found = sql::account_by_email(tx, &normal_email(email))?;
+    Ok(found.ok_or(AuthError::NoAccount)?.0)
 }
 
 /// Makes `count` customers, each with a session, for a rehearsal; returns their tokens.
@@ -674,8 +867,15 @@ pub fn create_rehearsal_buyers(
             None,
             Role::Customer,
         )?;
-        let token = new_token("ons_")?;
-        sql::insert_session(tx, now, &token.hash, id, now.plus_seconds(86_400))?;
+        let token = new_token(Carrier::Bearer.prefix())?;
+        sql::insert_session(
+            tx,
+            now,
+            &token.hash,
+            id,
+            Carrier::Bearer,
+            now.plus_seconds(86_400),
+        )?;
         tokens.push(token.text);
     }
     Ok(tokens)

@@ -1,26 +1,14 @@
 //! Every statement about accounts' credentials, sessions and API keys.
 
-use super::{Account, KeyRow, Role, SessionRow, UserId};
+use super::{Account, ApiKey, Carrier, KeyId, KeyRow, NewKey, Role, Scope, SessionRow, UserId};
 use crate::clock::Timestamp;
 use crate::store::{Row, StoreError, Tx};
-
-fn account(row: &Row<'_>) -> Result<Account, StoreError> {
-    Ok(Account {
-        id: row.get(0)?,
-        email: row.get(1)?,
-        name: row.get(2)?,
-        role: row.get(3)?,
-        status: row.get(4)?,
-        created_at: row.get(5)?,
-        last_seen_at: row.get(6)?,
-    })
-}
 
 pub(super) fn account_by_id(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Account>, StoreError> {
     tx.row(
         "SELECT id, email, name, role, status, created_at, last_seen_at FROM users WHERE id = $1",
         &[id.into()],
-        account,
+        Account::read,
     )
 }
 
@@ -31,7 +19,7 @@ pub(super) fn account_by_email(
     tx.row(
         "SELECT id, email, name, role, status, created_at, last_seen_at, password_hash FROM users WHERE email = $1",
         &[email.into()],
-        |row| Ok((account(row)?, row.get(7)?)),
+        |row| Ok((Account::read(row)?, row.get(7)?)),
     )
 }
 
@@ -90,14 +78,16 @@ pub(super) fn insert_session(
     now: Timestamp,
     token_hash: &str,
     user: UserId,
+    carrier: Carrier,
     expires_at: Timestamp,
 ) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO sessions (token_hash, user_id, kind, created_at, last_seen_at, expires_at) \
-         VALUES ($1, $2, 'bearer', $3, $3, $4)",
+         VALUES ($1, $2, $3, $4, $4, $5)",
         &[
             token_hash.into(),
             user.into(),
+            carrier.into(),
             now.into(),
             expires_at.into(),
         ],
@@ -151,19 +141,92 @@ pub(super) fn purge_sessions(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64, Sto
     )
 }
 
+fn api_key(row: &Row<'_>) -> Result<ApiKey, StoreError> {
+    Ok(ApiKey {
+        id: row.get(0)?,
+        user_id: row.get(1)?,
+        name: row.get(2)?,
+        scopes: row
+            .get::<String>(3)?
+            .split(' ')
+            .filter_map(Scope::from_word)
+            .collect(),
+        created_at: row.get(4)?,
+        expires_at: row.get(5)?,
+        revoked_at: row.get(6)?,
+    })
+}
+
 pub(super) fn insert_key(
     tx: &mut Tx<'_>,
     now: Timestamp,
     user: UserId,
-    name: &str,
+    new: &NewKey,
     key_hash: &str,
     scopes: &str,
-) -> Result<(), StoreError> {
-    tx.execute(
-        "INSERT INTO api_keys (user_id, name, key_hash, scopes, created_at) VALUES ($1, $2, $3, $4, $5)",
-        &[user.into(), name.into(), key_hash.into(), scopes.into(), now.into()],
+) -> Result<ApiKey, StoreError> {
+    tx.row(
+        "INSERT INTO api_keys (user_id, name, key_hash, scopes, created_at, expires_at) \
+         VALUES ($1, $2, $3, $4, $5, $6) \
+         RETURNING id, user_id, name, scopes, created_at, expires_at, revoked_at",
+        &[
+            user.into(),
+            (&new.name).into(),
+            key_hash.into(),
+            scopes.into(),
+            now.into(),
+            new.expires_at.into(),
+        ],
+        api_key,
+    )?
+    .ok_or_else(|| StoreError::Bug("an insert returned no row".to_owned()))
+}
+
+pub(super) fn live_keys(tx: &mut Tx<'_>, user: UserId, now: Timestamp) -> Result<i64, StoreError> {
+    let count = tx.row(
+        "SELECT count(*) FROM api_keys WHERE user_id = $1 AND revoked_at IS NULL \
+         AND (expires_at IS NULL OR expires_at > $2)",
+        &[user.into(), now.into()],
+        |row| row.get(0),
     )?;
-    Ok(())
+    Ok(count.unwrap_or(0))
+}
+
+pub(super) fn keys(tx: &mut Tx<'_>, before: i64, limit: i64) -> Result<Vec<ApiKey>, StoreError> {
+    tx.rows(
+        "SELECT id, user_id, name, scopes, created_at, expires_at, revoked_at FROM api_keys \
+         WHERE id < $1 ORDER BY id DESC LIMIT $2",
+        &[before.into(), limit.into()],
+        api_key,
+    )
+}
+
+pub(super) fn keys_of(
+    tx: &mut Tx<'_>,
+    owner: UserId,
+    before: i64,
+    limit: i64,
+) -> Result<Vec<ApiKey>, StoreError> {
+    tx.rows(
+        "SELECT id, user_id, name, scopes, created_at, expires_at, revoked_at FROM api_keys \
+         WHERE user_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3",
+        &[owner.into(), before.into(), limit.into()],
+        api_key,
+    )
+}
+
+pub(super) fn revoke_key(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: KeyId,
+    owner: Option<UserId>,
+) -> Result<bool, StoreError> {
+    let changed = tx.execute(
+        "UPDATE api_keys SET revoked_at = coalesce(revoked_at, $2) \
+         WHERE id = $1 AND ($3 IS NULL OR user_id = $3)",
+        &[id.into(), now.into(), owner.into()],
+    )?;
+    Ok(changed == 1)
 }
 
 pub(super) fn key(
@@ -172,9 +235,9 @@ pub(super) fn key(
     now: Timestamp,
 ) -> Result<Option<KeyRow>, StoreError> {
     tx.row(
-        "SELECT k.user_id, u.role, u.status, k.scopes FROM api_keys k JOIN users u ON u.id = k.user_id \
+        "SELECT k.user_id, u.role, u.status, k.scopes, k.expires_at FROM api_keys k JOIN users u ON u.id = k.user_id \
          WHERE k.key_hash = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > $2)",
         &[key_hash.into(), now.into()],
-        |row| Ok(KeyRow { user_id: row.get(0)?, role: row.get(1)?, status: row.get(2)?, scopes: row.get(3)? }),
+        |row| Ok(KeyRow { user_id: row.get(0)?, role: row.get(1)?, status: row.get(2)?, scopes: row.get(3)?, expires_at: row.get(4)? }),
     )
 }

@@ -15,11 +15,24 @@ use crate::auth::{self, Role, Scope};
 use crate::config;
 use crate::product::stock;
 use crate::store::{Store, StoreError, database_in};
+use crate::user;
 
 #[derive(Subcommand)]
 pub(super) enum UserCommand {
     /// Make an account; the password is read from standard input
     Add(UserAddArgs),
+    /// Give an account another role; the server must not run
+    Promote(UserPromoteArgs),
+}
+
+#[derive(Args)]
+pub(super) struct UserPromoteArgs {
+    /// The account's address
+    #[arg(long)]
+    email: String,
+    /// customer, staff or admin
+    #[arg(long, default_value = "admin")]
+    role: String,
 }
 
 #[derive(Args)]
@@ -134,6 +147,26 @@ pub(super) fn user(common: &Common, command: &UserCommand) -> Outcome {
                 format!("user {id}: {} ({})", args.email, role.word())
             });
         }
+        UserCommand::Promote(args) => {
+            let role = role(&args.role)?;
+            let opened = app::open_data(&settings)?;
+            let (now, email) = (opened.clock.now(), args.email.clone());
+            let patch = user::Patch {
+                role: Some(role),
+                ..user::Patch::default()
+            };
+            let changed = opened.store.write_blocking(move |tx| {
+                let account = auth::account_with(tx, &email)?;
+                user::update(tx, now, Role::Admin, account.id, &patch).map_err(anyhow::Error::from)
+            });
+            opened.close();
+            let id = changed?.id;
+            print(&if common.json {
+                serde_json::json!({"id": id, "email": args.email, "role": role}).to_string()
+            } else {
+                format!("user {id}: {} ({})", args.email, role.word())
+            });
+        }
     }
     Ok(())
 }
@@ -164,12 +197,17 @@ pub(super) fn api_key(common: &Common, command: &ApiKeyCommand) -> Outcome {
     let settings = common.load(Vec::new())?.settings;
     let opened = app::open_data(&settings)?;
     let now = opened.clock.now();
-    let (email, name) = (args.email.clone(), args.name.clone());
+    let (email, most) = (args.email.clone(), settings.auth.api_keys_max);
+    let new = auth::NewKey {
+        name: args.name.clone(),
+        scopes,
+        expires_at: None,
+    };
     let made = opened
         .store
-        .write_blocking(move |tx| auth::create_api_key_for(tx, now, &email, &name, &scopes));
+        .write_blocking(move |tx| auth::create_api_key_for(tx, now, &email, &new, most));
     opened.close();
-    let token = made?;
+    let (_, token) = made?;
     print(&if common.json {
         serde_json::json!({"name": args.name, "key": token}).to_string()
     } else {

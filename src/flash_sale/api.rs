@@ -13,7 +13,7 @@ use crate::auth::api::{Access, Tag};
 use crate::auth::{Caller, Role, Scope};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Settings;
-use crate::http::{Body, Created, Failure, OptionalBody, Problem, fails};
+use crate::http::{Body, Created, Failure, OptionalBody, Problem, fails, read_cursor};
 use crate::monitor::Metrics;
 use crate::order::idempotency::Key;
 use crate::product::ProductId;
@@ -25,7 +25,7 @@ impl From<SaleError> for Problem {
         let text = error.to_string();
         match error {
             SaleError::Invalid(errors) => Problem::validation(errors),
-            SaleError::NotFound(_) => Problem::not_found("no_sale", text),
+            SaleError::NotFound(_) => Problem::not_found("sale_not_found", text),
             SaleError::Stock(StockError::NotFound(_)) => {
                 Problem::validation(vec![crate::check::FieldError::new("product_id", text)])
             }
@@ -400,17 +400,7 @@ impl FlashSaleApi {
         )]
         limit: Query<i64>,
     ) -> Result<Body<SalePage>, Failure<{ fails::NOTHING }>> {
-        let before = match cursor.0.as_deref() {
-            None => i64::MAX,
-            Some(text) => text.parse().map_err(|_| {
-                Problem::new(
-                    StatusCode::BAD_REQUEST,
-                    "invalid_cursor",
-                    "the cursor is none of ours",
-                )
-                .field("cursor", "pass next_cursor of the page before")
-            })?,
-        };
+        let before = read_cursor(cursor.0.as_deref())?;
         let (rows, now) = (limit.0, self.clock.now());
         let sales = self
             .store
@@ -503,7 +493,7 @@ impl FlashSaleApi {
     ) -> Result<Body<ClaimView>, Failure<{ fails::SECURED | fails::NOT_FOUND }>> {
         let caller = access.0;
         caller.require(Role::Customer, Scope::Orders)?;
-        let absent = || Problem::not_found("no_claim", "there is no such claim");
+        let absent = || Problem::not_found("claim_not_found", "there is no such claim");
         let claim_id = id.0.clone();
         let (sale, buyer, order, quantity, created_at) = self
             .store
@@ -562,7 +552,7 @@ impl SeckillApi {
             .0
             .gate
             .sale_of(product_id.0, self.0.clock.now())
-            .ok_or_else(|| Problem::not_found("no_sale", "the product has no flash sale"))?;
+            .ok_or_else(|| Problem::not_found("sale_not_found", "the product has no flash sale"))?;
         self.0
             .claim_in(&access.0, sale, body.0.quantity, idempotency_key.0)
             .await

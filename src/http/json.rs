@@ -6,6 +6,7 @@
 //! refused wherever the type denies them; nothing here reads more than the edge lets through.
 
 use std::borrow::Cow;
+use std::io::Read;
 
 use bytes::Bytes;
 use poem::http::StatusCode;
@@ -21,6 +22,7 @@ use poem_openapi::{ApiExtractor, ApiExtractorType, ApiResponse, ExtractParamOpti
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
+use tokio::io::AsyncReadExt;
 
 use super::body;
 use super::problem::{Problem, meta_header};
@@ -529,9 +531,89 @@ impl ApiResponse for NoContent {
     fn register(_registry: &mut Registry) {}
 }
 
+/// An answer that may set the session's cookie.
+#[derive(Debug)]
+pub struct WithCookie<R> {
+    answer: R,
+    cookie: Option<HeaderValue>,
+}
+
+impl<R> WithCookie<R> {
+    /// `cookie` is a whole `Set-Cookie` value.
+    pub fn new(answer: R, cookie: Option<HeaderValue>) -> Self {
+        Self { answer, cookie }
+    }
+}
+
+impl<R: IntoResponse> IntoResponse for WithCookie<R> {
+    fn into_response(self) -> Response {
+        let mut response = self.answer.into_response();
+        if let Some(cookie) = self.cookie {
+            response.headers_mut().insert(header::SET_COOKIE, cookie);
+        }
+        response
+    }
+}
+
+impl<R: ApiResponse> ApiResponse for WithCookie<R> {
+    fn meta() -> MetaResponses {
+        let mut meta = R::meta();
+        for response in &mut meta.responses {
+            response.headers.push(meta_header(
+                "Set-Cookie",
+                "The admin page's session, where it was asked for or ends.",
+                MetaSchema::new("string"),
+            ));
+        }
+        meta
+    }
+
+    fn register(registry: &mut Registry) {
+        R::register(registry);
+    }
+}
+
+/// The id before which a page of a list that runs from new to old begins: all of it without a
+/// cursor.
+pub fn read_cursor(cursor: Option<&str>) -> Result<i64, Problem> {
+    let Some(text) = cursor else {
+        return Ok(i64::MAX);
+    };
+    text.parse().map_err(|_| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_cursor",
+            "the cursor is none of ours",
+        )
+        .field("cursor", "pass next_cursor of the page before")
+    })
+}
+
 /// A CSV file as the body of a request, unread: it may be larger than memory should hold.
 #[derive(Debug)]
 pub struct CsvBody(pub poem::Body);
+
+impl CsvBody {
+    /// The body as a reader for a thread that may block; its limits come out as I/O errors, which
+    /// [`body::read_problem`] understands. To be called on the runtime.
+    pub fn into_read(self) -> impl Read + Send {
+        BlockingBody {
+            runtime: tokio::runtime::Handle::current(),
+            body: Box::pin(self.0.into_async_read()),
+        }
+    }
+}
+
+struct BlockingBody<R> {
+    runtime: tokio::runtime::Handle,
+    body: std::pin::Pin<Box<R>>,
+}
+
+impl<R: tokio::io::AsyncRead> Read for BlockingBody<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.runtime.block_on(self.body.as_mut().read(buffer))
+    }
+}
 
 const CSV_TYPES: &[&str] = &["text/csv", "application/csv"];
 

@@ -16,6 +16,6 @@ pub mod problem;
 pub mod request;
 pub mod serve;
 
-pub use json::{Body, Created, CsvBody, NoContent, OptionalBody, Tagged};
+pub use json::{Body, Created, CsvBody, NoContent, OptionalBody, Tagged, read_cursor};
 pub use problem::{Failure, Problem, fails};
 pub use request::{ClientAddr, RequestId, RequestInfo, TraceParent};

@@ -7,16 +7,18 @@ use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
 use super::idempotency::Key;
-use super::{Order, OrderError, OrderId, ReleasedToSale};
-use crate::auth::api::{Access, Tag};
-use crate::auth::{Role, Scope};
+use super::{Filter, Order, OrderError, OrderId, OrderStatus, ReleasedToSale};
+use crate::auth::api::{Access, Tag, UserView};
+use crate::auth::{Role, Scope, UserId};
+use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
-use crate::http::{Body, Created, Failure, Problem, fails};
+use crate::http::{Body, Created, Failure, Problem, fails, read_cursor};
 use crate::monitor::Metrics;
 use crate::product::ProductId;
 use crate::product::stock::StockError;
 use crate::store::Store;
+use crate::user::{self, UserError};
 
 /// Told when units return to a sale, after the commit.
 pub type OnReleased = Arc<dyn Fn(&[ReleasedToSale]) + Send + Sync>;
@@ -26,20 +28,20 @@ impl From<OrderError> for Problem {
         let text = error.to_string();
         match error {
             OrderError::Invalid(errors) => Problem::validation(errors),
-            OrderError::NotFound(_) => Problem::not_found("no_order", text),
+            OrderError::NotFound(_) => Problem::not_found("order_not_found", text),
             OrderError::Stock(StockError::NotFound(_)) => {
-                Problem::validation(vec![crate::check::FieldError::new("items", text)])
+                Problem::validation(vec![FieldError::new("items", text)])
             }
             OrderError::Stock(StockError::Insufficient { .. }) => {
                 Problem::conflict("insufficient_stock", text)
             }
             OrderError::Stock(StockError::Store(error)) | OrderError::Store(error) => error.into(),
             OrderError::MixedCurrencies => {
-                Problem::validation(vec![crate::check::FieldError::new("items", text)])
+                Problem::validation(vec![FieldError::new("items", text)])
             }
             OrderError::State(_) => Problem::conflict("invalid_state", text),
             OrderError::KeyReused => {
-                Problem::validation(vec![crate::check::FieldError::new("Idempotency-Key", text)])
+                Problem::validation(vec![FieldError::new("Idempotency-Key", text)])
             }
         }
     }
@@ -130,6 +132,17 @@ impl From<Order> for OrderView {
                 .collect(),
         }
     }
+}
+
+/// A user, with orders where they were asked for.
+#[derive(Serialize, Object)]
+struct UserWithOrders {
+    #[serde(flatten)]
+    #[oai(flatten)]
+    user: UserView,
+    /// The newest 50 orders, newest first; only with `include=orders`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    orders: Option<Vec<OrderView>>,
 }
 
 /// One page of orders.
@@ -232,11 +245,17 @@ impl OrderApi {
         Ok(created)
     }
 
-    /// List my orders
+    /// List orders
+    ///
+    /// Your own; for staff everyone's, or those of the user that `user_id` names.
     #[oai(path = "/orders", method = "get")]
     async fn list(
         &self,
         access: Access,
+        /// Only this user's; for staff
+        user_id: Query<Option<i64>>,
+        /// Only in this state
+        state: Query<Option<String>>,
         /// Where the page before ended
         cursor: Query<Option<String>>,
         /// Rows, 1 to 200
@@ -248,29 +267,89 @@ impl OrderApi {
     ) -> Result<Body<OrderPage>, Failure<{ fails::SECURED }>> {
         let caller = access.0;
         caller.require(Role::Customer, Scope::Orders)?;
-        let before = match cursor.0.as_deref() {
-            None => i64::MAX,
-            Some(text) => text.parse().map_err(|_| {
-                Problem::new(
-                    poem::http::StatusCode::BAD_REQUEST,
-                    "invalid_cursor",
-                    "the cursor is none of ours",
-                )
-                .field("cursor", "pass next_cursor of the page before")
-            })?,
+        let asked = user_id.0.map(UserId);
+        let user_id = if caller.is_staff() {
+            asked
+        } else if asked.is_none_or(|asked| asked == caller.user_id) {
+            Some(caller.user_id)
+        } else {
+            return Err(Problem::forbidden("only staff see others' orders").into());
         };
-        let rows = limit.0;
+        let status = match state.0.as_deref() {
+            None => None,
+            Some(word) => Some(OrderStatus::from_word(word).ok_or_else(|| {
+                let reason = format!("must be one of {}", OrderStatus::WORDS.join(", "));
+                vec![FieldError::new("state", reason)]
+            })?),
+        };
+        let filter = Filter {
+            user_id,
+            status,
+            before: read_cursor(cursor.0.as_deref())?,
+            limit: limit.0,
+        };
         let orders = self
             .store
-            .read(move |tx| super::list(tx, caller.user_id, before, rows))
+            .read(move |tx| super::list(tx, &filter))
             .await
             .map_err(Problem::from)?;
-        let next_cursor = (orders.len() as i64 == rows)
+        let next_cursor = (orders.len() as i64 == limit.0)
             .then(|| orders.last().map(|order| order.id.to_string()))
             .flatten();
         Ok(Body(OrderPage {
             items: orders.into_iter().map(OrderView::from).collect(),
             next_cursor,
+        }))
+    }
+
+    /// Read a user
+    ///
+    /// With `include=orders`, together with the newest orders. Your own account, or for staff
+    /// anyone's.
+    #[oai(path = "/users/:id", method = "get", tag = "Tag::Users")]
+    async fn get_user(
+        &self,
+        access: Access,
+        /// Key of the account
+        id: Path<i64>,
+        /// `orders`, or nothing
+        include: Query<Option<String>>,
+    ) -> Result<Body<UserWithOrders>, Failure<{ fails::SECURED | fails::NOT_FOUND }>> {
+        let caller = access.0;
+        let id = UserId(id.0);
+        if caller.is_staff() {
+            caller.require(Role::Staff, Scope::Users)?;
+        } else {
+            caller.require(Role::Customer, Scope::Orders)?;
+            if caller.user_id != id {
+                return Err(Problem::from(UserError::NotFound(id)).into());
+            }
+        }
+        let with_orders = match include.0.as_deref() {
+            None | Some("") => false,
+            Some("orders") => true,
+            Some(_) => return Err(vec![FieldError::new("include", "must be orders")].into()),
+        };
+        let filter = Filter {
+            user_id: Some(id),
+            status: None,
+            before: i64::MAX,
+            limit: default_limit(),
+        };
+        let (user, orders) = self
+            .store
+            .read(move |tx| {
+                let user = user::get(tx, id)?;
+                let orders = with_orders
+                    .then(|| super::sql::list(tx, &filter))
+                    .transpose()?;
+                Ok::<_, UserError>((user, orders))
+            })
+            .await
+            .map_err(Problem::from)?;
+        Ok(Body(UserWithOrders {
+            user: user.into(),
+            orders: orders.map(|orders| orders.into_iter().map(OrderView::from).collect()),
         }))
     }
 

@@ -54,7 +54,7 @@ pub fn import_orders(
         .from_reader(input);
     let header: Vec<String> = reader
         .headers()
-        .map_err(|error| ImportError::Read(error.to_string()))?
+        .map_err(ImportError::Read)?
         .iter()
         .map(|name| name.trim_start_matches('\u{feff}').to_ascii_lowercase())
         .collect();
@@ -112,7 +112,7 @@ pub fn import_orders(
                 report.read += 1;
                 report.fail(settings.errors_max, line, "", "the row is not UTF-8");
             }
-            Err(error) => return Err(ImportError::Read(error.to_string())),
+            Err(error) => return Err(ImportError::Read(error)),
         }
     }
     write(store, now, &mut batch, &mut report, settings.errors_max)?;

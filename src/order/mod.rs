@@ -271,18 +271,22 @@ pub fn get(tx: &mut Tx<'_>, id: OrderId, owner: Option<UserId>) -> Result<Order,
     Ok(order)
 }
 
-/// A user's orders with ids below `before`, newest first.
-pub fn list(
-    tx: &mut Tx<'_>,
-    user: UserId,
-    before: i64,
-    limit: i64,
-) -> Result<Vec<Order>, OrderError> {
-    let mut orders = sql::list(tx, user, before, limit)?;
-    for order in &mut orders {
-        order.items = sql::items(tx, order.id)?;
-    }
-    Ok(orders)
+/// Which orders to list.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    /// Only this user's.
+    pub user_id: Option<UserId>,
+    /// Only these.
+    pub status: Option<OrderStatus>,
+    /// Ids below this.
+    pub before: i64,
+    /// At most so many.
+    pub limit: i64,
+}
+
+/// Orders with their lines, newest first.
+pub fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Order>, OrderError> {
+    Ok(sql::list(tx, filter)?)
 }
 
 /// Gives an order up. Its units return to where they came from; what was paid is due back.

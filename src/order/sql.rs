@@ -1,6 +1,6 @@
 //! Every statement about orders, their lines and idempotency keys.
 
-use super::{NewOrder, Order, OrderId, OrderItem, OrderStatus, ReleasedToSale, Stored};
+use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, ReleasedToSale, Stored};
 use crate::auth::UserId;
 use crate::clock::Timestamp;
 use crate::store::{Row, StoreError, Tx};
@@ -88,18 +88,62 @@ pub(super) fn items(tx: &mut Tx<'_>, id: OrderId) -> Result<Vec<OrderItem>, Stor
     )
 }
 
-pub(super) fn list(
-    tx: &mut Tx<'_>,
-    user: UserId,
-    before: i64,
-    limit: i64,
-) -> Result<Vec<Order>, StoreError> {
-    tx.rows(
-        "SELECT id, user_id, status, total_amount, currency, sale_id, created_at, expires_at, paid_at \
-         FROM orders WHERE user_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3",
-        &[user.into(), before.into(), limit.into()],
-        order,
-    )
+/// The orders of a page with their lines, in one statement: `page` bounds it.
+macro_rules! with_lines {
+    ($page:literal) => {
+        concat!(
+            "SELECT o.id, o.user_id, o.status, o.total_amount, o.currency, o.sale_id, o.created_at, \
+             o.expires_at, o.paid_at, i.product_id, i.quantity, i.unit_amount, i.amount FROM (",
+            "SELECT id, user_id, status, total_amount, currency, sale_id, created_at, expires_at, \
+             paid_at FROM orders WHERE ",
+            $page,
+            " ORDER BY id DESC LIMIT $2) o LEFT JOIN order_items i ON i.order_id = o.id \
+             ORDER BY o.id DESC, i.line"
+        )
+    };
+}
+
+pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Order>, StoreError> {
+    // A text for each kind of filter, so that each has an index that serves it. Where most orders
+    // are paid or delivered, walking back from the newest finds a page of those at once.
+    let sql = match (filter.user_id, filter.status) {
+        (None, None) => with_lines!("id < $1 AND $3 IS NULL AND $4 IS NULL"),
+        (Some(_), _) => {
+            with_lines!("id < $1 AND user_id = $3 AND ($4 IS NULL OR status = $4)")
+        }
+        (None, Some(OrderStatus::Paid | OrderStatus::Fulfilled)) => {
+            with_lines!("id < $1 AND $3 IS NULL AND status = $4")
+        }
+        (None, Some(_)) => with_lines!(
+            "id < $1 AND $3 IS NULL AND status = $4 AND status NOT IN ('paid', 'fulfilled')"
+        ),
+    };
+    let mut orders: Vec<Order> = Vec::new();
+    tx.each(
+        sql,
+        &[
+            filter.before.into(),
+            filter.limit.into(),
+            filter.user_id.into(),
+            filter.status.into(),
+        ],
+        |row| {
+            let id: OrderId = row.get(0)?;
+            if orders.last().is_none_or(|last| last.id != id) {
+                orders.push(order(row)?);
+            }
+            if let (Some(order), Some(product_id)) = (orders.last_mut(), row.get(9)?) {
+                order.items.push(OrderItem {
+                    product_id,
+                    quantity: row.get(10)?,
+                    unit_amount: row.get(11)?,
+                    amount: row.get(12)?,
+                });
+            }
+            Ok(())
+        },
+    )?;
+    Ok(orders)
 }
 
 /// Moves an order from one state to another; `false` when it is not in the first.

@@ -1,18 +1,24 @@
 //! The catalogue over HTTP.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use poem::http::StatusCode;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
+use super::import::{ImportError, ImportReport, import_products};
 use super::{Filter, NewProduct, PAGE_MAX, Product, ProductError, ProductId, ProductPatch, Sort};
 use crate::auth::api::{Access, Tag};
 use crate::auth::{Role, Scope};
 use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
-use crate::http::{Body, Created, Failure, NoContent, Problem, Tagged, fails};
+use crate::config;
+use crate::http::body::read_problem;
+use crate::http::{Body, Created, CsvBody, Failure, NoContent, Problem, Tagged, fails};
 use crate::monitor::Metrics;
 use crate::store::Store;
 
@@ -21,7 +27,7 @@ impl From<ProductError> for Problem {
         let text = error.to_string();
         match error {
             ProductError::Invalid(errors) => Problem::validation(errors),
-            ProductError::NotFound(_) => Problem::not_found("no_product", text),
+            ProductError::NotFound(_) => Problem::not_found("product_not_found", text),
             ProductError::DuplicateSku => {
                 Problem::conflict("sku_taken", text).field("sku", "is another product's")
             }
@@ -142,21 +148,88 @@ struct PatchBody {
     stock: Option<i64>,
 }
 
+/// A row that was not taken.
+#[derive(Serialize, Object)]
+struct RowErrorView {
+    /// Line of the file, from 1
+    line: u64,
+    /// Column; empty when the row as a whole is wrong
+    field: String,
+    /// What is wrong
+    reason: String,
+}
+
+/// What an import did.
+#[derive(Serialize, Object)]
+struct ImportView {
+    /// Rows read
+    read: u64,
+    /// Rows that made a product
+    created: u64,
+    /// Rows that changed one
+    updated: u64,
+    /// Rows that said what was known
+    unchanged: u64,
+    /// Rows that were not taken
+    failed: u64,
+    /// The first of those
+    errors: Vec<RowErrorView>,
+}
+
+impl From<ImportReport> for ImportView {
+    fn from(report: ImportReport) -> Self {
+        Self {
+            read: report.read,
+            created: report.created,
+            updated: report.updated,
+            unchanged: report.unchanged,
+            failed: report.failed,
+            errors: report
+                .errors
+                .into_iter()
+                .map(|error| RowErrorView {
+                    line: error.line,
+                    field: error.field,
+                    reason: error.reason,
+                })
+                .collect(),
+        }
+    }
+}
+
+impl From<ImportError> for Problem {
+    fn from(error: ImportError) -> Self {
+        let text = error.to_string();
+        match error {
+            ImportError::Header(_) => Problem::validation(vec![FieldError::new("header", text)]),
+            ImportError::Read(error) => match error.kind() {
+                csv::ErrorKind::Io(error) => read_problem(error),
+                _ => Problem::new(StatusCode::BAD_REQUEST, "malformed_csv", text),
+            },
+            ImportError::Store(error) => error.into(),
+        }
+    }
+}
+
 /// The catalogue.
 #[derive(Clone)]
 pub struct ProductApi {
     store: Store,
     clock: Clock,
     metrics: Metrics,
+    import: Arc<config::Import>,
+    import_turn: Arc<Semaphore>,
 }
 
 impl ProductApi {
     /// With the handles that it works on.
-    pub fn new(store: Store, clock: Clock, metrics: Metrics) -> Self {
+    pub fn new(store: Store, clock: Clock, metrics: Metrics, import: Arc<config::Import>) -> Self {
         Self {
             store,
             clock,
             metrics,
+            import,
+            import_turn: Arc::new(Semaphore::new(1)),
         }
     }
 }
@@ -357,6 +430,41 @@ impl ProductApi {
             .map_err(Problem::from)?;
         let location = format!("/api/v1/products/{}", product.id);
         Ok(Created::new(product.into(), location))
+    }
+
+    /// Import products
+    ///
+    /// A CSV file with the columns `sku`, `name`, `currency`, `price` (or `unit_amount`) and, as you
+    /// like, `description`, `category`, `stock`, `popularity`. Rows are matched by `sku`, so the same
+    /// file may be sent again; bad rows are named and cost no other row. One import runs at a time.
+    /// For staff.
+    #[oai(path = "/products/import", method = "post")]
+    async fn import(
+        &self,
+        access: Access,
+        file: CsvBody,
+    ) -> Result<Body<ImportView>, Failure<{ fails::SECURED | fails::CONFLICT }>> {
+        access.0.require(Role::Staff, Scope::Catalogue)?;
+        let turn = Arc::clone(&self.import_turn)
+            .try_acquire_owned()
+            .map_err(|_| {
+                Problem::conflict(
+                    "import_running",
+                    "another import is running; wait for its end",
+                )
+                .retry_after(5)
+            })?;
+        let (store, settings) = (self.store.clone(), Arc::clone(&self.import));
+        let (now, reader) = (self.clock.now(), file.into_read());
+        let report = tokio::task::spawn_blocking(move || {
+            // Held here, because the import runs on when its client goes away.
+            let _turn = turn;
+            import_products(&store, &settings, now, reader, |_| ())
+        })
+        .await
+        .map_err(Problem::internal)?
+        .map_err(Problem::from)?;
+        Ok(Body(report.into()))
     }
 
     /// Change a product

@@ -66,9 +66,9 @@ pub enum ImportError {
     /// The header lacks a column, or has an unknown one.
     #[error("{0}")]
     Header(String),
-    /// The file can't be read.
+    /// The file can't be read: it breaks off, or is no CSV.
     #[error("the file can't be read: {0}")]
-    Read(String),
+    Read(csv::Error),
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -125,7 +125,7 @@ pub fn import_products(
         .from_reader(input);
     let header: Vec<String> = reader
         .headers()
-        .map_err(|error| ImportError::Read(error.to_string()))?
+        .map_err(ImportError::Read)?
         .iter()
         .map(|name| name.trim_start_matches('\u{feff}').to_ascii_lowercase())
         .collect();
@@ -182,7 +182,7 @@ pub fn import_products(
                 report.read += 1;
                 report.fail(settings.errors_max, line, "", "the row is not UTF-8");
             }
-            Err(error) => return Err(ImportError::Read(error.to_string())),
+            Err(error) => return Err(ImportError::Read(error)),
         }
         if batch.len() >= settings.batch_rows {
             write(

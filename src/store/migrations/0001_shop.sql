@@ -16,6 +16,8 @@ CREATE TABLE users (
     updated_at    bigint NOT NULL,
     last_seen_at  bigint
 );
+CREATE INDEX users_name ON users (lower(name), id);
+CREATE INDEX users_role ON users (role, id);
 
 CREATE TABLE sessions (
     token_hash   text PRIMARY KEY,
@@ -127,6 +129,8 @@ CREATE TABLE orders (
     import_run   bigint
 );
 CREATE INDEX orders_user ON orders (user_id, id);
+-- Most orders are paid or delivered, so a list of those finds its page at once; the others are few.
+CREATE INDEX orders_exceptional ON orders (status, id) WHERE status NOT IN ('paid', 'fulfilled');
 CREATE INDEX orders_unpaid ON orders (expires_at) WHERE status = 'pending_payment';
 CREATE UNIQUE INDEX orders_external ON orders (external_id) WHERE external_id IS NOT NULL;
 

@@ -1,0 +1,91 @@
+//! Every statement about accounts as staff see them.
+
+use super::{Filter, Patch};
+use crate::auth::{Account, UserId};
+use crate::clock::Timestamp;
+use crate::store::{StoreError, Tx};
+
+pub(super) fn get(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Account>, StoreError> {
+    tx.row(
+        "SELECT id, email, name, role, status, created_at, last_seen_at FROM users WHERE id = $1",
+        &[id.into()],
+        Account::read,
+    )
+}
+
+/// Changes an account, unless that took the last active admin away, or it is no customer's and
+/// `by_admin` does not hold; `None` when nothing changed.
+pub(super) fn update(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    by_admin: bool,
+    id: UserId,
+    patch: &Patch,
+) -> Result<Option<Account>, StoreError> {
+    tx.row(
+        "UPDATE users SET name = coalesce($4, name), role = coalesce($5, role), \
+         status = coalesce($6, status), updated_at = $2 \
+         WHERE id = $1 AND (role = 'customer' OR $3 = 1) AND (\
+           role <> 'admin' OR status <> 'active' \
+           OR (coalesce($5, role) = 'admin' AND coalesce($6, status) = 'active') \
+           OR EXISTS (SELECT 1 FROM users WHERE role = 'admin' AND status = 'active' AND id <> $1)) \
+         RETURNING id, email, name, role, status, created_at, last_seen_at",
+        &[
+            id.into(),
+            now.into(),
+            i64::from(by_admin).into(),
+            patch.name.as_deref().into(),
+            patch.role.into(),
+            patch.status.into(),
+        ],
+        Account::read,
+    )
+}
+
+pub(super) fn end_sessions(tx: &mut Tx<'_>, id: UserId) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM sessions WHERE user_id = $1", &[id.into()])?;
+    Ok(())
+}
+
+pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Account>, StoreError> {
+    let params = [
+        filter.before.into(),
+        filter.limit.into(),
+        filter.status.into(),
+        filter.role.into(),
+    ];
+    // Two texts, because an index serves only a role that is there for certain.
+    let sql = if filter.role.is_some() {
+        "SELECT id, email, name, role, status, created_at, last_seen_at FROM users \
+         WHERE role = $4 AND id < $1 AND ($3 IS NULL OR status = $3) ORDER BY id DESC LIMIT $2"
+    } else {
+        "SELECT id, email, name, role, status, created_at, last_seen_at FROM users \
+         WHERE id < $1 AND ($3 IS NULL OR status = $3) AND $4 IS NULL ORDER BY id DESC LIMIT $2"
+    };
+    tx.rows(sql, &params, Account::read)
+}
+
+/// Accounts whose address or name begins so: two ranges of two indexes.
+pub(super) fn beginning_with(
+    tx: &mut Tx<'_>,
+    beginning: &str,
+    filter: &Filter,
+) -> Result<Vec<Account>, StoreError> {
+    let end = format!("{beginning}\u{10ffff}");
+    tx.rows(
+        "SELECT id, email, name, role, status, created_at, last_seen_at FROM users WHERE id IN (\
+           SELECT id FROM users WHERE email >= $1 AND email < $2 \
+           UNION SELECT id FROM users WHERE lower(name) >= $1 AND lower(name) < $2) \
+         AND id < $3 AND ($5 IS NULL OR role = $5) AND ($6 IS NULL OR status = $6) \
+         ORDER BY id DESC LIMIT $4",
+        &[
+            beginning.into(),
+            (&end).into(),
+            filter.before.into(),
+            filter.limit.into(),
+            filter.role.into(),
+            filter.status.into(),
+        ],
+        Account::read,
+    )
+}
