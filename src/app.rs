@@ -372,6 +372,11 @@ impl App {
         })
     }
 
+    /// Where the record is.
+    pub fn database(&self) -> std::path::PathBuf {
+        self.dir.database()
+    }
+
     /// What people type to reach it.
     pub fn url(&self) -> String {
         let public = &self.settings.server.public_url;
@@ -394,7 +399,8 @@ impl App {
             format!("  data     {}", self.dir.root().display()),
         ];
         if let Some(token) = &self.setup_token {
-            lines.push("There is no admin yet. Make the first one with this link, once:".to_owned());
+            lines
+                .push("There is no admin yet. Make the first one with this link, once:".to_owned());
             lines.push(format!("  {url}/admin/#setup={token}"));
         }
         lines

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use comfy_table::Table;
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
 
 use super::{Common, EXIT_BROKEN, EXIT_UNAVAILABLE, EXIT_USAGE, Failed, Outcome, print, say};
 use crate::app;
@@ -270,7 +270,7 @@ pub(super) fn config(common: &Common, command: &ConfigCommand) -> Outcome {
             } else {
                 let mut table = Table::new();
                 table
-                    .load_preset(UTF8_HORIZONTAL_ONLY)
+                    .load_preset(UTF8_BORDERS_ONLY)
                     .set_header(["setting", "value", "set by"]);
                 for (key, value, source) in rows {
                     table.add_row([key, value, source]);

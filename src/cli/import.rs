@@ -17,7 +17,8 @@ use crate::product::import::{ImportReport, import_products};
 pub(super) enum ImportCommand {
     /// Columns: sku, name, description, category, price (or unit_amount), currency, stock
     Products(FileArgs),
-    /// Columns: order_id, customer, product (a SKU), quantity, amount, currency, time
+    /// Columns: order_id, customer, product (a SKU), quantity, amount, currency, time; customer_name
+    /// if you like
     Orders(FileArgs),
 }
 

@@ -7,6 +7,7 @@
 mod admin;
 mod demo;
 mod import;
+mod rehearse;
 mod sample;
 mod serve;
 
@@ -51,6 +52,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Make a sample shop, run a flash sale under a crowd, print the report card, serve on
     Demo(demo::DemoArgs),
+    /// Run a flash sale under a crowd in a copy of your own shop, print the report card
+    Rehearse(rehearse::RehearseArgs),
     /// Read a CSV file into the shop
     #[command(subcommand)]
     Import(import::ImportCommand),
@@ -117,6 +120,11 @@ impl Common {
         if let Some(dir) = &self.data_dir {
             flags.push(("data.dir".to_owned(), dir.display().to_string()));
         }
+        self.load_with(flags)
+    }
+
+    /// Like `load`, for a data directory that is not the one on the command line.
+    fn load_with(&self, flags: Vec<(String, String)>) -> Result<Loaded, Failed> {
         Ok(config::load(&Inputs::from_process(
             self.config.clone(),
             flags,
@@ -131,6 +139,7 @@ pub fn run() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(args) => serve::serve(&common, &args),
         Command::Demo(args) => demo::demo(&common, &args),
+        Command::Rehearse(args) => rehearse::rehearse(&common, &args),
         Command::Import(command) => import::import(&common, &command),
         Command::User(command) => admin::user(&common, &command),
         Command::ApiKey(command) => admin::api_key(&common, &command),

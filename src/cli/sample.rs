@@ -1,14 +1,22 @@
 //! The sample shop of the demonstration: generated, the same each time, in English and Chinese.
 //!
-//! Invariant: it is made through the catalogue's own rules, and made once.
+//! Invariant: it is made through the catalogue's own rules and the import of past orders, and once.
+
+use std::fmt::Write;
 
 use anyhow::Context;
 
 use crate::clock::Timestamp;
+use crate::config;
+use crate::order::import::import_orders;
 use crate::product::{self, Filter, NewProduct, ProductError, ProductId, Sort};
 use crate::store::Store;
 
 const PRODUCTS: usize = 3_000;
+const CUSTOMERS: usize = 2_000;
+const PAST_ORDERS: usize = 6_000;
+/// The past orders lie within so many days before the first start.
+const PAST_DAYS: usize = 90;
 const MAKERS: &[(&str, &str)] = &[
     ("Aurora", "极光"),
     ("Bamboo", "竹韵"),
@@ -61,9 +69,52 @@ const EDITIONS: &[(&str, &str)] = &[
     ("Limited", "限量版"),
 ];
 
+const FAMILY_NAMES: &[(&str, &str)] = &[
+    ("Wang", "王"),
+    ("Li", "李"),
+    ("Zhang", "张"),
+    ("Liu", "刘"),
+    ("Chen", "陈"),
+    ("Yang", "杨"),
+    ("Zhao", "赵"),
+    ("Huang", "黄"),
+    ("Zhou", "周"),
+    ("Wu", "吴"),
+];
+const GIVEN_NAMES: &[(&str, &str)] = &[
+    ("Wei", "伟"),
+    ("Fang", "芳"),
+    ("Na", "娜"),
+    ("Min", "敏"),
+    ("Jing", "静"),
+    ("Lei", "磊"),
+    ("Yang", "洋"),
+    ("Yan", "艳"),
+    ("Jie", "杰"),
+    ("Ting", "婷"),
+    ("Hao", "浩"),
+    ("Xin", "欣"),
+];
+const ENGLISH_NAMES: &[&str] = &[
+    "Alice Brown",
+    "Ben Carter",
+    "Chloe Davis",
+    "Daniel Evans",
+    "Emma Foster",
+    "Frank Green",
+    "Grace Hall",
+    "Henry Irving",
+    "Isla Jones",
+    "Jack King",
+    "Kate Lewis",
+    "Liam Moore",
+];
+
 /// What there is now.
 pub(super) struct Made {
     pub(super) products: usize,
+    pub(super) customers: usize,
+    pub(super) past_orders: usize,
     pub(super) first_product: ProductId,
 }
 
@@ -87,8 +138,61 @@ fn sample(number: usize) -> NewProduct {
     }
 }
 
+/// Two customers of three have a Chinese name.
+fn customer_name(number: usize) -> String {
+    if number.is_multiple_of(3) {
+        return ENGLISH_NAMES[number / 3 % ENGLISH_NAMES.len()].to_owned();
+    }
+    let (family, family_zh) = FAMILY_NAMES[number % FAMILY_NAMES.len()];
+    let (given, given_zh) = GIVEN_NAMES[number / FAMILY_NAMES.len() % GIVEN_NAMES.len()];
+    format!("{family_zh}{given_zh} {given} {family}")
+}
+
+/// A fixed scramble of `number` below `bound`: figures that differ and yet are the same each time.
+fn scrambled(number: usize, salt: usize, bound: usize) -> usize {
+    let mut mixed = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (salt as u64) << 32;
+    mixed ^= mixed >> 29;
+    mixed = mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed ^= mixed >> 32;
+    usize::try_from(mixed % bound.max(1) as u64).unwrap_or(0)
+}
+
+/// The past orders as the file that a shop which moves in would bring.
+fn past_orders(now: Timestamp) -> Result<String, std::fmt::Error> {
+    let mut csv =
+        String::from("order_id,customer,customer_name,product,quantity,amount,currency,time\n");
+    for order in 0..PAST_ORDERS {
+        // Everyone bought once; few customers buy much, and few products sell much, as in any shop.
+        let customer = if order < CUSTOMERS {
+            order
+        } else {
+            scrambled(order, 1, 1 + scrambled(order, 2, CUSTOMERS))
+        };
+        let back = scrambled(order, 3, PAST_DAYS * 86_400);
+        let time = now.plus_seconds(-1 - i64::try_from(back).unwrap_or(0));
+        for line in 0..1 + scrambled(order, 4, 3) {
+            let number = scrambled(order, 5 + line, 1 + scrambled(order, 8 + line, PRODUCTS));
+            let product = sample(number);
+            let quantity = 1 + scrambled(order, 11 + line, 3);
+            let amount = product.unit_amount * i64::try_from(quantity).unwrap_or(1);
+            writeln!(
+                csv,
+                "PAST-{order:05},C-{customer:04},{},DEMO-{number:05},{quantity},{}.{:02},CNY,{time}",
+                customer_name(customer),
+                amount / 100,
+                amount % 100,
+            )?;
+        }
+    }
+    Ok(csv)
+}
+
 /// Makes the shop, unless it is there already.
-pub(super) fn fill(store: &Store, now: Timestamp) -> anyhow::Result<Made> {
+pub(super) fn fill(
+    store: &Store,
+    settings: &config::Import,
+    now: Timestamp,
+) -> anyhow::Result<Made> {
     let newest = Filter {
         category: None,
         terms: Vec::new(),
@@ -108,6 +212,13 @@ pub(super) fn fill(store: &Store, now: Timestamp) -> anyhow::Result<Made> {
                 Ok::<_, ProductError>(())
             })?;
         }
+        let orders = past_orders(now)?;
+        let report = import_orders(store, settings, now, orders.as_bytes(), |_| ())?;
+        anyhow::ensure!(
+            report.failed == 0,
+            "{} of the sample's own orders were refused",
+            report.failed
+        );
     }
     let id = store
         .read_blocking(|tx| product::id_of_sku(tx, "DEMO-00000"))?
@@ -115,6 +226,8 @@ pub(super) fn fill(store: &Store, now: Timestamp) -> anyhow::Result<Made> {
         .context("this data directory holds another shop; name an empty one with --data-dir")?;
     Ok(Made {
         products: PRODUCTS,
+        customers: CUSTOMERS,
+        past_orders: PAST_ORDERS,
         first_product: id,
     })
 }

@@ -2,7 +2,8 @@
 //!
 //! Invariants: what the card calls sold is counted from the rows, not from the answers; every 201
 //! is looked up in the database; a broken promise is named. Buyers behave like people and bots: most
-//! try once, some double-click under one key, some try again and again, some come late.
+//! try once, some double-click under one key, some try again and again, bots try past the limit of
+//! attempts, and one in twenty comes when the crowd is through.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,11 +14,12 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use super::SaleId;
-use crate::clock::Stopwatch;
+use super::{Sale, SaleError, SaleId};
+use crate::clock::{Stopwatch, Timestamp};
 use crate::http::client::Connection;
+use crate::product::ProductId;
 use crate::product::stock;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Tx};
 
 /// Who does what.
 pub struct Plan {
@@ -25,8 +27,10 @@ pub struct Plan {
     pub address: SocketAddr,
     /// The sale.
     pub sale_id: SaleId,
-    /// Its units.
+    /// Units that it has left.
     pub allotted: u32,
+    /// Units that were ordered in it before.
+    pub sold_before: i64,
     /// One session for each buyer.
     pub tokens: Vec<String>,
     /// Connections at once.
@@ -139,34 +143,73 @@ struct Refused {
     code: String,
 }
 
+/// The sale to rehearse in a copy of a shop: the one that is named, or else the next open one. It
+/// begins now and lasts for another hour at least.
+pub fn open_now(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    sale: Option<SaleId>,
+) -> Result<Option<Sale>, SaleError> {
+    let id = match sale {
+        Some(id) => id,
+        None => match super::open_sales(tx)?
+            .iter()
+            .find(|sale| sale.ends_at > now)
+        {
+            Some(next) => next.id,
+            None => return Ok(None),
+        },
+    };
+    if !super::sql::bring_forward(tx, now, id, now.plus_seconds(3_600))? {
+        super::get(tx, id)?;
+        return Err(SaleError::Ended);
+    }
+    Ok(Some(super::get(tx, id)?))
+}
+
+/// Closes the product's other open sales, in a copy or a sample: a new one may then be made.
+pub fn close_others(tx: &mut Tx<'_>, now: Timestamp, product: ProductId) -> Result<(), SaleError> {
+    let open = super::open_sales(tx)?;
+    for sale in open.iter().filter(|sale| sale.product_id == product) {
+        super::close(tx, now, sale.id, super::SaleStatus::Stopped)?;
+    }
+    Ok(())
+}
+
 /// Lets the buyers loose, then checks every promise against the database.
 pub async fn run(plan: Plan, store: &Store, progress: Arc<Progress>) -> anyhow::Result<Card> {
     let plan = Arc::new(plan);
-    let next = Arc::new(AtomicUsize::new(0));
     let watch = Stopwatch::start();
-    let mut connections = JoinSet::new();
-    for _ in 0..plan.connections {
-        connections.spawn(buy(
-            Arc::clone(&plan),
-            Arc::clone(&next),
-            Arc::clone(&progress),
-        ));
-    }
     let mut card = Card {
         allotted: i64::from(plan.allotted),
         ..Card::default()
     };
     let mut accepted = Vec::new();
     let mut latencies = histogram()?;
-    while let Some(seen) = connections.join_next().await {
-        let seen = seen??;
-        card.doubled += seen.doubled;
-        card.unanswered += seen.unanswered;
-        latencies.add(&seen.latencies)?;
-        for (code, count) in seen.refused {
-            *card.refused.entry(code).or_default() += count;
+    let buyers = plan.tokens.len();
+    let crowd = buyers - buyers / LATE_COMERS;
+    // The second wave meets what the first one left.
+    for (from, to) in [(0, crowd), (crowd, buyers)] {
+        let next = Arc::new(AtomicUsize::new(from));
+        let mut connections = JoinSet::new();
+        for _ in 0..plan.connections.min(to - from) {
+            connections.spawn(buy(
+                Arc::clone(&plan),
+                Arc::clone(&next),
+                to,
+                Arc::clone(&progress),
+            ));
         }
-        accepted.extend(seen.accepted);
+        while let Some(seen) = connections.join_next().await {
+            let seen = seen??;
+            card.doubled += seen.doubled;
+            card.unanswered += seen.unanswered;
+            latencies.add(&seen.latencies)?;
+            for (code, count) in seen.refused {
+                *card.refused.entry(code).or_default() += count;
+            }
+            accepted.extend(seen.accepted);
+        }
     }
     card.seconds = watch.elapsed_seconds();
     card.attempts = progress.attempts.load(Ordering::Relaxed);
@@ -174,27 +217,43 @@ pub async fn run(plan: Plan, store: &Store, progress: Arc<Progress>) -> anyhow::
     card.requests_per_second = card.attempts as f64 / card.seconds.max(1e-9);
     card.p50_ms = latencies.value_at_quantile(0.5) as f64 / 1_000.0;
     card.p99_ms = latencies.value_at_quantile(0.99) as f64 / 1_000.0;
-    let sale_id = plan.sale_id;
-    let (sold, remaining, lost) = store
-        .read(move |tx| {
-            let mut lost = 0;
-            for (claim, order) in &accepted {
-                if !super::is_on_record(tx, claim, *order)? {
-                    lost += 1;
+    let (sale_id, sold_before) = (plan.sale_id, plan.sold_before);
+    let mut lost = 0;
+    // In parts, because a read has a time limit and a crowd may win a hundred thousand units.
+    for part in accepted.chunks(1_000) {
+        let part = part.to_vec();
+        lost += store
+            .read(move |tx| {
+                let mut lost = 0;
+                for (claim, order) in &part {
+                    if !super::is_on_record(tx, claim, *order)? {
+                        lost += 1;
+                    }
                 }
-            }
+                Ok::<_, StoreError>(lost)
+            })
+            .await?;
+    }
+    let (sold, remaining) = store
+        .read(move |tx| {
             let remaining = super::sql::get(tx, sale_id)?.map_or(0, |sale| sale.remaining);
-            Ok::<_, StoreError>((super::units_ordered(tx, sale_id)?, remaining, lost))
+            Ok::<_, StoreError>((super::units_ordered(tx, sale_id)? - sold_before, remaining))
         })
         .await?;
-    let verdict = store.read(|tx| stock::verify(tx, |_| ())).await?;
     card.sold = sold;
     card.remaining = remaining;
     card.accepted_lost = lost;
     card.oversold = (sold - card.allotted).max(0);
+    Ok(card)
+}
+
+/// One buyer in so many comes late.
+const LATE_COMERS: usize = 20;
+
+/// Adds the ledger's verdict to a card.
+pub fn add_verdict(card: &mut Card, verdict: &stock::Verdict) {
     card.ledger_ok = verdict.problems_total == 0;
     card.drift_units = verdict.drift_units;
-    Ok(card)
 }
 
 fn histogram() -> anyhow::Result<Histogram<u64>> {
@@ -205,6 +264,7 @@ fn histogram() -> anyhow::Result<Histogram<u64>> {
 async fn buy(
     plan: Arc<Plan>,
     next: Arc<AtomicUsize>,
+    end: usize,
     progress: Arc<Progress>,
 ) -> anyhow::Result<Seen> {
     let mut seen = Seen {
@@ -218,10 +278,10 @@ async fn buy(
     let path = format!("/api/v1/flash-sales/{}/claims", plan.sale_id);
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
-        let Some(token) = plan.tokens.get(number) else {
+        let Some(token) = plan.tokens[..end].get(number) else {
             return Ok(seen);
         };
-        let key = format!("rehearsal-{number}");
+        let key = format!("rehearsal-{}-{number}", plan.sale_id);
         // Of ten buyers: six try once, two double-click, one comes back twice, one is a bot.
         let (tries, keyed) = match number % 10 {
             0..=5 => (1, number.is_multiple_of(2)),
@@ -262,6 +322,8 @@ async fn buy(
             }
         }
         claims.dedup();
-        seen.doubled += (claims.len() as u64).saturating_sub(1);
+        if keyed {
+            seen.doubled += (claims.len() as u64).saturating_sub(1);
+        }
     }
 }

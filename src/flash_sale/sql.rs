@@ -182,6 +182,21 @@ pub(super) fn close(
     Ok(closed.map(|sale| (sale, before.remaining)))
 }
 
+/// Opens a sale for a rehearsal: it begins now at the latest and ends at `until` at the earliest.
+pub(super) fn bring_forward(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: SaleId,
+    until: Timestamp,
+) -> Result<bool, StoreError> {
+    let changed = tx.execute(
+        "UPDATE flash_sales SET starts_at = CASE WHEN starts_at < $2 THEN starts_at ELSE $2 END, \
+         ends_at = CASE WHEN ends_at > $3 THEN ends_at ELSE $3 END WHERE id = $1 AND status = 'open'",
+        &[id.into(), now.into(), until.into()],
+    )?;
+    Ok(changed == 1)
+}
+
 /// Units in the sale's live orders, counted from the orders themselves.
 pub(super) fn units_ordered(tx: &mut Tx<'_>, id: SaleId) -> Result<i64, StoreError> {
     Ok(tx

@@ -17,6 +17,8 @@ use crate::store::{Store, StoreError, Tx};
 const COLUMNS: &[&str] = &[
     "order_id", "customer", "product", "quantity", "amount", "currency", "time",
 ];
+/// What a file may say besides: what to call a customer that is new.
+const NAME_COLUMN: &str = "customer_name";
 /// Lines of one past order at most.
 const LINES_MAX: usize = 10_000;
 
@@ -26,6 +28,7 @@ struct Line {
     number: u64,
     order: String,
     customer: String,
+    customer_name: String,
     sku: String,
     quantity: u32,
     amount: i64,
@@ -70,6 +73,15 @@ pub fn import_orders(
                 ))
             })?;
     }
+    for name in &header {
+        if !COLUMNS.contains(&name.as_str()) && name != NAME_COLUMN {
+            return Err(ImportError::Header(format!(
+                "there is no column `{name}`; the columns are {}, and {NAME_COLUMN} if you like",
+                COLUMNS.join(", ")
+            )));
+        }
+    }
+    let name_at = header.iter().position(|known| known == NAME_COLUMN);
     let mut report = ImportReport::default();
     let (mut batch, mut rows): (Vec<Vec<Line>>, usize) = (Vec::new(), 0);
     let mut record = csv::StringRecord::new();
@@ -80,7 +92,7 @@ pub fn import_orders(
             Ok(true) => {
                 report.read += 1;
                 let number = record.position().map_or(line, csv::Position::line);
-                match read_row(&record, &at, number, settings.field_bytes_max) {
+                match read_row(&record, &at, name_at, number, settings.field_bytes_max) {
                     Ok(row) => {
                         rows += 1;
                         match batch.last_mut() {
@@ -123,6 +135,7 @@ pub fn import_orders(
 fn read_row(
     record: &csv::StringRecord,
     at: &[usize; 7],
+    name_at: Option<usize>,
     number: u64,
     bytes_max: usize,
 ) -> Result<Line, (&'static str, &'static str)> {
@@ -146,6 +159,11 @@ fn read_row(
         number,
         order: field(0).to_owned(),
         customer: field(1).to_owned(),
+        customer_name: name_at
+            .and_then(|at| record.get(at))
+            .filter(|name| !name.is_empty())
+            .unwrap_or(field(1))
+            .to_owned(),
         sku: field(2).to_owned(),
         quantity: field(3)
             .parse()
@@ -253,7 +271,7 @@ fn take(
     let customer = match known.customers.get(&first.customer) {
         Some(id) => *id,
         None => {
-            let id = sql::customer(tx, now, &first.customer)?;
+            let id = sql::customer(tx, now, &first.customer, &first.customer_name)?;
             known.customers.insert(first.customer.clone(), id);
             id
         }

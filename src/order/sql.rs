@@ -293,12 +293,13 @@ pub(super) fn customer(
     tx: &mut Tx<'_>,
     now: Timestamp,
     external_id: &str,
+    name: &str,
 ) -> Result<UserId, StoreError> {
     tx.row(
         "INSERT INTO users (external_id, name, role, status, created_at, updated_at) \
-         VALUES ($1, $1, 'customer', 'active', $2, $2) \
+         VALUES ($1, $3, 'customer', 'active', $2, $2) \
          ON CONFLICT (external_id) DO UPDATE SET updated_at = users.updated_at RETURNING id",
-        &[external_id.into(), now.into()],
+        &[external_id.into(), now.into(), name.into()],
         |row| row.get(0),
     )?
     .ok_or_else(|| StoreError::Bug("an upsert returned no id".to_owned()))

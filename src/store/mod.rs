@@ -176,10 +176,22 @@ impl Store {
         snapshot(&conn, work)
     }
 
-    /// Writes a consistent copy of the database to `target`, which must not exist.
-    pub fn copy_to(&self, target: &Path) -> Result<(), StoreError> {
-        let conn = self.0.readers.get().map_err(|_| StoreError::Timeout)?;
-        // A reader's connection is query_only, which VACUUM INTO does not mind: it writes elsewhere.
+    /// Writes a copy of the database at `path`, of one consistent moment and beside its server if
+    /// need be, to `target`, which must not exist.
+    pub fn copy_alone(path: &Path, settings: &Database, target: &Path) -> Result<(), StoreError> {
+        migrate::check_header(path)?;
+        let pool = sqlite::open_readers(
+            path,
+            &Database {
+                readers: 1,
+                ..settings.clone()
+            },
+        )?;
+        let conn = pool
+            .get()
+            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        // The file is opened read-only, which VACUUM INTO does not mind; query_only would stop it.
+        conn.pragma_update(None, "query_only", false)?;
         conn.execute("VACUUM INTO ?1", [target.to_string_lossy()])?;
         Ok(())
     }

@@ -1,0 +1,333 @@
+//! `onrush rehearse`: the same crowd as the demonstration's, against a copy of one's own shop; and
+//! what both share: the crowd's progress, the report card, what comes after.
+//!
+//! Invariants: the shop itself is only read, beside its server if need be; the copy is deleted in
+//! the end unless it was asked for.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use clap::Args;
+use comfy_table::Table;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use indicatif::ProgressBar;
+
+use super::{Common, EXIT_BROKEN, EXIT_UNAVAILABLE, EXIT_USAGE, Failed, Outcome, print, say};
+use crate::app::{self, App};
+use crate::auth;
+use crate::flash_sale::rehearsal::{self, Card, Plan, Progress};
+use crate::flash_sale::{self, NewSale, Sale, SaleId};
+use crate::monitor::{Metrics, logs};
+use crate::product::{ProductId, stock};
+use crate::store::{Store, StoreError, database_in};
+
+#[derive(Args)]
+pub(super) struct RehearseArgs {
+    /// The flash sale to rehearse [default: the next open one]
+    #[arg(long, conflicts_with = "product")]
+    sale: Option<i64>,
+    /// Rehearse a new sale of this product instead, with --units and --unit-amount
+    #[arg(long, requires = "units")]
+    product: Option<i64>,
+    /// Units of the new sale, taken from the product's free stock
+    #[arg(long, requires = "product")]
+    units: Option<u32>,
+    /// Price of one in minor units
+    #[arg(long, requires = "product", default_value_t = 100)]
+    unit_amount: i64,
+    /// Virtual buyers [default: five for each unit, 1,000 to 100,000]
+    #[arg(long)]
+    buyers: Option<u32>,
+    /// Connections at once
+    #[arg(long, default_value_t = 256)]
+    connections: u16,
+    /// TCP port; 0 takes a free one
+    #[arg(long, default_value = "0")]
+    port: String,
+    /// Where the copy is made, and then kept [default: a temporary directory, deleted]
+    #[arg(long, value_name = "DIR")]
+    copy_to: Option<PathBuf>,
+    /// End after the report card instead of serving the copy on
+    #[arg(long)]
+    exit: bool,
+}
+
+/// How many come.
+pub(super) struct Crowd {
+    pub(super) buyers: u32,
+    pub(super) connections: u16,
+}
+
+/// The copy's directory, deleted with it unless it is to be kept.
+struct Copy {
+    dir: PathBuf,
+    is_kept: bool,
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if !self.is_kept
+            && let Err(error) = std::fs::remove_dir_all(&self.dir)
+        {
+            say(&format!(
+                "the copy in {} could not be deleted: {error}",
+                self.dir.display()
+            ));
+        }
+    }
+}
+
+pub(super) fn rehearse(common: &Common, args: &RehearseArgs) -> Outcome {
+    let own = common.load(Vec::new())?.settings;
+    let database = database_in(&own.data.dir);
+    if !database.exists() {
+        return Err(Failed::new(
+            EXIT_UNAVAILABLE,
+            format!(
+                "there is no database in {}; name the data directory with --data-dir",
+                own.data.dir.display()
+            ),
+        ));
+    }
+    let copy = Copy {
+        dir: args.copy_to.clone().unwrap_or_else(|| {
+            std::env::temp_dir().join(format!("onrush-rehearsal-{}", std::process::id()))
+        }),
+        is_kept: args.copy_to.is_some(),
+    };
+    let target = database_in(&copy.dir);
+    if target.exists() {
+        return Err(Failed::new(
+            EXIT_USAGE,
+            format!(
+                "{} is there already; choose another --copy-to",
+                target.display()
+            ),
+        ));
+    }
+    // Through the data directory, so that it gets its mode and its lock.
+    let made = crate::store::DataDir::open(&copy.dir)?;
+    made.release();
+    drop(made);
+    Store::copy_alone(&database, &own.database, &target)?;
+    let flags = vec![
+        ("data.dir".to_owned(), copy.dir.display().to_string()),
+        ("server.host".to_owned(), "127.0.0.1".to_owned()),
+        ("server.port".to_owned(), args.port.clone()),
+        ("log.level".to_owned(), "warn".to_owned()),
+    ];
+    let settings = common.load_with(flags)?.settings;
+    let metrics = Metrics::new()?;
+    let log = logs::init(&settings.log, Some(&metrics))?;
+    let runtime = app::runtime(&settings)?;
+    let outcome = runtime.block_on(async {
+        let app = App::start(settings, metrics).await?;
+        let sale = choose(&app, args).await?;
+        app.gate.open(sale.clone());
+        let left = u32::try_from(sale.remaining).unwrap_or(u32::MAX);
+        let crowd = Crowd {
+            buyers: args
+                .buyers
+                .unwrap_or_else(|| left.saturating_mul(5).clamp(1_000, 100_000)),
+            connections: args.connections,
+        };
+        if !common.json {
+            say(&format!(
+                "Sale {} of product {} has {} units; {} buyers come. Your shop itself is not touched.",
+                sale.id, sale.product_id, sale.remaining, crowd.buyers
+            ));
+        }
+        hold(common, app, sale, crowd, args.exit).await
+    });
+    log.flush();
+    drop(copy);
+    outcome
+}
+
+/// The sale that was asked for, opened in the copy.
+async fn choose(app: &App, args: &RehearseArgs) -> Result<Sale, Failed> {
+    let (now, settings) = (app.clock.now(), app.settings.flash_sales.clone());
+    let (wanted, unit_amount) = (args.sale.map(SaleId), args.unit_amount);
+    let new = args.product.map(ProductId).zip(args.units);
+    let sale = app
+        .store
+        .write(move |tx| {
+            let Some((product_id, quantity)) = new else {
+                return rehearsal::open_now(tx, now, wanted);
+            };
+            rehearsal::close_others(tx, now, product_id)?;
+            let new = NewSale {
+                product_id,
+                quantity,
+                unit_amount,
+                starts_at: now,
+                ends_at: now.plus_seconds(3_600),
+                per_user_limit: 1,
+                attempts_per_minute: 3,
+                payment_window_seconds: 0,
+            };
+            flash_sale::create(tx, now, &settings, &new).map(Some)
+        })
+        .await
+        .map_err(|error| {
+            Failed::new(EXIT_USAGE, format!("the sale can't be rehearsed: {error}"))
+        })?;
+    let sale = sale.ok_or_else(|| {
+        Failed::new(
+            EXIT_USAGE,
+            "the shop has no open sale; make one, or try a new one with --product and --units",
+        )
+    })?;
+    if sale.remaining == 0 {
+        return Err(Failed::new(
+            EXIT_USAGE,
+            format!(
+                "sale {} is sold out; try a new one with --product and --units",
+                sale.id
+            ),
+        ));
+    }
+    Ok(sale)
+}
+
+/// Lets the crowd into the open sale, shows the report card, and serves on or stops.
+pub(super) async fn hold(
+    common: &Common,
+    app: App,
+    sale: Sale,
+    crowd: Crowd,
+    exit: bool,
+) -> Outcome {
+    let card = match sell(&app, &sale, &crowd, common.json).await {
+        Ok(card) => card,
+        Err(failed) => {
+            app.stop().await;
+            return Err(failed);
+        }
+    };
+    show(common, &card)?;
+    let broken = card.broken();
+    if exit || broken.is_some() {
+        app.stop().await;
+    } else {
+        if !common.json {
+            for line in app.greeting() {
+                say(&line);
+            }
+            say("Press Ctrl-C to stop.");
+        }
+        app.run_until_signal().await;
+    }
+    match broken {
+        None => Ok(()),
+        Some(promise) => Err(Failed::new(
+            EXIT_BROKEN,
+            format!("a promise broke: {promise}"),
+        )),
+    }
+}
+
+async fn sell(app: &App, sale: &Sale, crowd: &Crowd, quiet: bool) -> Result<Card, Failed> {
+    let (now, sale_id) = (app.clock.now(), sale.id);
+    let mut tokens = Vec::new();
+    for first in (0..crowd.buyers).step_by(500) {
+        let count = (crowd.buyers - first).min(500);
+        tokens.extend(
+            app.store
+                .write(move |tx| auth::create_rehearsal_buyers(tx, now, first, count))
+                .await?,
+        );
+    }
+    let sold_before = app
+        .store
+        .read(move |tx| flash_sale::units_ordered(tx, sale_id))
+        .await?;
+    let progress = Arc::new(Progress::default());
+    let plan = Plan {
+        address: app.address,
+        sale_id,
+        allotted: u32::try_from(sale.remaining).unwrap_or(u32::MAX),
+        sold_before,
+        tokens,
+        connections: usize::from(crowd.connections.max(1)),
+    };
+    let bar = if quiet || !std::io::stderr().is_terminal() {
+        ProgressBar::hidden()
+    } else {
+        ProgressBar::new_spinner()
+    };
+    let drawing = tokio::spawn({
+        let (bar, progress) = (bar.clone(), Arc::clone(&progress));
+        async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                bar.set_message(format!(
+                    "{} attempts, {} claims accepted",
+                    progress.attempts.load(Ordering::Relaxed),
+                    progress.accepted.load(Ordering::Relaxed)
+                ));
+                bar.tick();
+            }
+        }
+    });
+    let card = rehearsal::run(plan, &app.store, progress).await;
+    drawing.abort();
+    bar.finish_and_clear();
+    let mut card = card?;
+    // A large ledger takes longer than a request may, so this reads without the server's limit.
+    let (path, settings) = (app.database(), app.settings.database.clone());
+    let verdict = tokio::task::spawn_blocking(move || {
+        Store::read_alone::<_, StoreError>(&path, &settings, |tx| stock::verify(tx, |_| ()))
+    })
+    .await??;
+    rehearsal::add_verdict(&mut card, &verdict);
+    Ok(card)
+}
+
+fn show(common: &Common, card: &Card) -> Outcome {
+    if common.json {
+        print(&serde_json::to_string(card)?);
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table
+        .load_preset(UTF8_BORDERS_ONLY)
+        .set_header(["report card", ""]);
+    let mut row = |name: &str, value: String| {
+        table.add_row([name.to_owned(), value]);
+    };
+    row(
+        "sold / allotted",
+        format!("{} / {}", card.sold, card.allotted),
+    );
+    row("oversold", card.oversold.to_string());
+    row("accepted but lost", card.accepted_lost.to_string());
+    row(
+        "attempts",
+        format!("{} in {:.2} s", card.attempts, card.seconds),
+    );
+    for (code, count) in &card.refused {
+        row(&format!("refused: {code}"), count.to_string());
+    }
+    row(
+        "stock ledger",
+        if card.ledger_ok {
+            "verified".to_owned()
+        } else {
+            format!("drift {}", card.drift_units)
+        },
+    );
+    row(
+        "requests a second",
+        format!("{:.0}", card.requests_per_second),
+    );
+    row(
+        "p50 / p99",
+        format!("{:.1} ms / {:.1} ms", card.p50_ms, card.p99_ms),
+    );
+    print(&table.to_string());
+    Ok(())
+}
