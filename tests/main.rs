@@ -1,5 +1,9 @@
 //! Behaviour against the real server, in one binary.
 
+mod api;
+mod authz;
 mod faults;
 mod layout;
 mod openapi;
+mod oversell;
+mod support;

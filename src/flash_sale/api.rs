@@ -548,6 +548,7 @@ impl SeckillApi {
         idempotency_key: Header<Option<String>>,
         body: OptionalBody<ClaimBody>,
     ) -> ClaimResult {
+        access.0.require(Role::Customer, Scope::Orders)?;
         let sale = self
             .0
             .gate

@@ -184,13 +184,13 @@ impl OrderApi {
     }
 }
 
-#[OpenApi(prefix_path = "/api/v1", tag = "Tag::Orders")]
+#[OpenApi(prefix_path = "/api/v1")]
 impl OrderApi {
     /// Place an order
     ///
     /// Takes the units of every line or of none. Send an `Idempotency-Key` and repeat the request
     /// freely: it is done once.
-    #[oai(path = "/orders", method = "post")]
+    #[oai(path = "/orders", method = "post", tag = "Tag::Orders")]
     async fn create(
         &self,
         access: Access,
@@ -248,7 +248,7 @@ impl OrderApi {
     /// List orders
     ///
     /// Your own; for staff everyone's, or those of the user that `user_id` names.
-    #[oai(path = "/orders", method = "get")]
+    #[oai(path = "/orders", method = "get", tag = "Tag::Orders")]
     async fn list(
         &self,
         access: Access,
@@ -354,7 +354,7 @@ impl OrderApi {
     }
 
     /// Read an order
-    #[oai(path = "/orders/:id", method = "get")]
+    #[oai(path = "/orders/:id", method = "get", tag = "Tag::Orders")]
     async fn get(
         &self,
         access: Access,
@@ -375,7 +375,7 @@ impl OrderApi {
     /// Cancel an order
     ///
     /// Its units are on sale again at once. What was paid becomes `refund_due`.
-    #[oai(path = "/orders/:id/cancel", method = "post")]
+    #[oai(path = "/orders/:id/cancel", method = "post", tag = "Tag::Orders")]
     async fn cancel(
         &self,
         access: Access,
@@ -406,7 +406,7 @@ impl OrderApi {
     ///
     /// Confirmed twice it counts once. Too late, it takes the units again while there are any, else
     /// the order becomes `refund_due`.
-    #[oai(path = "/orders/:id/pay", method = "post")]
+    #[oai(path = "/orders/:id/pay", method = "post", tag = "Tag::Orders")]
     async fn pay(
         &self,
         access: Access,

@@ -1,0 +1,351 @@
+//! Accounts: the first admin, registration, login and its throttle, sessions, keys, users.
+
+use std::time::Duration;
+
+use onrush::auth::Role;
+use serde_json::{Value, json};
+
+use crate::support::{PASSWORD, Shop, text};
+
+#[test]
+fn the_set_up_link_makes_one_admin_and_is_then_worth_nothing() {
+    let shop = Shop::open();
+    let greeting = shop.app().greeting().join("\n");
+    let (_, token) = greeting.split_once("#setup=").expect("a link");
+    let body = |token: &str, email: &str| json!({"token": token, "email": email, "name": "Owner", "password": PASSWORD});
+    let setup = |token: &str, email: &str| {
+        shop.post("/api/v1/auth/setup")
+            .json(&body(token, email))
+            .send()
+    };
+    assert_eq!(
+        setup("setup_guess", "owner@example.com").outcome(),
+        "403 forbidden"
+    );
+    // Of many at once, one wins.
+    let outcomes: Vec<String> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|number| scope.spawn(move || setup(token, &format!("owner{number}@example.com"))))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("an answer").outcome())
+            .collect()
+    });
+    let won = outcomes.iter().filter(|outcome| *outcome == "201").count();
+    assert_eq!(won, 1, "{outcomes:?}");
+    assert_eq!(setup(token, "late@example.com").outcome(), "403 forbidden");
+    let mut shop = shop;
+    shop.restart();
+    assert!(!shop.app().greeting().join("\n").contains("#setup="));
+}
+
+#[test]
+fn the_set_up_link_ends_by_itself() {
+    let shop = Shop::open();
+    let greeting = shop.app().greeting().join("\n");
+    let (_, token) = greeting.split_once("#setup=").expect("a link");
+    shop.clock.advance(Duration::from_secs(86_401));
+    let body = json!({"token": token, "email": "a@b.co", "name": "x", "password": PASSWORD});
+    let answer = shop.post("/api/v1/auth/setup").json(&body).send();
+    assert_eq!(answer.outcome(), "403 forbidden");
+}
+
+#[test]
+fn registering_checks_every_field_and_logs_in() {
+    let shop = Shop::open();
+    let register = |email: &str, name: &str, password: &str| {
+        shop.post("/api/v1/auth/register")
+            .json(&json!({"email": email, "name": name, "password": password}))
+            .send()
+    };
+    let made = register("  Anna@Example.com ", "安娜", PASSWORD);
+    assert_eq!(made.status, 422, "an address has no spaces: {made:?}");
+    let made = register("Anna@Example.com", "安娜", PASSWORD).expect(201);
+    let token = text(&made["token"]);
+    let me = shop.get("/api/v1/me").token(&token).send().expect(200);
+    assert_eq!(
+        (&me["email"], &me["role"]),
+        (&json!("anna@example.com"), &json!("customer"))
+    );
+    let again = register("anna@example.COM", "x", PASSWORD);
+    assert_eq!(again.outcome(), "409 email_taken");
+    for (email, name, password, field) in [
+        ("no-at-sign", "x", PASSWORD, "email"),
+        ("a@", "x", PASSWORD, "email"),
+        ("b@example.com", "", PASSWORD, "name"),
+        ("b@example.com", "x", "short", "password"),
+        ("b@example.com", "x", "password123", "password"),
+        ("b@example.com", "x", &"x".repeat(2_000), "password"),
+    ] {
+        let answer = register(email, name, password);
+        assert_eq!(answer.outcome(), "422 validation_failed", "{email} {name}");
+        assert_eq!(answer.json()["errors"][0]["field"], field, "{answer:?}");
+    }
+    let closed = Shop::open_with(|settings| settings.auth.open_registration = false);
+    let body = json!({"email": "a@b.co", "name": "x", "password": PASSWORD});
+    let answer = closed.post("/api/v1/auth/register").json(&body).send();
+    assert_eq!(answer.outcome(), "403 forbidden");
+}
+
+#[test]
+fn a_wrong_password_and_an_unknown_account_look_alike_and_wait_longer_each_time() {
+    let shop = Shop::open();
+    shop.account("anna@example.com", Role::Customer);
+    let login = |email: &str, password: &str| {
+        shop.post("/api/v1/auth/login")
+            .json(&json!({"email": email, "password": password}))
+            .send()
+    };
+    let strip = |answer: &crate::support::Answer| {
+        let mut body = answer.json();
+        body["request_id"] = Value::Null;
+        (answer.status, body)
+    };
+    let (wrong, unknown) = (
+        login("anna@example.com", "wrong password"),
+        login("nobody@example.com", "wrong password"),
+    );
+    assert_eq!(wrong.status, 401);
+    assert_eq!(strip(&wrong), strip(&unknown));
+    let outcomes: Vec<String> = (0..6)
+        .map(|_| login("anna@example.com", "wrong password").outcome())
+        .collect();
+    assert_eq!(outcomes.last().expect("some"), "429 login_throttled");
+    let held = login("ANNA@example.com", PASSWORD);
+    assert_eq!(
+        held.outcome(),
+        "429 login_throttled",
+        "the right one waits too"
+    );
+    let wait: u64 = held
+        .header("retry-after")
+        .expect("a wait")
+        .parse()
+        .expect("seconds");
+    assert!((1..=900).contains(&wait), "{wait}");
+    shop.clock.advance(Duration::from_secs(wait + 1));
+    assert_eq!(login("anna@example.com", PASSWORD).outcome(), "200");
+}
+
+#[test]
+fn a_session_ends_when_it_is_logged_out_idle_or_old() {
+    let mut shop = Shop::open();
+    let token = shop.token(Role::Customer);
+    let me = |shop: &Shop, token: &str| shop.get("/api/v1/me").token(token).send().status;
+    shop.restart();
+    assert_eq!(me(&shop, &token), 200, "a session outlives the process");
+    let out = shop.post("/api/v1/auth/logout").token(&token).send();
+    assert_eq!(out.status, 204);
+    assert_eq!(me(&shop, &token), 401);
+    let staff = shop.token(Role::Staff);
+    shop.clock.advance(Duration::from_secs(1_700));
+    assert_eq!(me(&shop, &staff), 200);
+    shop.clock.advance(Duration::from_secs(1_700));
+    assert_eq!(me(&shop, &staff), 200, "use keeps it awake");
+    shop.clock.advance(Duration::from_secs(1_801));
+    assert_eq!(me(&shop, &staff), 401, "idle");
+    let staff = shop.token(Role::Staff);
+    for _ in 0..18 {
+        shop.clock.advance(Duration::from_secs(1_700));
+        me(&shop, &staff);
+    }
+    assert_eq!(me(&shop, &staff), 401, "older than eight hours");
+}
+
+#[test]
+fn the_pages_cookie_is_strict_and_writes_only_with_its_token() {
+    let shop = Shop::open();
+    shop.account("boss@example.com", Role::Admin);
+    let login = shop
+        .post("/api/v1/auth/login")
+        .json(&json!({"email": "boss@example.com", "password": PASSWORD, "cookie": true}))
+        .send();
+    let set = login.header("set-cookie").expect("a cookie").to_owned();
+    assert!(set.contains("HttpOnly; SameSite=Strict"), "{set}");
+    let cookie = set.split(';').next().expect("a pair").to_owned();
+    let body = login.expect(200);
+    assert_eq!(
+        body["token"],
+        Value::Null,
+        "the page's scripts never see it"
+    );
+    let csrf = text(&body["csrf_token"]);
+    let me = shop
+        .get("/api/v1/me")
+        .header("Cookie", &cookie)
+        .send()
+        .expect(200);
+    assert_eq!(me["csrf_token"], csrf, "the same after a reload");
+    let write = || {
+        shop.post("/api/v1/products")
+            .header("Cookie", &cookie)
+            .json(&json!({"name": "x", "unit_amount": 1, "currency": "CNY"}))
+    };
+    assert_eq!(write().send().outcome(), "403 csrf");
+    assert_eq!(
+        write().header("X-CSRF-Token", "x").send().outcome(),
+        "403 csrf"
+    );
+    let foreign = write()
+        .header("X-CSRF-Token", &csrf)
+        .header("Sec-Fetch-Site", "cross-site");
+    assert_eq!(foreign.send().outcome(), "403 csrf");
+    assert_eq!(write().header("X-CSRF-Token", &csrf).send().status, 201);
+    // Neither kind of token is worth anything in the other's place.
+    let (_, token) = cookie.split_once('=').expect("a pair");
+    assert_eq!(shop.get("/api/v1/me").token(token).send().status, 401);
+    let bearer = shop.login("boss@example.com");
+    let swapped = format!("onrush_session={bearer}");
+    assert_eq!(
+        shop.get("/api/v1/me")
+            .header("Cookie", &swapped)
+            .send()
+            .status,
+        401
+    );
+    let out = shop
+        .post("/api/v1/auth/logout")
+        .header("Cookie", &cookie)
+        .header("X-CSRF-Token", &csrf)
+        .send();
+    assert!(
+        out.header("set-cookie")
+            .expect("gone")
+            .contains("Max-Age=0")
+    );
+    assert_eq!(
+        shop.get("/api/v1/me")
+            .header("Cookie", &cookie)
+            .send()
+            .status,
+        401
+    );
+}
+
+#[test]
+fn behind_tls_at_a_trusted_proxy_the_cookie_is_bound_to_this_host() {
+    let shop = Shop::open_with(|settings| {
+        settings.server.trusted_proxies = vec!["127.0.0.0/8".parse().expect("a range")];
+    });
+    shop.account("boss@example.com", Role::Admin);
+    let body = json!({"email": "boss@example.com", "password": PASSWORD, "cookie": true});
+    let login = shop
+        .post("/api/v1/auth/login")
+        .header("X-Forwarded-Proto", "https")
+        .json(&body)
+        .send();
+    let set = login.header("set-cookie").expect("a cookie");
+    assert!(
+        set.starts_with("__Host-onrush=") && set.ends_with("; Secure"),
+        "{set}"
+    );
+    assert!(login.header("strict-transport-security").is_some());
+}
+
+#[test]
+fn keys_are_shown_once_bounded_by_their_maker_and_end() {
+    let shop = Shop::open();
+    let (admin, staff) = (shop.token(Role::Admin), shop.token(Role::Staff));
+    let make =
+        |token: &str, body: &Value| shop.post("/api/v1/api-keys").token(token).json(body).send();
+    assert_eq!(
+        make(&staff, &json!({"name": "x", "scopes": ["act_as"]})).status,
+        403
+    );
+    let unknown = make(&admin, &json!({"name": "x", "scopes": ["orders", "root"]}));
+    assert_eq!(unknown.json()["errors"][0]["field"], "scopes[1]");
+    assert_eq!(
+        make(&admin, &json!({"name": "x", "scopes": []})).status,
+        422
+    );
+    let past = json!({"name": "x", "scopes": ["orders"], "expires_at": "2020-01-01T00:00:00Z"});
+    assert_eq!(make(&admin, &past).status, 422);
+    let end = shop.clock.now().plus_seconds(3_600);
+    let body = json!({"name": "till", "scopes": ["sales", "orders", "orders"], "expires_at": end});
+    let made = make(&staff, &body).expect(201);
+    assert_eq!(made["scopes"], json!(["orders", "sales"]));
+    let key = text(&made["key"]);
+    let own = shop.get("/api/v1/api-keys").token(&staff).send();
+    assert!(!own.body.contains(&key), "only its hash is kept");
+    assert_eq!(own.expect(200)["items"][0]["name"], "till");
+    let other = shop.token(Role::Staff);
+    let list = shop
+        .get("/api/v1/api-keys")
+        .token(&other)
+        .send()
+        .expect(200);
+    assert_eq!(list["items"], json!([]));
+    let path = format!("/api/v1/api-keys/{}", made["id"]);
+    let foreign = shop.ask("DELETE", &path).token(&other).send();
+    assert_eq!(foreign.outcome(), "404 api_key_not_found");
+    assert_eq!(shop.get("/api/v1/orders").token(&key).send().status, 200);
+    shop.clock.advance(Duration::from_secs(3_601));
+    assert_eq!(
+        shop.get("/api/v1/orders").token(&key).send().status,
+        401,
+        "it ended"
+    );
+    let all = shop
+        .get("/api/v1/api-keys")
+        .token(&shop.token(Role::Admin))
+        .send()
+        .expect(200);
+    assert_eq!(all["items"][0]["name"], "till");
+}
+
+#[test]
+fn staff_see_users_and_admins_change_roles() {
+    let shop = Shop::open();
+    let (admin, staff) = (shop.token(Role::Admin), shop.token(Role::Staff));
+    let body = |email: &str, role: &str| json!({"email": email, "name": "新同事", "password": PASSWORD, "role": role});
+    let make =
+        |token: &str, body: &Value| shop.post("/api/v1/users").token(token).json(body).send();
+    assert_eq!(
+        make(&staff, &body("x@example.com", "staff")).outcome(),
+        "403 forbidden"
+    );
+    assert_eq!(make(&admin, &body("x@example.com", "owner")).status, 422);
+    let made = make(&admin, &body("x@example.com", "staff")).expect(201);
+    let path = format!("/api/v1/users/{}", made["id"]);
+    let patch = |token: &str, body: Value| {
+        shop.ask("PATCH", &path)
+            .token(token)
+            .json(&body)
+            .send()
+            .outcome()
+    };
+    assert_eq!(patch(&staff, json!({"role": "customer"})), "403 forbidden");
+    assert_eq!(patch(&staff, json!({"name": "x"})), "403 forbidden");
+    assert_eq!(patch(&admin, json!({"role": "customer"})), "200");
+    assert_eq!(patch(&staff, json!({"status": "disabled"})), "200");
+    assert_eq!(
+        patch(&staff, json!({"password": "x"})),
+        "422 validation_failed"
+    );
+    let found = shop
+        .get("/api/v1/users?q=x%40ex&status=disabled")
+        .token(&staff)
+        .send()
+        .expect(200);
+    assert_eq!(found["items"][0]["email"], "x@example.com");
+    let page = shop
+        .get("/api/v1/users?limit=2")
+        .token(&staff)
+        .send()
+        .expect(200);
+    let next = text(&page["next_cursor"]);
+    let rest = shop
+        .get(&format!("/api/v1/users?cursor={next}"))
+        .token(&staff)
+        .send()
+        .expect(200);
+    assert_eq!(rest["items"].as_array().expect("a list").len(), 1);
+    let me = shop.get("/api/v1/me").token(&admin).send().expect(200)["id"].to_string();
+    let last = shop
+        .ask("PATCH", &format!("/api/v1/users/{me}"))
+        .token(&admin)
+        .json(&json!({"role": "staff"}))
+        .send();
+    assert_eq!(last.outcome(), "409 last_admin");
+}

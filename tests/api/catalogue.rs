@@ -1,0 +1,231 @@
+//! The catalogue: reading, searching, paging, changing, importing.
+
+use onrush::auth::Role;
+use serde_json::{Value, json};
+
+use crate::support::{Shop, text};
+
+fn names(page: &Value) -> Vec<String> {
+    let items = page["items"].as_array().expect("a list");
+    items.iter().map(|item| text(&item["name"])).collect()
+}
+
+#[test]
+fn pages_follow_the_sort_without_gaps_and_search_finds_both_languages() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    for (number, (name, category, price)) in [
+        ("Green Tea 绿茶", "Food", 300),
+        ("Black Tea 红茶", "Food", 100),
+        ("Tea Pot 茶壶", "Home", 300),
+        ("无线耳机 Earbuds", "Audio", 900),
+        ("Desk Lamp 台灯", "Home", 300),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let body = json!({
+            "sku": format!("S{number}"), "name": name, "category": category,
+            "unit_amount": price, "currency": "CNY",
+        });
+        shop.post("/api/v1/products")
+            .token(&staff)
+            .json(&body)
+            .send()
+            .expect(201);
+    }
+    for (sort, expected) in [
+        (
+            "price_asc",
+            ["Black", "Green", "Tea P", "Desk ", "无线耳机 "],
+        ),
+        (
+            "price_desc",
+            ["无线耳机 ", "Desk ", "Tea P", "Green", "Black"],
+        ),
+        ("newest", ["Desk ", "无线耳机 ", "Tea P", "Black", "Green"]),
+    ] {
+        let (mut seen, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let path = format!("/api/v1/products?limit=2&sort={sort}{cursor}");
+            let page = shop.get(&path).send().expect(200);
+            seen.extend(names(&page));
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => break,
+            }
+        }
+        assert_eq!(seen.len(), 5, "{sort}: {seen:?}");
+        for (name, beginning) in seen.iter().zip(expected) {
+            assert!(name.starts_with(beginning), "{sort}: {seen:?}");
+        }
+    }
+    let found = |q: &str| {
+        names(
+            &shop
+                .get(&format!("/api/v1/products?{q}"))
+                .send()
+                .expect(200),
+        )
+    };
+    assert_eq!(found("q=tea&sort=price_asc").len(), 3);
+    assert_eq!(found("q=TEA&category=Food").len(), 2);
+    assert_eq!(found("q=%E8%80%B3%E6%9C%BA"), ["无线耳机 Earbuds"]);
+    assert_eq!(found("q=%E8%8C%B6").len(), 3, "one character");
+    assert_eq!(found("q=tea%20pot"), ["Tea Pot 茶壶"]);
+    assert_eq!(found("q=S3"), ["无线耳机 Earbuds"]);
+    assert_eq!(found("q=coffee"), Vec::<String>::new());
+    assert_eq!(
+        found("q=%22%27%3B--"),
+        Vec::<String>::new(),
+        "no words at all"
+    );
+    let other = shop
+        .get("/api/v1/products?sort=newest&limit=1")
+        .send()
+        .expect(200);
+    let cursor = text(&other["next_cursor"]);
+    let mixed = shop
+        .get(&format!("/api/v1/products?sort=price_asc&cursor={cursor}"))
+        .send();
+    assert_eq!(
+        mixed.outcome(),
+        "400 invalid_parameter",
+        "a cursor belongs to its sort"
+    );
+}
+
+#[test]
+fn a_batch_keeps_the_order_and_names_what_is_missing() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    let (a, b) = (shop.product(&staff, 1), shop.product(&staff, 2));
+    let page = shop
+        .get(&format!("/api/v1/products?ids={b},777,{a},{b}"))
+        .send()
+        .expect(200);
+    let ids: Vec<&Value> = page["items"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|item| &item["id"])
+        .collect();
+    assert_eq!((ids[0], ids[1]), (&json!(b), &json!(a)));
+    assert_eq!(page["missing"], json!([777]));
+    let many = vec!["1"; 201].join(",");
+    for ids in ["", "1,,2", "x", "1;2", &many] {
+        let answer = shop.get(&format!("/api/v1/products?ids={ids}")).send();
+        assert_eq!(answer.outcome(), "400 invalid_parameter", "{ids}");
+    }
+}
+
+#[test]
+fn a_product_is_tagged_changed_and_archived() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    let id = shop.product(&staff, 5);
+    let path = format!("/api/v1/products/{id}");
+    let first = shop.get(&path).send();
+    let tag = first.header("etag").expect("a tag").to_owned();
+    let same = shop.get(&path).header("If-None-Match", &tag).send();
+    assert_eq!((same.status, same.body.as_str()), (304, ""));
+    let patch = |body: Value| shop.ask("PATCH", &path).token(&staff).json(&body).send();
+    let changed = patch(json!({"name": "Cup", "stock": 9})).expect(200);
+    assert_eq!(
+        (&changed["name"], &changed["stock"]),
+        (&json!("Cup"), &json!(9))
+    );
+    let fresh = shop.get(&path).header("If-None-Match", &tag).send();
+    assert_eq!(fresh.status, 200, "another tag now");
+    for body in [
+        json!({"stock": -1}),
+        json!({"unit_amount": -1}),
+        json!({"name": ""}),
+        json!({"id": 7}),
+        json!({"popularity": 7}),
+        json!({"unit_amount": 9_223_372_036_854_775_807i64}),
+        json!({"unit_amount": 1.5}),
+    ] {
+        assert_eq!(
+            patch(body.clone()).outcome(),
+            "422 validation_failed",
+            "{body}"
+        );
+    }
+    assert_eq!(shop.stock(id), 9, "nothing changed");
+    let gone = shop.ask("DELETE", &path).token(&staff).send();
+    assert_eq!(gone.status, 204);
+    assert_eq!(shop.get(&path).send().outcome(), "404 product_not_found");
+    let again = shop.ask("DELETE", &path).token(&staff).send();
+    assert_eq!(again.outcome(), "404 product_not_found");
+    let sku = json!({"sku": "A-1", "name": "x", "unit_amount": 1, "currency": "CNY"});
+    let make = || {
+        shop.post("/api/v1/products")
+            .token(&staff)
+            .json(&sku)
+            .send()
+    };
+    make().expect(201);
+    assert_eq!(make().outcome(), "409 sku_taken");
+}
+
+#[test]
+fn an_import_streams_names_bad_rows_and_doubles_nothing() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    let send = |file: &[u8]| {
+        shop.post("/api/v1/products/import")
+            .token(&staff)
+            .raw("text/csv; charset=utf-8", file)
+            .send()
+    };
+    let mut file = String::from("sku,name,price,currency,stock\n");
+    for number in 0..3_000 {
+        file.push_str(&format!("N{number},杯子 {number},12.50,CNY,3\n"));
+    }
+    file.push_str("BAD1,x,12.505,CNY,1\nBAD2,x,1,yuan,1\nBAD3,x,1,CNY,-1\nBAD4,\"a,b\",1,CNY\n");
+    let report = send(file.as_bytes()).expect(200);
+    assert_eq!(
+        (&report["read"], &report["created"], &report["failed"]),
+        (&json!(3_004), &json!(3_000), &json!(4))
+    );
+    let lines: Vec<&Value> = report["errors"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|error| &error["line"])
+        .collect();
+    assert_eq!(
+        lines,
+        [&json!(3_002), &json!(3_003), &json!(3_004), &json!(3_005)]
+    );
+    let again = send(file.as_bytes()).expect(200);
+    assert_eq!(
+        (&again["created"], &again["unchanged"]),
+        (&json!(0), &json!(3_000))
+    );
+    let changed = send(b"sku,name,price,currency\nN7,Cup,1,CNY\n").expect(200);
+    assert_eq!(changed["updated"], 1);
+    let found = shop.get("/api/v1/products?q=Cup").send().expect(200);
+    assert_eq!(
+        (&found["items"][0]["name"], &found["items"][0]["stock"]),
+        (&json!("Cup"), &json!(3)),
+        "a column that is not there changes nothing"
+    );
+    assert_eq!(send(b"sku,name,price\n").outcome(), "422 validation_failed");
+    assert_eq!(
+        send(b"sku,name,price,currency,colour\n").outcome(),
+        "422 validation_failed"
+    );
+    let no_text = send(b"sku,name,price,currency\nX1,\xff\xfe,1,CNY\nX2,ok,1,CNY\n").expect(200);
+    assert_eq!(
+        (&no_text["failed"], &no_text["created"]),
+        (&json!(1), &json!(1))
+    );
+    let json = shop
+        .post("/api/v1/products/import")
+        .token(&staff)
+        .json(&json!({}))
+        .send();
+    assert_eq!(json.outcome(), "415 unsupported_media_type");
+}

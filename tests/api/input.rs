@@ -1,0 +1,151 @@
+//! Bad input of every kind: the right status, a code, the field, and nothing changes.
+
+use onrush::auth::Role;
+use serde_json::json;
+
+use crate::support::Shop;
+
+#[test]
+fn a_body_that_does_not_fit_is_told_why() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    let send = |kind: &str, body: &[u8]| {
+        shop.post("/api/v1/products")
+            .token(&staff)
+            .raw(kind, body)
+            .send()
+    };
+    let deep = "[".repeat(100_000);
+    let huge = format!("{{\"name\":\"{}\"}}", "x".repeat(3_000_000));
+    for (kind, body, expected) in [
+        ("application/json", &b"{"[..], "400 malformed_json"),
+        (
+            "application/json",
+            b"{\"name\":\"x\",}",
+            "400 malformed_json",
+        ),
+        ("application/json", b"{} {}", "422 validation_failed"),
+        ("application/json", b"\xff\xfe", "400 malformed_json"),
+        (
+            "application/json",
+            b"{\"name\":\"\xff\"}",
+            "400 malformed_json",
+        ),
+        (
+            "application/json",
+            b"{\"name\":\"\\ud800\"}",
+            "400 malformed_json",
+        ),
+        ("application/json", deep.as_bytes(), "422 validation_failed"),
+        ("application/json", b"null", "422 validation_failed"),
+        ("application/json", b"[]", "422 validation_failed"),
+        ("application/json", b"", "400 body_required"),
+        ("text/plain", b"{}", "415 unsupported_media_type"),
+        ("application/json", huge.as_bytes(), "413 body_too_large"),
+    ] {
+        let answer = send(kind, body);
+        let start = String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned();
+        assert_eq!(answer.outcome(), expected, "{start}");
+        assert_eq!(
+            answer.header("content-type"),
+            Some("application/problem+json"),
+            "{start}"
+        );
+    }
+    let good = json!({"name": "x", "unit_amount": 1, "currency": "CNY"});
+    for (field, value) in [
+        ("name", json!(7)),
+        ("name", json!(null)),
+        ("name", json!("x".repeat(201))),
+        ("name", json!("a\u{0}b")),
+        ("unit_amount", json!("1")),
+        ("unit_amount", json!(-1)),
+        ("unit_amount", json!(1e300)),
+        ("currency", json!("yuan")),
+        ("currency", json!("cny")),
+        ("stock", json!(-1)),
+        ("stock", json!(true)),
+        ("role", json!("admin")),
+        ("id", json!(1)),
+    ] {
+        let mut body = good.clone();
+        body[field] = value.clone();
+        let answer = shop
+            .post("/api/v1/products")
+            .token(&staff)
+            .json(&body)
+            .send();
+        assert_eq!(
+            answer.outcome(),
+            "422 validation_failed",
+            "{field}: {value}"
+        );
+        assert_eq!(answer.json()["errors"][0]["field"], field, "{answer:?}");
+    }
+    let twice = send(
+        "application/json",
+        b"{\"name\":\"x\",\"name\":\"y\",\"unit_amount\":1,\"currency\":\"CNY\"}",
+    );
+    assert_eq!(
+        twice.outcome(),
+        "422 validation_failed",
+        "a field given twice"
+    );
+    let none = shop.get("/api/v1/products").send().expect(200);
+    assert_eq!(none["items"], json!([]), "nothing was made");
+}
+
+#[test]
+fn a_path_a_parameter_or_a_method_that_does_not_fit_is_told_why() {
+    let shop = Shop::open();
+    for (method, path, expected) in [
+        ("GET", "/api/v1/nothing", "404 no_route"),
+        ("GET", "/api/v1/products/x", "400 invalid_parameter"),
+        (
+            "GET",
+            "/api/v1/products/99999999999999999999",
+            "400 invalid_parameter",
+        ),
+        ("GET", "/api/v1/products/-1", "404 product_not_found"),
+        ("GET", "/api/v1/products?limit=0", "400 invalid_parameter"),
+        ("GET", "/api/v1/products?limit=201", "400 invalid_parameter"),
+        ("GET", "/api/v1/products?limit=x", "400 invalid_parameter"),
+        ("GET", "/api/v1/products?sort=best", "400 invalid_parameter"),
+        (
+            "GET",
+            "/api/v1/products?cursor=%00",
+            "400 invalid_parameter",
+        ),
+        ("GET", "/api/v1/flash-sales?cursor=x", "400 invalid_cursor"),
+        ("PUT", "/api/v1/products", "405 method_not_allowed"),
+        ("POST", "/api/v1/products/1", "405 method_not_allowed"),
+    ] {
+        let answer = shop.ask(method, path).send();
+        assert_eq!(answer.outcome(), expected, "{method} {path}");
+        assert!(answer.header("x-request-id").is_some());
+        if answer.status == 405 {
+            assert!(answer.header("allow").is_some(), "{method} {path}");
+        }
+    }
+}
+
+#[test]
+fn bad_input_shows_nothing_of_the_inside() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    for path in [
+        "/api/v1/products?q=%27%20OR%201%3D1--",
+        "/api/v1/products?category=%27%3B%20DROP%20TABLE%20users",
+        "/api/v1/users?q=%25%27",
+        "/static/..%2f..%2fonrush.db",
+        "/static/../onrush.db",
+        "/static/%2e%2e/onrush.db",
+    ] {
+        let answer = shop.get(path).token(&staff).send();
+        assert!(answer.status < 500, "{path}: {answer:?}");
+        for word in ["SELECT", "sqlite", "rusqlite", "/src/", "SQLite format"] {
+            assert!(!answer.body.contains(word), "{path}: {answer:?}");
+        }
+    }
+    assert_eq!(shop.get("/api/v1/me").token(&staff).send().status, 200);
+}

@@ -1,0 +1,7 @@
+//! What each operation does, feature by feature, over HTTP.
+
+mod accounts;
+mod catalogue;
+mod input;
+mod orders;
+mod sales;

@@ -1,0 +1,227 @@
+//! Flash sales over HTTP: their window, their limits, what returns, what a restart rebuilds.
+
+use std::time::Duration;
+
+use onrush::auth::Role;
+use serde_json::{Value, json};
+
+use crate::support::{Shop, text};
+
+fn view(shop: &Shop, sale: i64) -> Value {
+    shop.get(&format!("/api/v1/flash-sales/{sale}"))
+        .send()
+        .expect(200)
+}
+
+#[test]
+fn a_sale_goes_through_its_window_and_returns_what_is_left() {
+    let mut shop = Shop::open();
+    let (staff, anna) = (shop.token(Role::Staff), shop.token(Role::Customer));
+    let product = shop.product(&staff, 10);
+    let start = shop.clock.now().plus_seconds(60);
+    let more =
+        json!({"starts_at": start, "ends_at": start.plus_seconds(600), "attempts_per_minute": 100});
+    let sale = shop.sale(&staff, product, 4, more);
+    assert_eq!(shop.stock(product), 6, "allotted");
+    let claim = |shop: &Shop| {
+        let path = format!("/api/v1/flash-sales/{sale}/claims");
+        shop.post(&path).token(&anna).send()
+    };
+    assert_eq!(claim(&shop).outcome(), "409 not_started");
+    assert_eq!(view(&shop, sale)["state"], "scheduled");
+    shop.clock.advance(Duration::from_secs(60));
+    shop.restart();
+    let won = claim(&shop).expect(201);
+    assert_eq!(
+        (&won["remaining"], &won["state"]),
+        (&json!(3), &json!("paid"))
+    );
+    assert_eq!(claim(&shop).outcome(), "409 limit_reached");
+    let read = shop
+        .get(&format!("/api/v1/claims/{}", text(&won["claim_id"])))
+        .token(&anna)
+        .send()
+        .expect(200);
+    assert_eq!(read["order_id"], won["order_id"]);
+    shop.clock.advance(Duration::from_secs(600));
+    assert_eq!(claim(&shop).outcome(), "409 ended");
+    shop.wait_until("what is left returns", || shop.stock(product) == 9);
+    let ended = view(&shop, sale);
+    assert_eq!(
+        (&ended["state"], &ended["sold"], &ended["returned"]),
+        (&json!("ended"), &json!(1), &json!(3))
+    );
+    assert_eq!(claim(&shop).outcome(), "409 ended");
+}
+
+#[test]
+fn stopping_returns_what_is_left_once() {
+    let shop = Shop::open();
+    let (staff, anna) = (shop.token(Role::Staff), shop.token(Role::Customer));
+    let product = shop.product(&staff, 10);
+    let sale = shop.sale(&staff, product, 10, json!({}));
+    let path = format!("/api/v1/flash-sales/{sale}");
+    let seckill = || {
+        shop.post(&format!("/seckill/{product}"))
+            .token(&anna)
+            .send()
+    };
+    seckill().expect(201);
+    for _ in 0..2 {
+        let stopped = shop
+            .post(&format!("{path}/stop"))
+            .token(&staff)
+            .send()
+            .expect(200);
+        assert_eq!(
+            (&stopped["state"], &stopped["returned"]),
+            (&json!("stopped"), &json!(9))
+        );
+        assert_eq!(shop.stock(product), 9);
+    }
+    assert_eq!(
+        seckill().outcome(),
+        "404 sale_not_found",
+        "no sale of it runs"
+    );
+    let claim = shop.post(&format!("{path}/claims")).token(&anna).send();
+    assert_eq!(claim.outcome(), "409 ended");
+    let unknown = shop
+        .post("/api/v1/flash-sales/777/claims")
+        .token(&anna)
+        .send();
+    assert_eq!(unknown.outcome(), "404 sale_not_found");
+}
+
+#[test]
+fn attempts_are_limited_per_buyer_in_a_sliding_minute() {
+    let shop = Shop::open();
+    let (staff, anna) = (shop.token(Role::Staff), shop.token(Role::Customer));
+    let product = shop.product(&staff, 10);
+    let sale = shop.sale(&staff, product, 5, json!({"attempts_per_minute": 2}));
+    let claim = |token: &str| {
+        let path = format!("/api/v1/flash-sales/{sale}/claims");
+        shop.post(&path).token(token).send()
+    };
+    assert_eq!(claim(&anna).outcome(), "201");
+    shop.clock.advance(Duration::from_secs(30));
+    assert_eq!(claim(&anna).outcome(), "409 limit_reached");
+    let limited = claim(&anna);
+    assert_eq!(limited.outcome(), "429 rate_limited");
+    let wait: u64 = limited
+        .header("retry-after")
+        .expect("a wait")
+        .parse()
+        .expect("seconds");
+    assert!((1..=60).contains(&wait), "{wait}");
+    assert_eq!(
+        claim(&shop.token(Role::Customer)).outcome(),
+        "201",
+        "others are free"
+    );
+    shop.clock.advance(Duration::from_secs(wait));
+    assert_eq!(
+        claim(&anna).outcome(),
+        "409 limit_reached",
+        "the first has left the minute"
+    );
+}
+
+#[test]
+fn held_units_come_back_to_the_sale_and_are_sold_to_the_next() {
+    let mut shop = Shop::open();
+    let (staff, anna, ben) = (
+        shop.token(Role::Staff),
+        shop.token(Role::Customer),
+        shop.token(Role::Customer),
+    );
+    let product = shop.product(&staff, 1);
+    let sale = shop.sale(&staff, product, 1, json!({"payment_window_seconds": 120}));
+    let claims = format!("/api/v1/flash-sales/{sale}/claims");
+    let won = shop.post(&claims).token(&anna).send().expect(201);
+    assert_eq!(won["state"], "pending_payment");
+    assert_eq!(view(&shop, sale)["held"], 1);
+    assert_eq!(
+        shop.post(&claims).token(&ben).send().outcome(),
+        "409 sold_out"
+    );
+    shop.restart();
+    assert_eq!(
+        shop.post(&claims).token(&ben).send().outcome(),
+        "409 sold_out"
+    );
+    shop.clock.advance(Duration::from_secs(121));
+    shop.wait_until("the hold expires", || view(&shop, sale)["remaining"] == 1);
+    let next = shop.post(&claims).token(&ben).send().expect(201);
+    let pay = |order: &Value, token: &str| {
+        let path = format!("/api/v1/orders/{order}/pay");
+        text(&shop.post(&path).token(token).send().expect(200)["state"])
+    };
+    assert_eq!(pay(&next["order_id"], &ben), "paid");
+    assert_eq!(
+        pay(&won["order_id"], &anna),
+        "refund_due",
+        "too late, and none is left"
+    );
+    let end = view(&shop, sale);
+    assert_eq!((&end["sold"], &end["held"]), (&json!(1), &json!(0)));
+    // The winner gives it up: it is for sale again.
+    let path = format!("/api/v1/orders/{}/cancel", next["order_id"]);
+    shop.post(&path).token(&ben).send().expect(200);
+    assert_eq!(view(&shop, sale)["remaining"], 1);
+}
+
+#[test]
+fn a_sale_that_does_not_hold_is_refused_field_by_field() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    let product = shop.product(&staff, 10);
+    let now = shop.clock.now();
+    let good = json!({
+        "product_id": product, "quantity": 5, "unit_amount": 1,
+        "starts_at": now, "ends_at": now.plus_seconds(60),
+    });
+    let send = |changes: Value| {
+        let mut body = good.clone();
+        for (key, value) in changes.as_object().expect("an object") {
+            body[key] = value.clone();
+        }
+        shop.post("/api/v1/flash-sales")
+            .token(&staff)
+            .json(&body)
+            .send()
+    };
+    for (changes, field) in [
+        (json!({"quantity": 0}), "quantity"),
+        (json!({"quantity": -5}), "quantity"),
+        (json!({"unit_amount": -1}), "unit_amount"),
+        (json!({"ends_at": now}), "ends_at"),
+        (json!({"ends_at": "tomorrow"}), "ends_at"),
+        (json!({"ends_at": "2926-01-01T00:00:00Z"}), "ends_at"),
+        (json!({"per_user_limit": 0}), "per_user_limit"),
+        (json!({"attempts_per_minute": 0}), "attempts_per_minute"),
+        (json!({"attempts_per_minute": 1_001}), "attempts_per_minute"),
+        (
+            json!({"payment_window_seconds": -1}),
+            "payment_window_seconds",
+        ),
+        (json!({"product_id": 999}), "product_id"),
+        (json!({"remaining": 5}), "remaining"),
+    ] {
+        let answer = send(changes.clone());
+        assert_eq!(answer.outcome(), "422 validation_failed", "{changes}");
+        assert_eq!(
+            answer.json()["errors"][0]["field"],
+            field,
+            "{changes}: {answer:?}"
+        );
+    }
+    assert_eq!(
+        send(json!({"quantity": 11})).outcome(),
+        "409 insufficient_stock"
+    );
+    assert_eq!(shop.stock(product), 10);
+    send(json!({})).expect(201);
+    assert_eq!(send(json!({"quantity": 1})).outcome(), "409 sale_overlaps");
+    assert_eq!(shop.stock(product), 5, "the refused one took nothing");
+}

@@ -1,0 +1,460 @@
+//! Nobody acts beyond their role: every operation of the specification as every kind of caller.
+//!
+//! Invariant: an operation that the table below does not know fails the test, so a new route needs
+//! a line here that says who may use it.
+
+use onrush::auth::Role;
+use serde_json::{Value, json};
+
+use crate::support::{PASSWORD, Shop, text};
+
+/// Who may use an operation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Rule {
+    /// Anyone, logged in or not.
+    Anyone,
+    /// Any account or key.
+    Caller,
+    /// Any account; a key needs the scope.
+    Customer(&'static str),
+    /// Staff and admins; a key of theirs needs the scope.
+    Staff(&'static str),
+    /// Any account, but no key.
+    Person,
+    /// Staff and admins, but no key.
+    StaffPerson,
+}
+
+/// Every operation, who may use it, and a body that fits its schema.
+fn table() -> Vec<(&'static str, &'static str, Rule, Value)> {
+    use Rule::{Anyone, Caller, Customer, Person, Staff, StaffPerson};
+    let product = json!({"name": "x", "unit_amount": 1, "currency": "CNY"});
+    let sale = json!({
+        "product_id": 999_999, "quantity": 1, "unit_amount": 1,
+        "starts_at": "2030-01-01T00:00:00Z", "ends_at": "2030-01-02T00:00:00Z",
+    });
+    let order = json!({"items": [{"product_id": 999_999, "quantity": 1}]});
+    let user = json!({"email": "made@example.com", "name": "x", "password": PASSWORD});
+    let none = Value::Null;
+    vec![
+        ("POST", "/api/v1/auth/register", Anyone, user.clone()),
+        (
+            "POST",
+            "/api/v1/auth/login",
+            Anyone,
+            json!({"email": "n@x.yz", "password": "x"}),
+        ),
+        (
+            "POST",
+            "/api/v1/auth/setup",
+            Anyone,
+            json!({"token": "x", "email": "a@b.co", "name": "x", "password": PASSWORD}),
+        ),
+        ("POST", "/api/v1/auth/logout", Person, none.clone()),
+        ("GET", "/api/v1/me", Caller, none.clone()),
+        ("GET", "/api/v1/api-keys", StaffPerson, none.clone()),
+        (
+            "POST",
+            "/api/v1/api-keys",
+            StaffPerson,
+            json!({"name": "x", "scopes": ["orders"]}),
+        ),
+        ("DELETE", "/api/v1/api-keys/{id}", StaffPerson, none.clone()),
+        ("GET", "/api/v1/users", Staff("users"), none.clone()),
+        ("POST", "/api/v1/users", Staff("users"), user),
+        (
+            "PATCH",
+            "/api/v1/users/{id}",
+            Staff("users"),
+            json!({"name": "x"}),
+        ),
+        ("GET", "/api/v1/products", Anyone, none.clone()),
+        ("GET", "/api/v1/products/hot", Anyone, none.clone()),
+        ("GET", "/api/v1/products/{id}", Anyone, none.clone()),
+        ("POST", "/api/v1/products", Staff("catalogue"), product),
+        (
+            "POST",
+            "/api/v1/products/import",
+            Staff("catalogue"),
+            none.clone(),
+        ),
+        (
+            "PATCH",
+            "/api/v1/products/{id}",
+            Staff("catalogue"),
+            json!({"name": "x"}),
+        ),
+        (
+            "DELETE",
+            "/api/v1/products/{id}",
+            Staff("catalogue"),
+            none.clone(),
+        ),
+        ("GET", "/api/v1/orders", Customer("orders"), none.clone()),
+        ("POST", "/api/v1/orders", Customer("orders"), order),
+        (
+            "GET",
+            "/api/v1/orders/{id}",
+            Customer("orders"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/orders/{id}/cancel",
+            Customer("orders"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/orders/{id}/pay",
+            Customer("payments"),
+            none.clone(),
+        ),
+        ("GET", "/api/v1/flash-sales", Anyone, none.clone()),
+        ("GET", "/api/v1/flash-sales/{id}", Anyone, none.clone()),
+        ("POST", "/api/v1/flash-sales", Staff("sales"), sale),
+        (
+            "POST",
+            "/api/v1/flash-sales/{id}/stop",
+            Staff("sales"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/flash-sales/{id}/claims",
+            Customer("orders"),
+            none.clone(),
+        ),
+        (
+            "GET",
+            "/api/v1/claims/{id}",
+            Customer("orders"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/seckill/{product_id}",
+            Customer("orders"),
+            none.clone(),
+        ),
+        // A user's own account needs `orders`, anyone else's `users`: tested apart.
+        ("GET", "/api/v1/users/{id}", Customer("users"), none),
+    ]
+}
+
+/// What a caller carries, made anew for each request because some end with it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Who {
+    Nobody,
+    Forged,
+    ForgedCookie,
+    Disabled(Role),
+    Account(Role),
+    /// A key of an account of this role with every scope but the one needed (and `act_as`).
+    KeyWithout(Role),
+    /// A key of an account of this role with just the scope needed.
+    KeyWith(Role),
+    RevokedKey,
+}
+
+const EVERYONE: &[Who] = &[
+    Who::Nobody,
+    Who::Forged,
+    Who::ForgedCookie,
+    Who::Disabled(Role::Customer),
+    Who::Disabled(Role::Admin),
+    Who::Account(Role::Customer),
+    Who::Account(Role::Staff),
+    Who::Account(Role::Admin),
+    Who::KeyWithout(Role::Admin),
+    Who::KeyWith(Role::Customer),
+    Who::KeyWith(Role::Staff),
+    Who::KeyWith(Role::Admin),
+    Who::RevokedKey,
+];
+
+/// The status that must come back, or `None` for anything but 401 and 403.
+fn expected(rule: Rule, who: Who) -> Option<u16> {
+    let is_staff = |role| role != Role::Customer;
+    match (rule, who) {
+        (Rule::Anyone, _) => None,
+        (_, Who::Nobody | Who::Forged | Who::ForgedCookie | Who::Disabled(_) | Who::RevokedKey) => {
+            Some(401)
+        }
+        (Rule::Caller, _) => None,
+        (Rule::Person | Rule::Customer(_), Who::Account(_)) => None,
+        (Rule::Staff(_) | Rule::StaffPerson, Who::Account(role)) => {
+            (!is_staff(role)).then_some(403)
+        }
+        (Rule::Person | Rule::StaffPerson, Who::KeyWith(_) | Who::KeyWithout(_)) => Some(403),
+        (_, Who::KeyWithout(_)) => Some(403),
+        (Rule::Customer(_), Who::KeyWith(_)) => None,
+        (Rule::Staff(_), Who::KeyWith(role)) => (!is_staff(role)).then_some(403),
+    }
+}
+
+const SCOPES: &[&str] = &["catalogue", "orders", "payments", "sales", "users"];
+
+struct Callers<'a> {
+    shop: &'a Shop,
+    admin: String,
+}
+
+impl Callers<'_> {
+    /// A key for a new account of `role`, made with the command line's function.
+    fn key(&self, role: Role, scopes: &[&str]) -> (i64, String) {
+        let email = format!("{}@example.com", uuid::Uuid::now_v7());
+        self.shop.account(&email, role);
+        let new = onrush::auth::NewKey {
+            name: "test".to_owned(),
+            scopes: scopes
+                .iter()
+                .filter_map(|word| onrush::auth::Scope::from_word(word))
+                .collect(),
+            expires_at: None,
+        };
+        let now = self.shop.clock.now();
+        let (key, text) = self
+            .shop
+            .app()
+            .store
+            .write_blocking(move |tx| onrush::auth::create_api_key_for(tx, now, &email, &new, 10))
+            .expect("a key");
+        (key.id.0, text)
+    }
+
+    fn token(&self, who: Who, needed: &str) -> Option<String> {
+        match who {
+            Who::Nobody | Who::ForgedCookie => None,
+            Who::Forged => Some(format!("ons_{}", "A".repeat(43))),
+            Who::Account(role) => Some(self.shop.token(role)),
+            Who::Disabled(role) => {
+                let email = format!("{}@example.com", uuid::Uuid::now_v7());
+                let id = self.shop.account(&email, role);
+                let token = self.shop.login(&email);
+                // It was used before, so that a cached caller would show.
+                self.shop.get("/api/v1/me").token(&token).send().expect(200);
+                self.shop
+                    .ask("PATCH", &format!("/api/v1/users/{id}"))
+                    .token(&self.admin)
+                    .json(&json!({"status": "disabled"}))
+                    .send()
+                    .expect(200);
+                Some(token)
+            }
+            Who::KeyWithout(role) => {
+                let others: Vec<&str> = SCOPES
+                    .iter()
+                    .copied()
+                    .filter(|word| *word != needed)
+                    .collect();
+                Some(self.key(role, &others).1)
+            }
+            Who::KeyWith(role) => {
+                let needed = if needed.is_empty() { "orders" } else { needed };
+                Some(self.key(role, &[needed]).1)
+            }
+            Who::RevokedKey => {
+                let (id, key) = self.key(Role::Admin, SCOPES);
+                self.shop.get("/api/v1/me").token(&key).send().expect(200);
+                self.shop
+                    .ask("DELETE", &format!("/api/v1/api-keys/{id}"))
+                    .token(&self.admin)
+                    .send()
+                    .expect(204);
+                Some(key)
+            }
+        }
+    }
+}
+
+#[test]
+fn every_operation_answers_every_kind_of_caller_as_the_table_says() {
+    let shop = Shop::open_with(|settings| settings.orders.customers_confirm_payment = false);
+    let callers = Callers {
+        shop: &shop,
+        admin: shop.token(Role::Admin),
+    };
+    let document: Value =
+        serde_json::from_str(include_str!("../openapi/onrush.json")).expect("JSON");
+    let table = table();
+    let mut operations = 0;
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        for method in methods.as_object().expect("methods").keys() {
+            operations += 1;
+            let method = method.to_uppercase();
+            let (_, _, rule, body) = table
+                .iter()
+                .find(|(known, at, ..)| *known == method && at == path)
+                .unwrap_or_else(|| panic!("{method} {path} has no line in this test's table"));
+            let is_open = document["paths"][path][method.to_lowercase()]["security"].is_null();
+            assert_eq!(
+                is_open,
+                *rule == Rule::Anyone,
+                "{method} {path} in the specification"
+            );
+            for who in EVERYONE {
+                check(&callers, &method, path, *rule, body, *who);
+            }
+        }
+    }
+    assert_eq!(
+        operations,
+        table.len(),
+        "the table knows more than there is"
+    );
+}
+
+fn check(callers: &Callers<'_>, method: &str, path: &str, rule: Rule, body: &Value, who: Who) {
+    let needed = match rule {
+        Rule::Customer(scope) | Rule::Staff(scope) => scope,
+        Rule::Anyone | Rule::Caller | Rule::Person | Rule::StaffPerson => "",
+    };
+    let real_path = path
+        .replace("{id}", "999999")
+        .replace("{product_id}", "999999");
+    let mut ask = callers.shop.ask(method, &real_path);
+    if let Some(token) = callers.token(who, needed) {
+        ask = ask.token(&token);
+    }
+    if who == Who::ForgedCookie {
+        ask = ask
+            .header("Cookie", &format!("onrush_session=onc_{}", "A".repeat(43)))
+            .header("X-CSRF-Token", "x");
+    }
+    ask = if path == "/api/v1/products/import" {
+        ask.raw("text/csv", b"sku,name,price,currency\n")
+    } else if body.is_null() {
+        ask
+    } else {
+        ask.json(body)
+    };
+    let answer = ask.send();
+    let name = format!("{method} {path} as {who:?}: {answer:?}");
+    // `pay` is open to staff and to keys with the scope; customers don't confirm their own payments.
+    let pays = path.ends_with("/pay");
+    let expected = match who {
+        Who::Account(Role::Customer) if pays => Some(403),
+        // Another's account is as absent as none for customers and their keys.
+        Who::Account(Role::Customer) | Who::KeyWith(Role::Customer)
+            if path == "/api/v1/users/{id}" =>
+        {
+            assert!(matches!(answer.status, 403 | 404), "{name}");
+            return;
+        }
+        _ => expected(rule, who),
+    };
+    match expected {
+        Some(status) => assert_eq!(answer.status, status, "{name}"),
+        // A wrong password at login is a 401 of its own, a wrong set-up token a 403.
+        None if path.ends_with("/auth/login") || path.ends_with("/auth/setup") => {
+            assert!(answer.status < 500, "{name}");
+        }
+        None => assert!(
+            !matches!(answer.status, 401 | 403) && answer.status < 500,
+            "{name}"
+        ),
+    }
+    if answer.status == 401 {
+        assert!(answer.header("www-authenticate").is_some(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_anothers_is_as_absent_as_nothing() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    let (anna, ben) = (shop.token(Role::Customer), shop.token(Role::Customer));
+    let product = shop.product(&staff, 10);
+    let order = shop
+        .post("/api/v1/orders")
+        .token(&anna)
+        .json(&json!({"items": [{"product_id": product, "quantity": 1}]}))
+        .send()
+        .expect(201)["id"]
+        .to_string();
+    let sale = shop.sale(&staff, product, 3, json!({}));
+    let claims = format!("/api/v1/flash-sales/{sale}/claims");
+    let claim = shop.post(&claims).token(&anna).send().expect(201);
+    let me = shop.get("/api/v1/me").token(&anna).send().expect(200)["id"].to_string();
+    for (method, path) in [
+        ("GET", format!("/api/v1/orders/{order}")),
+        ("POST", format!("/api/v1/orders/{order}/cancel")),
+        ("POST", format!("/api/v1/orders/{order}/pay")),
+        (
+            "GET",
+            format!("/api/v1/claims/{}", text(&claim["claim_id"])),
+        ),
+        ("GET", format!("/api/v1/users/{me}?include=orders")),
+    ] {
+        let other = shop.ask(method, &path).token(&ben).send();
+        assert_eq!(other.status, 404, "{method} {path}: {other:?}");
+        let unknown = shop
+            .ask(
+                method,
+                &path.replace(&format!("orders/{order}"), "orders/424242"),
+            )
+            .token(&ben)
+            .send();
+        if path.contains("/orders/") {
+            let strip = |body: &str| body.replace("424242", &order);
+            assert_eq!(
+                other.json()["detail"],
+                strip(&text(&unknown.json()["detail"]))
+            );
+        }
+        let own = shop.ask(method, &path).token(&anna).send();
+        assert!(
+            own.status < 404 || own.status == 409,
+            "{method} {path}: {own:?}"
+        );
+        let mine = shop.ask(method, &path).token(&staff).send();
+        assert!(
+            mine.status < 404 || mine.status == 409,
+            "{method} {path}: {mine:?}"
+        );
+    }
+    let others = shop
+        .get(&format!("/api/v1/orders?user_id={me}"))
+        .token(&ben)
+        .send();
+    assert_eq!(others.outcome(), "403 forbidden");
+    let list = shop.get("/api/v1/orders").token(&ben).send().expect(200);
+    assert_eq!(list["items"], json!([]));
+}
+
+#[test]
+fn a_key_acts_for_users_only_with_its_scope_and_only_as_a_customer() {
+    let shop = Shop::open();
+    let callers = Callers {
+        shop: &shop,
+        admin: shop.token(Role::Admin),
+    };
+    let user = shop.account("anna@example.com", Role::Customer);
+    let boss = shop.account("boss@example.com", Role::Admin);
+    let acting = callers.key(Role::Admin, &["act_as", "orders", "users"]).1;
+    let plain = callers.key(Role::Admin, &["orders", "users"]).1;
+    let me = |key: &str, id: &str| {
+        shop.get("/api/v1/me")
+            .token(key)
+            .header("X-User-Id", id)
+            .send()
+    };
+    let as_user = me(&acting, &user.to_string()).expect(200);
+    assert_eq!(as_user["email"], "anna@example.com");
+    assert_eq!(me(&plain, &user.to_string()).outcome(), "401 unauthorized");
+    assert_eq!(me(&acting, "999999").outcome(), "401 unauthorized");
+    assert_eq!(me(&acting, "anna").outcome(), "400 invalid_parameter");
+    // Acting for an admin gives no admin's rights.
+    let users = shop
+        .get("/api/v1/users")
+        .token(&acting)
+        .header("X-User-Id", &boss.to_string())
+        .send();
+    assert_eq!(users.outcome(), "403 forbidden");
+    // A person's session never acts for another.
+    assert_eq!(
+        me(&shop.token(Role::Admin), &user.to_string()).outcome(),
+        "401 unauthorized"
+    );
+}
