@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use poem::http::StatusCode;
 use poem_openapi::param::{Header, Path, Query};
+use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
@@ -63,11 +64,12 @@ impl From<Refusal> for Problem {
 /// A sale to make.
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
+#[oai(example)]
 struct SaleBody {
     /// Product
     product_id: i64,
     /// Units to set aside
-    #[oai(validator(minimum(value = "1")))]
+    #[oai(validator(minimum(value = "1"), maximum(value = "4294967295")))]
     quantity: u32,
     /// Price of one in minor units of the product's currency
     #[oai(validator(minimum(value = "0")))]
@@ -77,7 +79,10 @@ struct SaleBody {
     /// First moment after it
     ends_at: Timestamp,
     /// Units of one buyer at most
-    #[oai(default = "one", validator(minimum(value = "1")))]
+    #[oai(
+        default = "one",
+        validator(minimum(value = "1"), maximum(value = "4294967295"))
+    )]
     #[serde(default = "one")]
     per_user_limit: u32,
     /// Attempts of one buyer in a sliding minute
@@ -93,6 +98,21 @@ struct SaleBody {
     payment_window_seconds: i64,
 }
 
+impl Example for SaleBody {
+    fn example() -> Self {
+        Self {
+            product_id: 1,
+            quantity: 100,
+            unit_amount: 1_900,
+            starts_at: Timestamp(1_920_585_600_000_000),
+            ends_at: Timestamp(1_920_589_200_000_000),
+            per_user_limit: 1,
+            attempts_per_minute: 3,
+            payment_window_seconds: 900,
+        }
+    }
+}
+
 fn one() -> u32 {
     1
 }
@@ -106,7 +126,10 @@ fn three() -> u32 {
 #[serde(deny_unknown_fields)]
 struct ClaimBody {
     /// Units
-    #[oai(default = "one", validator(minimum(value = "1")))]
+    #[oai(
+        default = "one",
+        validator(minimum(value = "1"), maximum(value = "4294967295"))
+    )]
     #[serde(default = "one")]
     quantity: u32,
 }
