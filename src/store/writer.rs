@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use super::{StoreError, Tx};
+use super::{StoreError, Tx, sqlite};
 use crate::clock::Stopwatch;
 use crate::monitor::Metrics;
 
@@ -292,6 +292,8 @@ impl Loop {
 }
 
 fn run_cached(conn: &Connection, sql: &str) -> Result<(), StoreError> {
-    conn.prepare_cached(sql)?.raw_execute()?;
+    conn.prepare_cached(sql)?
+        .raw_execute()
+        .map_err(|error| sqlite::write_failure(conn, error))?;
     Ok(())
 }
