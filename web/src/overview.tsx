@@ -64,7 +64,7 @@ function Figures({ window: { last, rates } }: { window: Window }) {
         value={commitMs === undefined ? '–' : `${number(commitMs, commitMs < 10 ? 2 : 1)} ms`}
         note={commitMs === undefined ? t('no_commits') : t('last_commit')}
       >
-        <Sparkline values={line((one) => one.commitMs ?? 0)} class="info" />
+        <Sparkline values={rates.flatMap((one) => one.commitMs ?? [])} class="info" />
       </Figure>
       <Figure
         name={t('drift')}
