@@ -122,6 +122,20 @@ describe('the admin page', { concurrency: false }, () => {
     assert.deepEqual([body.unit_amount, body.currency, body.stock], [29990, 'CNY', 500]);
   });
 
+  test('a currency has its own number of decimals', async () => {
+    for (const [currency, price, minor] of [['JPY', '500', 500], ['KWD', '1.234', 1234]]) {
+      await go('products/new');
+      await field('Name').fill(`Priced in ${currency}`);
+      await field('Price').fill(price);
+      await field('Currency').fill(currency);
+      await button('Create').click();
+      await heading(`Priced in ${currency}`).waitFor();
+      assert.equal(await field(`Price (${currency})`).inputValue(), price);
+      const { body } = await call(server.url, 'GET', 'products?q=' + currency);
+      assert.deepEqual(body.items.map((product) => product.unit_amount), [minor]);
+    }
+  });
+
   test("the server's word on a field stands beside its input", async () => {
     tab.expectStatuses(409);
     for (const name of ['Lamp', 'Lamp again']) {
@@ -155,6 +169,9 @@ describe('the admin page', { concurrency: false }, () => {
     await go('products?category=audio&sort=newest');
     await link('无线耳机 Aurora').waitFor();
     assert.equal(await link('Lamp').count(), 0);
+    await link('Products').click();
+    await link('Lamp').waitFor();
+    assert.equal(await field('Category').inputValue(), '', 'the menu leads to the whole list');
   });
 
   test('a sale is made by keyboard alone from the list of products', async () => {
@@ -367,7 +384,7 @@ describe('the admin page', { concurrency: false }, () => {
       await page.locator('h1').waitFor();
       await page.waitForFunction(() => !document.querySelector('.loading'));
       const text = await page.locator('#main').innerText();
-      const left = text.split('\n').filter((line) => own.test(line) && !/Written|Mei|Lamp|sku/.test(line));
+      const left = text.split('\n').filter((line) => own.test(line) && !/Written|Mei|Lamp|Priced|sku/.test(line));
       assert.deepEqual(left, [], view);
     }
     await go('');

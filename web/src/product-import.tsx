@@ -14,11 +14,11 @@ export function ImportProducts() {
     const file = data.get('file');
     if (!(file instanceof File) || file.name === '') throw invalid('file', t('is_required'));
     setReport(undefined);
-    const text = await file.text();
     const done = await ask(
       api.POST('/api/v1/products/import', {
-        body: text,
-        bodySerializer: (body) => body,
+        // The file itself goes out, so that a catalogue of any size is never read whole into the page.
+        body: file.name,
+        bodySerializer: () => file,
         headers: { 'Content-Type': 'text/csv' },
       }),
     );

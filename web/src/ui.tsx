@@ -463,9 +463,15 @@ const SEARCH_MS = 250;
 /** A search box that tells what was typed when the typing pauses. */
 export function Search({ label, value, onSearch }: { label: string; value: string; onSearch: (text: string) => void }) {
   const timer = useRef<ReturnType<typeof setTimeout>>(undefined);
+  const box = useRef<HTMLInputElement>(null);
   useEffect(() => () => clearTimeout(timer.current), []);
+  useEffect(() => {
+    // The address changed by other means, such as the menu; what is being typed stays.
+    if (box.current && document.activeElement !== box.current) box.current.value = value;
+  }, [value]);
   return (
     <input
+      ref={box}
       type="search"
       aria-label={label}
       placeholder={label}
