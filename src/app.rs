@@ -8,8 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use poem::{Endpoint, EndpointExt, Route};
+use poem::endpoint::make_sync;
+use poem::web::Redirect;
+use poem::{Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Route, get};
 use poem_openapi::OpenApiService;
+use rust_embed::RustEmbed;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -22,7 +25,7 @@ use crate::flash_sale::gate::Gate;
 use crate::flash_sale::service::Sweeper;
 use crate::http::docs::Spec;
 use crate::http::edge::{Edge, EdgeOptions};
-use crate::http::files::StaticFiles;
+use crate::http::files::{EmbeddedPage, StaticFiles};
 use crate::http::serve::{Listeners, serve};
 use crate::http::{docs, probes};
 use crate::monitor::State;
@@ -242,6 +245,11 @@ fn document(handles: &Handles) -> anyhow::Result<Spec> {
     Ok(Spec::new(&service(handles).spec())?)
 }
 
+/// The admin page as `web/build.rs` made it.
+#[derive(RustEmbed)]
+#[folder = "$OUT_DIR/ui"]
+struct AdminPage;
+
 fn is_import(path: &str) -> bool {
     path == "/api/v1/products/import"
 }
@@ -253,12 +261,23 @@ fn routes(
 ) -> anyhow::Result<impl Endpoint + use<>> {
     let spec = document(handles)?;
     let table = spec.routes("");
-    let mut route = Route::new().nest("/static", StaticFiles::new(static_files));
+    let mut route = Route::new()
+        .at(
+            "/",
+            get(make_sync(|_| {
+                Redirect::temporary("/admin/").into_response()
+            })),
+        )
+        .nest("/admin", EmbeddedPage::new::<AdminPage>())
+        .nest("/static", StaticFiles::new(static_files));
     route = docs::add_routes(route, &spec);
     route = probes::add_health(route, health);
     route = probes::add_metrics(route, &handles.metrics);
+    // Not nested at the root: there its catch-all would take `/` itself.
+    let api = Arc::new(service(handles).into_endpoint());
     let app = route
-        .nest("/", service(handles))
+        .nest_no_strip("/api", Arc::clone(&api))
+        .nest_no_strip("/seckill", api)
         .data(handles.auth.clone())
         .map_to_response();
     Ok(Edge::new(

@@ -453,6 +453,7 @@ const PAGE: &str = "<!doctype html>
 <meta charset=\"utf-8\">
 <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
 <title>Onrush API</title>
+<link rel=\"icon\" href=\"data:,\">
 <link rel=\"stylesheet\" href=\"/docs/swagger-ui.css\">
 </head>
 <body>

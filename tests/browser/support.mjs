@@ -1,0 +1,125 @@
+// What the browser tests stand on: the real binary on a free port with a directory of its own, the
+// system's Chromium, and a watch over everything that must never happen on a page.
+//
+// Nothing here waits for time to pass: a line of the server, an answer, or an element.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+
+// The packages are the page's own, one folder over.
+const { chromium } = createRequire(new URL('../../web/package.json', import.meta.url))('playwright-core');
+
+const BINARY = process.env.ONRUSH_BINARY ?? fileURLToPath(new URL('../../target/debug/onrush', import.meta.url));
+const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium';
+const CHROMIUM_ARGS = [
+  '--headless',
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+];
+
+/** Starts `onrush serve`; `setupLink` is the one-time link that it printed. */
+export async function startServer() {
+  const folder = await mkdtemp(join(tmpdir(), 'onrush-browser-'));
+  const child = spawn(BINARY, ['serve', '--port', '0', '--data-dir', join(folder, 'data')], {
+    stdio: ['ignore', 'ignore', 'pipe'],
+    // Hashing at full cost would make dozens of accounts slow; nothing here is about its strength.
+    env: { ...process.env, ONRUSH_AUTH__ARGON2_MEMORY_KIB: '64', ONRUSH_AUTH__ARGON2_PASSES: '1' },
+  });
+  const said = [];
+  const lines = createInterface({ input: child.stderr });
+  const setupLink = await new Promise((resolve, reject) => {
+    child.once('error', reject);
+    child.once('exit', (code) => reject(new Error(`the server ended with ${code}:\n${said.join('\n')}`)));
+    // Read on after the link, so that the log never blocks the server.
+    lines.on('line', (line) => {
+      said.push(line);
+      const link = /\S+\/admin\/#setup=\S+/.exec(line);
+      if (link) resolve(link[0]);
+    });
+  });
+  return {
+    url: new URL(setupLink).origin,
+    setupLink,
+    async stop() {
+      const ended = once(child, 'exit');
+      child.kill('SIGTERM');
+      const [code] = await ended;
+      await rm(folder, { recursive: true, force: true });
+      assert.equal(code, 0, `the server ended in order:\n${said.join('\n')}`);
+    },
+  };
+}
+
+export function startBrowser() {
+  return chromium.launch({ executablePath: CHROMIUM, args: CHROMIUM_ARGS });
+}
+
+/**
+ * A page that is watched: errors on the console, violations of its policy, requests to another
+ * origin. `expectStatuses` are answers of the API that a test provokes; Chromium puts those on the
+ * console, too.
+ */
+export async function openPage(browser, url, options = {}) {
+  const context = await browser.newContext({ locale: 'en-US', ...options });
+  const page = await context.newPage();
+  const faults = [];
+  const expected = new Set([401]);
+  page.setDefaultTimeout(15_000);
+  page.on('pageerror', (error) => faults.push(`exception: ${error.stack}`));
+  page.on('console', (message) => {
+    if (message.type() !== 'error' && message.type() !== 'warning') return;
+    const status = /^Failed to load resource: the server responded with a status of (\d+)/.exec(message.text())?.[1];
+    const isOfApi = message.location().url.startsWith(`${url}/api/v1/`);
+    if (status && isOfApi && expected.has(Number(status))) return;
+    faults.push(`console: ${message.text()} (${message.location().url})`);
+  });
+  page.on('request', (request) => {
+    if (!request.url().startsWith(`${url}/`) && !/^(data|blob):/.test(request.url())) {
+      faults.push(`a request left the server: ${request.url()}`);
+    }
+  });
+  await page.addInitScript(() => {
+    document.addEventListener('securitypolicyviolation', (event) => {
+      console.error(`policy violated: ${event.violatedDirective} ${event.blockedURI}`);
+    });
+  });
+  return {
+    page,
+    context,
+    expectStatuses: (...statuses) => statuses.forEach((status) => expected.add(status)),
+    assertClean: () => assert.deepEqual(faults, []),
+  };
+}
+
+/** The API as any client uses it: one request, its status and its body. */
+export async function call(url, method, path, { token, body, key } = {}) {
+  const headers = { ...(token && { Authorization: `Bearer ${token}` }), ...(key && { 'Idempotency-Key': key }) };
+  if (body !== undefined) headers['Content-Type'] = 'application/json';
+  const response = await fetch(`${url}/api/v1/${path}`, { method, headers, body: body && JSON.stringify(body) });
+  const text = await response.text();
+  return { status: response.status, body: text === '' ? undefined : JSON.parse(text) };
+}
+
+let customers = 0;
+
+/** Registers a buyer and gives their token and id. */
+export async function newCustomer(url) {
+  customers += 1;
+  const { status, body } = await call(url, 'POST', 'auth/register', {
+    body: { email: `buyer${customers}@example.com`, name: `Buyer ${customers}`, password: 'a long enough one' },
+  });
+  assert.equal(status, 201, JSON.stringify(body));
+  return { token: body.token, id: body.user.id, name: body.user.name };
+}

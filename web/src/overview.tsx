@@ -1,0 +1,207 @@
+// The first view: what sells right now, and whether the machine is well.
+
+import type { ComponentChildren } from 'preact';
+import { api, ask, productNames } from './api';
+import type { Sale } from './api';
+import { useLoad, useNow } from './data';
+import { metrics, takeSample } from './metrics';
+import type { Rates, Window } from './metrics';
+import { OrderTable } from './orders';
+import { Link } from './router';
+import { Countdown, isOver, Progress } from './sale-parts';
+import { Alert, Show, Sparkline, State, Table, View } from './ui';
+import { moment, money, number, t } from './words';
+
+const REFRESH_MS = 1500;
+const METRICS_MS = 2000;
+const ORDERS_MS = 5000;
+/** The newest sales; those that run or come are among them unless a shop plans hundreds ahead. */
+const SALES_LOOKED_AT = 100;
+const OVER_SHOWN = 5;
+const ORDERS_SHOWN = 6;
+
+function Figure(props: { name: string; value: string; note: ComponentChildren; tone?: string; children?: ComponentChildren }) {
+  return (
+    <div class={`figure ${props.tone ?? ''}`}>
+      <h3>{props.name}</h3>
+      <p class="value">{props.value}</p>
+      <p class="note">{props.note}</p>
+      {props.children}
+    </div>
+  );
+}
+
+function Figures({ window: { last, rates } }: { window: Window }) {
+  const now = rates.at(-1);
+  const line = (of: (rates: Rates) => number) => rates.map(of);
+  const rate = (value: number | undefined) => (value === undefined ? '–' : number(value, value < 10 ? 1 : 0));
+  // The pause between two bursts of writes says nothing about the disk: the last known mean stays.
+  const commit = rates.findLast((one) => one.commitMs !== undefined)?.commitMs;
+  const overall = last && last.commits > 0 ? (last.commitSeconds / last.commits) * 1000 : undefined;
+  const commitMs = commit ?? overall;
+  const drift = last?.drift;
+  return (
+    <section class="figures" aria-label={t('overview')}>
+      <Figure name={t('requests_per_second')} value={rate(now?.requests)} note={t('last_minutes')}>
+        <Sparkline values={line((one) => one.requests)} />
+      </Figure>
+      <Figure
+        name={t('claims_accepted')}
+        value={last ? number(last.accepted) : '–'}
+        note={now?.accepted ? t('per_second', { n: rate(now.accepted) }) : t('since_start')}
+      >
+        <Sparkline values={line((one) => one.accepted)} class="good" />
+      </Figure>
+      <Figure
+        name={t('claims_refused')}
+        value={last ? number(last.refused) : '–'}
+        note={now?.refused ? t('per_second', { n: rate(now.refused) }) : t('since_start')}
+      >
+        <Sparkline values={line((one) => one.refused)} class="warn" />
+      </Figure>
+      <Figure
+        name={t('commit_time')}
+        value={commitMs === undefined ? '–' : `${number(commitMs, commitMs < 10 ? 2 : 1)} ms`}
+        note={commitMs === undefined ? t('no_commits') : t('last_commit')}
+      >
+        <Sparkline values={rates.flatMap((one) => one.commitMs ?? [])} class="info" />
+      </Figure>
+      <Figure
+        name={t('drift')}
+        value={drift === undefined ? '–' : number(drift)}
+        note={drift === undefined ? '' : t(drift === 0 ? 'drift_ok' : 'drift_bad')}
+        tone={drift === undefined ? '' : drift === 0 ? 'good' : 'bad'}
+      />
+      <Figure
+        name={t('memory')}
+        value={last?.memoryBytes === undefined ? '–' : `${number(last.memoryBytes / 1024 / 1024)} MB`}
+        note={last?.connections === undefined ? '' : t('open_connections', { n: last.connections })}
+      />
+    </section>
+  );
+}
+
+type Named = { sale: Sale; name: string };
+
+function RunningSale({ sale, name, now }: Named & { now: number }) {
+  return (
+    <li class="card sale-card">
+      <div class="sale-head">
+        <h3>
+          <Link to={`/sales/${sale.id}`}>{name}</Link>
+        </h3>
+        <State name={sale.state} />
+      </div>
+      <p class="quiet">
+        {money(sale.unit_amount, sale.currency)} · {t('of_units', { n: sale.quantity })} · <Countdown sale={sale} now={now} />
+      </p>
+      <p class="big">
+        {number(sale.remaining)} <span>{t('remaining')}</span>
+      </p>
+      <Progress sale={sale} />
+    </li>
+  );
+}
+
+/** A sale that may still change by itself or by a buyer; `scheduled` ones only wait for their time. */
+function SalesNow({ sales }: { sales: Named[] }) {
+  const now = useNow();
+  const running = sales.filter(({ sale }) => sale.state === 'running' || sale.state === 'sold_out');
+  const coming = sales
+    .filter(({ sale }) => sale.state === 'scheduled')
+    .sort((one, other) => one.sale.starts_at.localeCompare(other.sale.starts_at));
+  const over = sales.filter(({ sale }) => isOver(sale)).slice(0, OVER_SHOWN);
+  return (
+    <>
+      <section>
+        <h2>{t('running_now')}</h2>
+        {running.length === 0 ? (
+          <p class="empty">{t('no_running')}</p>
+        ) : (
+          <ul class="cards">
+            {running.map((one) => (
+              <RunningSale key={one.sale.id} {...one} now={now} />
+            ))}
+          </ul>
+        )}
+      </section>
+      <div class="columns">
+        <section>
+          <h2>{t('coming_up')}</h2>
+          {coming.length === 0 ? (
+            <p class="empty">{t('no_coming')}</p>
+          ) : (
+            <ul class="rows">
+              {coming.map(({ sale, name }) => (
+                <li key={sale.id}>
+                  <div>
+                    <Link to={`/sales/${sale.id}`}>{name}</Link>
+                    <p class="quiet">
+                      {number(sale.quantity)} × {money(sale.unit_amount, sale.currency)} · {moment(sale.starts_at)}
+                    </p>
+                  </div>
+                  <Countdown sale={sale} now={now} />
+                </li>
+              ))}
+            </ul>
+          )}
+        </section>
+        <section>
+          <h2>{t('lately_over')}</h2>
+          <Table
+            caption={t('lately_over')}
+            rows={over}
+            keyOf={({ sale }) => sale.id}
+            columns={[
+              { head: t('product'), cell: ({ sale, name }) => <Link to={`/sales/${sale.id}`}>{name}</Link> },
+              { head: t('sold'), kind: 'number', cell: ({ sale }) => `${number(sale.sold)} / ${number(sale.quantity)}` },
+              { head: t('state'), cell: ({ sale }) => <State name={sale.state} /> },
+            ]}
+          />
+        </section>
+      </div>
+    </>
+  );
+}
+
+async function loadSales(): Promise<Named[]> {
+  const page = await ask(api.GET('/api/v1/flash-sales', { params: { query: { limit: SALES_LOOKED_AT } } }));
+  let over = 0;
+  const shown = page.items.filter((sale) => !isOver(sale) || over++ < OVER_SHOWN);
+  const names = await productNames(shown.map((sale) => sale.product_id));
+  return shown.map((sale) => ({ sale, name: names.get(sale.product_id) ?? `#${sale.product_id}` }));
+}
+
+export function Overview() {
+  const figures = useLoad(takeSample, [], METRICS_MS);
+  const sales = useLoad(loadSales, [], REFRESH_MS);
+  const orders = useLoad(
+    () => ask(api.GET('/api/v1/orders', { params: { query: { limit: ORDERS_SHOWN } } })),
+    [],
+    ORDERS_MS,
+  );
+  return (
+    <View
+      title={t('overview')}
+      actions={
+        <Link to="/sales/new" class="button primary">
+          {t('new_sale')}
+        </Link>
+      }
+    >
+      {figures.problem && !metrics.value.last ? (
+        <Alert problem={figures.problem} again={figures.again} />
+      ) : (
+        <Figures window={metrics.value} />
+      )}
+      <Show of={sales}>{(data) => <SalesNow sales={data} />}</Show>
+      <section>
+        <div class="section-head">
+          <h2>{t('latest_orders')}</h2>
+          <Link to="/orders">{t('all_orders')}</Link>
+        </div>
+        <Show of={orders}>{(page) => <OrderTable orders={page.items} />}</Show>
+      </section>
+    </View>
+  );
+}

@@ -1,0 +1,546 @@
+// The pieces that every view is made of: forms that show the server's errors beside their inputs,
+// dialogs, tables with pages, messages. Each is usable by keyboard and named for screen readers.
+
+import { signal } from '@preact/signals';
+import { cloneElement, createContext } from 'preact';
+import type { AllHTMLAttributes, ComponentChildren, VNode } from 'preact';
+import { useContext, useEffect, useId, useLayoutEffect, useRef, useState } from 'preact/hooks';
+import { invalid, Problem } from './api';
+import type { FieldError } from './api';
+import type { Loaded, Paged } from './data';
+import { href, Link } from './router';
+import { number, problemText, reasonText, t, wordOf } from './words';
+
+// ── Messages ────────────────────────────────────────────────────────────────────────────────────
+
+const MESSAGE_MS = 6000;
+const message = signal<{ text: string; at: number } | undefined>(undefined);
+
+/** Says briefly that something was done. */
+export function say(text: string): void {
+  const at = Date.now();
+  message.value = { text, at };
+  setTimeout(() => {
+    if (message.value?.at === at) message.value = undefined;
+  }, MESSAGE_MS);
+}
+
+export function Messages() {
+  return (
+    <div class="messages" role="status" aria-live="polite">
+      {message.value && (
+        <p class="message" key={message.value.at}>
+          {message.value.text}
+        </p>
+      )}
+    </div>
+  );
+}
+
+export function Alert({ problem, again }: { problem: Problem; again?: () => void }) {
+  return (
+    <div class="alert" role="alert">
+      <p>{problemText(problem)}</p>
+      {again && (
+        <button type="button" class="small" onClick={again}>
+          {t('try_again')}
+        </button>
+      )}
+    </div>
+  );
+}
+
+// ── Views ───────────────────────────────────────────────────────────────────────────────────────
+
+interface ViewProps {
+  title: string;
+  back?: string;
+  actions?: ComponentChildren;
+  badge?: ComponentChildren;
+  children: ComponentChildren;
+}
+
+/** A view with its heading; takes the focus when it opens, so that readers hear where they are. */
+export function View({ title, back, actions, badge, children }: ViewProps) {
+  const heading = useRef<HTMLHeadingElement>(null);
+  useEffect(() => {
+    if (!document.activeElement?.closest('[data-keeps-focus]')) heading.current?.focus({ preventScroll: true });
+  }, []);
+  useEffect(() => {
+    document.title = `${title} · Onrush`;
+  }, [title]);
+  return (
+    <>
+      <header class="view-head">
+        <div>
+          {back && (
+            <Link to={back} class="back">
+              <span aria-hidden="true">←</span> {t('back')}
+            </Link>
+          )}
+          <h1 ref={heading} tabIndex={-1}>
+            {title} {badge}
+          </h1>
+        </div>
+        {actions && <div class="actions">{actions}</div>}
+      </header>
+      {children}
+    </>
+  );
+}
+
+/** What was loaded, or why it was not. What is on screen stays when a refresh fails, and says so. */
+export function Show<T>({ of, children }: { of: Loaded<T>; children: (data: T) => ComponentChildren }) {
+  if (of.data === undefined) {
+    if (of.problem) return <Alert problem={of.problem} again={of.again} />;
+    return (
+      <p class="quiet loading" role="status">
+        {t('loading')}
+      </p>
+    );
+  }
+  return (
+    <>
+      {of.problem && (
+        <p class="stale" role="status">
+          {t('stale', { reason: problemText(of.problem) })}
+        </p>
+      )}
+      {children(of.data)}
+    </>
+  );
+}
+
+const TONES: Record<string, string> = {
+  running: 'good',
+  paid: 'good',
+  fulfilled: 'good',
+  processed: 'good',
+  active: 'good',
+  scheduled: 'info',
+  sold_out: 'accent',
+  pending_payment: 'warn',
+  refund_due: 'bad',
+  disabled: 'bad',
+};
+
+export function State({ name }: { name: string }) {
+  return <span class={`badge ${TONES[name] ?? 'plain'}`}>{wordOf('state', name)}</span>;
+}
+
+// ── Forms ───────────────────────────────────────────────────────────────────────────────────────
+
+const Faults = createContext<FieldError[]>([]);
+
+type Control = HTMLInputElement | HTMLSelectElement | HTMLTextAreaElement;
+
+/** What the browser finds wrong with an input, in the page's language. */
+function faultOf(control: Control): string | undefined {
+  const { validity } = control;
+  if (validity.valid) return undefined;
+  if (validity.badInput) return t(control.type === 'number' ? 'is_no_whole_number' : 'is_no_time');
+  if (validity.valueMissing) return t('is_required');
+  if (validity.typeMismatch) return t('is_no_email');
+  if (validity.tooShort) return t('is_too_short', { n: (control as HTMLInputElement).minLength });
+  if (validity.tooLong) return t('is_too_long', { n: (control as HTMLInputElement).maxLength });
+  if (validity.rangeUnderflow) return t('is_too_small', { n: number(Number((control as HTMLInputElement).min)) });
+  if (validity.rangeOverflow) return t('is_too_large', { n: number(Number((control as HTMLInputElement).max)) });
+  if (validity.stepMismatch) return t('is_no_whole_number');
+  return control.validationMessage;
+}
+
+interface FormProps {
+  /** Throws a [`Problem`] to have it shown. */
+  onSubmit: (data: FormData) => Promise<void>;
+  submit: string;
+  busy?: string;
+  onCancel?: () => void;
+  class?: string;
+  children: ComponentChildren;
+}
+
+/** A form: checks its inputs, is sent once at a time, shows each fault beside its input. */
+export function Form({ onSubmit, submit, busy, onCancel, children, ...rest }: FormProps) {
+  const [isSending, setSending] = useState(false);
+  const [problem, setProblem] = useState<Problem | undefined>(undefined);
+  const form = useRef<HTMLFormElement>(null);
+
+  useEffect(() => {
+    if (problem) form.current?.querySelector<HTMLElement>('[aria-invalid="true"]')?.focus();
+  }, [problem]);
+
+  const controls = () =>
+    [...(form.current?.elements ?? [])].filter((element): element is Control => 'validity' in element);
+  const send = async (event: Event) => {
+    event.preventDefault();
+    if (isSending || !form.current) return;
+    const faults = controls().flatMap((control) => {
+      const reason = control.name ? faultOf(control) : undefined;
+      return reason ? [{ field: control.name, reason }] : [];
+    });
+    if (faults.length > 0) {
+      setProblem(new Problem(422, 'validation_failed', '', faults));
+      return;
+    }
+    setSending(true);
+    try {
+      await onSubmit(new FormData(form.current));
+      setProblem(undefined);
+    } catch (error) {
+      setProblem(error instanceof Problem ? error : new Problem(0, 'page_failed', String(error)));
+    }
+    setSending(false);
+  };
+
+  const faults = problem?.errors ?? [];
+  const inputs = new Set(controls().map((control) => control.name));
+  const homeless = faults.filter((fault) => !inputs.has(fault.field));
+  return (
+    <form ref={form} onSubmit={send} noValidate {...rest}>
+      <Faults.Provider value={faults}>
+        {problem && (
+          <div class="alert" role="alert">
+            <p>{problemText(problem)}</p>
+            {homeless.length > 0 && (
+              <ul>
+                {homeless.map((fault) => (
+                  <li key={fault.field + fault.reason}>
+                    {fault.field} {reasonText(fault.reason)}
+                  </li>
+                ))}
+              </ul>
+            )}
+          </div>
+        )}
+        {children}
+        <div class="form-foot">
+          <button type="submit" class="primary" disabled={isSending}>
+            {isSending ? (busy ?? submit) : submit}
+          </button>
+          {onCancel && (
+            <button type="button" onClick={onCancel}>
+              {t('cancel')}
+            </button>
+          )}
+        </div>
+      </Faults.Provider>
+    </form>
+  );
+}
+
+interface FieldProps {
+  name: string;
+  label: string;
+  hint?: ComponentChildren;
+  isOptional?: boolean;
+  class?: string;
+  /** One input, select or textarea. */
+  children: VNode<object>;
+}
+
+/** An input with its label, its hint and what is wrong with it. */
+export function Field({ name, label, hint, isOptional, children, class: extra = '' }: FieldProps) {
+  const id = useId();
+  const fault = useContext(Faults).find((one) => one.field === name);
+  const described = [hint && `${id}-hint`, fault && `${id}-fault`].filter(Boolean).join(' ');
+  return (
+    <div class={`field ${extra}`}>
+      <label for={id}>
+        {label}
+        {isOptional && <span class="quiet"> ({t('optional')})</span>}
+      </label>
+      {cloneElement(children, {
+        id,
+        name,
+        'aria-invalid': fault ? 'true' : undefined,
+        'aria-describedby': described || undefined,
+      } as AllHTMLAttributes)}
+      {hint && (
+        <p class="hint" id={`${id}-hint`}>
+          {hint}
+        </p>
+      )}
+      {fault && (
+        <p class="fault" id={`${id}-fault`}>
+          {reasonText(fault.reason)}
+        </p>
+      )}
+    </div>
+  );
+}
+
+/** What is wrong with a group of inputs, such as boxes to tick, that share a name. */
+export function FaultOf({ name }: { name: string }) {
+  const fault = useContext(Faults).find((one) => one.field === name);
+  return fault ? <p class="fault">{reasonText(fault.reason)}</p> : null;
+}
+
+interface PasswordProps {
+  autocomplete: 'current-password' | 'new-password';
+  required?: boolean;
+  minLength?: number;
+  maxLength?: number;
+  autofocus?: boolean;
+}
+
+/** A password's input; `Field` adds the id and the name. */
+export function Password(props: PasswordProps) {
+  const [isShown, setShown] = useState(false);
+  return (
+    <span class="with-button">
+      {isShown ? <input {...props} type="text" /> : <input {...props} type="password" />}
+      <button type="button" class="small" aria-pressed={isShown} onClick={() => setShown(!isShown)}>
+        {t(isShown ? 'hide_password' : 'show_password')}
+      </button>
+    </span>
+  );
+}
+
+// What forms send: text, trimmed; whole numbers; moments.
+
+export function textOf(data: FormData, name: string): string {
+  return String(data.get(name) ?? '').trim();
+}
+
+export function wholeOf(data: FormData, name: string): number {
+  const value = Number(textOf(data, name));
+  if (!Number.isSafeInteger(value)) throw invalid(name, t('is_no_whole_number'));
+  return value;
+}
+
+/** A `datetime-local` input's value, which is in the browser's zone, as the API wants it. */
+export function momentOf(data: FormData, name: string): string {
+  const at = new Date(textOf(data, name));
+  if (Number.isNaN(at.getTime())) throw invalid(name, t('is_no_time'));
+  return at.toISOString();
+}
+
+/** The other way: what a `datetime-local` input shows for a moment. */
+export function localInput(at: Date): string {
+  const two = (value: number) => String(value).padStart(2, '0');
+  return `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}T${two(at.getHours())}:${two(at.getMinutes())}`;
+}
+
+// ── Dialogs ─────────────────────────────────────────────────────────────────────────────────────
+
+interface DialogProps {
+  title: string;
+  onClose?: () => void;
+  children: ComponentChildren;
+}
+
+/** A modal dialog: the browser keeps the focus inside and gives it back afterwards. */
+export function Dialog({ title, onClose, children }: DialogProps) {
+  const dialog = useRef<HTMLDialogElement>(null);
+  const id = useId();
+  useLayoutEffect(() => {
+    const element = dialog.current;
+    element?.showModal();
+    return () => element?.close();
+  }, []);
+  return (
+    <dialog
+      ref={dialog}
+      aria-labelledby={id}
+      data-keeps-focus
+      onCancel={(event) => {
+        event.preventDefault();
+        onClose?.();
+      }}
+    >
+      <h2 id={id}>{title}</h2>
+      {children}
+    </dialog>
+  );
+}
+
+interface ConfirmProps {
+  title: string;
+  text: string;
+  action: string;
+  dismiss?: string;
+  isDangerous?: boolean;
+  onConfirm: () => Promise<void>;
+  onClose: () => void;
+}
+
+/** Asks before something that can't be undone. */
+export function Confirm({ title, text, action, dismiss, isDangerous, onConfirm, onClose }: ConfirmProps) {
+  const [problem, setProblem] = useState<Problem | undefined>(undefined);
+  const [isSending, setSending] = useState(false);
+  const confirm = async () => {
+    setSending(true);
+    try {
+      await onConfirm();
+      onClose();
+    } catch (error) {
+      setProblem(error instanceof Problem ? error : new Problem(0, 'page_failed', String(error)));
+      setSending(false);
+    }
+  };
+  return (
+    <Dialog title={title} onClose={onClose}>
+      <p>{text}</p>
+      {problem && <Alert problem={problem} />}
+      <div class="form-foot">
+        <button type="button" class={isDangerous ? 'danger' : 'primary'} disabled={isSending} onClick={confirm}>
+          {action}
+        </button>
+        <button type="button" onClick={onClose}>
+          {dismiss ?? t('cancel')}
+        </button>
+      </div>
+    </Dialog>
+  );
+}
+
+// ── Tables ──────────────────────────────────────────────────────────────────────────────────────
+
+interface Column<T> {
+  head: string;
+  cell: (row: T) => ComponentChildren;
+  /** `number` aligns right; `wide` columns are left out on small screens. */
+  kind?: 'number' | 'wide' | 'wide number';
+}
+
+interface TableProps<T> {
+  caption: string;
+  rows: T[];
+  keyOf: (row: T) => string | number;
+  columns: Column<T>[];
+  empty?: string;
+}
+
+export function Table<T>({ caption, rows, keyOf, columns, empty }: TableProps<T>) {
+  if (rows.length === 0) return <p class="empty">{empty ?? t('nothing')}</p>;
+  return (
+    <div class="table">
+      <table>
+        <caption class="unseen">{caption}</caption>
+        <thead>
+          <tr>
+            {columns.map((column) => (
+              <th key={column.head} scope="col" class={column.kind}>
+                {column.head}
+              </th>
+            ))}
+          </tr>
+        </thead>
+        <tbody>
+          {rows.map((row) => (
+            <tr key={keyOf(row)}>
+              {columns.map((column) => (
+                <td key={column.head} class={column.kind}>
+                  {column.cell(row)}
+                </td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}
+
+/** Below a table: where one is in the list, and the way on. */
+export function Pager<T>({ of }: { of: Paged<T> }) {
+  if (!of.next && !of.previous) return null;
+  return (
+    <nav class="pager" aria-label={t('page', { n: of.number })}>
+      <button type="button" disabled={!of.previous} onClick={of.previous}>
+        {t('previous_page')}
+      </button>
+      <span>{t('page', { n: of.number })}</span>
+      <button type="button" disabled={!of.next} onClick={of.next}>
+        {t('next_page')}
+      </button>
+    </nav>
+  );
+}
+
+const SEARCH_MS = 250;
+
+/** A search box that tells what was typed when the typing pauses. */
+export function Search({ label, value, onSearch }: { label: string; value: string; onSearch: (text: string) => void }) {
+  const timer = useRef<ReturnType<typeof setTimeout>>(undefined);
+  const box = useRef<HTMLInputElement>(null);
+  useEffect(() => () => clearTimeout(timer.current), []);
+  useEffect(() => {
+    // The address changed by other means, such as the menu; what is being typed stays.
+    if (box.current && document.activeElement !== box.current) box.current.value = value;
+  }, [value]);
+  return (
+    <input
+      ref={box}
+      type="search"
+      aria-label={label}
+      placeholder={label}
+      defaultValue={value}
+      onInput={(event) => {
+        const text = event.currentTarget.value.trim();
+        clearTimeout(timer.current);
+        timer.current = setTimeout(() => onSearch(text), SEARCH_MS);
+      }}
+    />
+  );
+}
+
+interface ChoiceProps {
+  label: string;
+  value: string;
+  options: [value: string, text: string][];
+  onChoose: (value: string) => void;
+}
+
+export function Choice({ label, value, options, onChoose }: ChoiceProps) {
+  return (
+    <select aria-label={label} value={value} onChange={(event) => onChoose(event.currentTarget.value)}>
+      {options.map(([option, text]) => (
+        <option key={option} value={option}>
+          {text}
+        </option>
+      ))}
+    </select>
+  );
+}
+
+// ── Figures ─────────────────────────────────────────────────────────────────────────────────────
+
+/** A small line of the latest values; decoration beside a figure that says the same. */
+export function Sparkline({ values, class: extra = '' }: { values: number[]; class?: string }) {
+  if (values.length < 2) return <svg class={`spark ${extra}`} aria-hidden="true" />;
+  const top = Math.max(...values, Number.MIN_VALUE);
+  const points = values.map((value, at) => {
+    const x = (at / (values.length - 1)) * 100;
+    return `${x.toFixed(2)},${(29 - (value / top) * 27).toFixed(2)}`;
+  });
+  return (
+    <svg class={`spark ${extra}`} viewBox="0 0 100 30" preserveAspectRatio="none" aria-hidden="true">
+      <polygon points={`0,30 ${points.join(' ')} 100,30`} />
+      <polyline points={points.join(' ')} />
+    </svg>
+  );
+}
+
+export function Facts({ children }: { children: ComponentChildren }) {
+  return <dl class="facts">{children}</dl>;
+}
+
+export function Fact({ name, children }: { name: string; children: ComponentChildren }) {
+  return (
+    <div>
+      <dt>{name}</dt>
+      <dd>{children}</dd>
+    </div>
+  );
+}
+
+export function NotFound() {
+  return (
+    <View title={t('not_found')}>
+      <p>
+        <a href={href('/')}>{t('go_overview')}</a>
+      </p>
+    </View>
+  );
+}
