@@ -32,6 +32,7 @@ use crate::monitor::State;
 use crate::monitor::{Health, Metrics};
 use crate::order::api::OrderApi;
 use crate::product::api::ProductApi;
+use crate::product::stock;
 use crate::store::{DataDir, Store, StoreError};
 use crate::user::api::UserApi;
 
@@ -42,6 +43,8 @@ const CHECK_AT_START: Duration = Duration::from_millis(100);
 const CHECK_BEHIND: Duration = Duration::from_secs(600);
 /// Exit code for a failed disk (EX_IOERR of sysexits.h).
 const EXIT_IO: i32 = 74;
+/// The stock ledger is checked for the first time when the rush of the start is over.
+const FIRST_LEDGER_CHECK_SECONDS: u64 = 60;
 /// How often sessions' last use is written down.
 const LAST_SEEN_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -374,6 +377,12 @@ impl App {
         services.spawn(keep_gauges(
             store.clone(),
             metrics.clone(),
+            services_stopped.clone(),
+        ));
+        services.spawn(keep_ledger_checked(
+            dir.database(),
+            Arc::clone(&settings),
+            metrics.clone(),
             services_stopped,
         ));
 
@@ -516,6 +525,45 @@ async fn keep_gauges(store: Store, metrics: Metrics, mut stopped: watch::Receive
         tokio::select! {
             _ = stopped.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+/// Checks the stock ledger a minute after the start and at intervals, for the gauges and the log.
+async fn keep_ledger_checked(
+    database: std::path::PathBuf,
+    settings: Arc<Settings>,
+    metrics: Metrics,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let interval = settings.orders.ledger_check_seconds;
+    let mut wait = Duration::from_secs(interval.min(FIRST_LEDGER_CHECK_SECONDS));
+    while interval > 0 {
+        tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = Duration::from_secs(interval);
+        let (path, settings, stop) = (database.clone(), Arc::clone(&settings), stopped.clone());
+        // On a connection of its own: a large ledger takes longer than a request may.
+        let checked = tokio::task::spawn_blocking(move || {
+            Store::read_alone(&path, &settings.database, |tx| {
+                stock::verify(tx, |_| match *stop.borrow() {
+                    true => Err(StoreError::Stopped),
+                    false => Ok(()),
+                })
+            })
+        });
+        match checked.await {
+            Ok(Ok(verdict)) => {
+                metrics.set_stock_verdict(verdict.drift_units, verdict.problems_total);
+                for problem in &verdict.problems {
+                    tracing::error!(problem, "the stock ledger does not add up");
+                }
+            }
+            Ok(Err(StoreError::Stopped)) => return,
+            Ok(Err(error)) => tracing::warn!(%error, "the stock ledger could not be checked"),
+            Err(error) => tracing::error!(%error, "the check of the stock ledger ended in a panic"),
         }
     }
 }

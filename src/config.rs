@@ -252,6 +252,8 @@ section! {
         expiry_interval_ms: u64 = 1_000,
         /// Orders expired in one transaction.
         expiry_batch: u32 = 200,
+        /// How often the stock ledger is checked while the server runs; 0 turns that off.
+        ledger_check_seconds: u64 = 3_600,
         /// How long the answer to an `Idempotency-Key` is kept.
         idempotency_seconds: u64 = 86_400,
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Common, EXIT_BROKEN, EXIT_UNAVAILABLE, EXIT_USAGE, Failed, Outcome, print, say};
 use crate::app;
@@ -229,10 +230,21 @@ pub(super) fn stock(common: &Common, command: &StockCommand) -> Outcome {
             ),
         ));
     }
+    let bar = if common.json || !std::io::stderr().is_terminal() {
+        ProgressBar::hidden()
+    } else {
+        ProgressBar::new_spinner().with_style(ProgressStyle::with_template(
+            "{spinner} {human_pos} movements, {per_sec}",
+        )?)
+    };
     // Reading needs no lock: it works beside a running server, on one consistent moment.
     let verdict = Store::read_alone::<_, StoreError>(&path, &settings.database, |tx| {
-        stock::verify(tx, |_| ())
+        stock::verify(tx, |rows| {
+            bar.set_position(rows);
+            Ok(())
+        })
     })?;
+    bar.finish_and_clear();
     if common.json {
         print(&serde_json::to_string(&verdict)?);
     } else {

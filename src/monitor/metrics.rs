@@ -86,7 +86,9 @@ pub struct Handles {
     pub flash_sale_claims_total: IntCounterVec,
     flash_sale_remaining: IntGaugeVec,
     /// Units by which the ledger and the stock differ; must read 0.
-    pub stock_drift_units: IntGauge,
+    pub stock_drift_units: IntGaugeVec,
+    /// Problems that the last check of the ledger found; absent until the first check.
+    pub stock_ledger_problems: IntGaugeVec,
     /// Views of products: the most viewed by id, the rest as `other`.
     pub product_views: ProductViews,
 
@@ -100,6 +102,18 @@ pub struct Handles {
 }
 
 impl Metrics {
+    /// What a check of the stock ledger found.
+    pub fn set_stock_verdict(&self, drift_units: i64, problems: u64) {
+        let none: &[&str] = &[];
+        let problems = i64::try_from(problems).unwrap_or(i64::MAX);
+        self.stock_drift_units
+            .with_label_values(none)
+            .set(drift_units);
+        self.stock_ledger_problems
+            .with_label_values(none)
+            .set(problems);
+    }
+
     /// Registers everything. Fails only when two metrics have one name.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
@@ -195,10 +209,17 @@ impl Metrics {
                 "Units of a running sale that can still be claimed.",
                 &["sale_id"],
             )?,
-            stock_drift_units: int_gauge(
+            stock_drift_units: int_gauge_vec(
                 r,
                 "stock_drift_units",
-                "Units by which the ledger and the stock differ; must read 0.",
+                "Units by which the ledger and the stock differ; must read 0. Absent until checked.",
+                &[],
+            )?,
+            stock_ledger_problems: int_gauge_vec(
+                r,
+                "stock_ledger_problems",
+                "Problems that the last check of the ledger found; must read 0. Absent until checked.",
+                &[],
             )?,
             product_views: ProductViews::new(int_counter_vec(
                 r,
@@ -401,6 +422,11 @@ mod tests {
         metrics.observe(&route, "BREW", 418, 0.001);
         let again = metrics.route("/products/:param0", || unreachable!("known"));
         metrics.observe(&again, "GET", 200, 0.001);
+        assert!(
+            !metrics.render().contains("stock_drift_units"),
+            "nothing is said before it was checked"
+        );
+        metrics.set_stock_verdict(0, 2);
         let text = metrics.render();
         for line in [
             r#"http_requests_total{endpoint="/products/{product_id}",method="GET",status="200"} 2"#,
@@ -409,6 +435,7 @@ mod tests {
             "process_start_time_seconds ",
             "onrush_build_info{version=",
             "stock_drift_units 0",
+            "stock_ledger_problems 2",
             "process_memory_usage_bytes ",
             "system_memory_usage_percent ",
         ] {

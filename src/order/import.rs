@@ -345,7 +345,7 @@ mod tests {
         let second = run(20);
         assert_eq!((second.created, second.unchanged, second.failed), (0, 5, 2));
         let verdict = store
-            .read_blocking::<_, StoreError>(|tx| crate::product::stock::verify(tx, |_| ()))
+            .read_blocking::<_, StoreError>(|tx| crate::product::stock::verify(tx, |_| Ok(())))
             .expect("verify");
         assert_eq!((verdict.movements, verdict.problems_total), (1, 0));
     }

@@ -507,7 +507,7 @@ mod tests {
                 .stock;
             assert_eq!(free, expected, "{step}");
             let verdict = store
-                .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| ()))
+                .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| Ok(())))
                 .expect("verify");
             assert_eq!(verdict.problems, Vec::<String>::new(), "{step}");
         };

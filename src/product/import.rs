@@ -375,7 +375,7 @@ mod tests {
             (0, 0, 2)
         );
         let verdict = store
-            .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| ()))
+            .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| Ok(())))
             .expect("verify");
         assert_eq!((verdict.movements, verdict.problems_total), (2, 0));
     }

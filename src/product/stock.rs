@@ -343,15 +343,20 @@ impl Units {
 }
 
 /// Recomputes every hash and balance, and compares the ledger with what the tables say. A row
-/// that can't even be read is a problem like any other and ends nothing. Memory grows with the number of products that ever moved, not with the number of rows.
-pub fn verify(tx: &mut Tx<'_>, mut progress: impl FnMut(u64)) -> Result<Verdict, StoreError> {
+/// that can't even be read is a problem like any other and ends nothing. Memory grows with the number
+/// of products that ever moved, not with the number of rows. `progress` hears now and then how many
+/// rows were read, and ends the check with an error of its own.
+pub fn verify(
+    tx: &mut Tx<'_>,
+    mut progress: impl FnMut(u64) -> Result<(), StoreError>,
+) -> Result<Verdict, StoreError> {
     let mut verdict = Verdict::default();
     let mut ledger: BTreeMap<ProductId, Units> = BTreeMap::new();
     let mut head: Option<(ProductId, i64, i64, String)> = None;
     sql::each_movement(tx, |product_id, row_seq, row| {
         verdict.movements += 1;
         if verdict.movements.is_multiple_of(10_000) {
-            progress(verdict.movements);
+            progress(verdict.movements)?;
         }
         let (seq, balance, prev) = match &head {
             Some((product, seq, balance, hash)) if *product == product_id => {
@@ -465,7 +470,7 @@ mod tests {
 
     fn verdict(store: &Store) -> Verdict {
         store
-            .read_blocking::<_, StoreError>(|tx| verify(tx, |_| ()))
+            .read_blocking::<_, StoreError>(|tx| verify(tx, |_| Ok(())))
             .expect("verify")
     }
 

@@ -152,13 +152,11 @@ impl DataDir {
             }
             // After an end in the middle of the very first start, it may be empty.
             Some(0) if self.was_open || (self.was_clean && !is_new) => missing(database, "empty"),
-            Some(1..) if self.was_open && bytes(&log).is_none() => {
-                missing(
-                    log,
-                    "missing, and the last process did not end in order (had another program, such \
+            Some(1..) if self.was_open && bytes(&log).is_none() => missing(
+                log,
+                "missing, and the last process did not end in order (had another program, such \
                      as sqlite3, opened and closed the database since, then nothing is lost)",
-                )
-            }
+            ),
             _ => Ok(()),
         }
     }

@@ -225,3 +225,17 @@ fn a_sale_that_does_not_hold_is_refused_field_by_field() {
     assert_eq!(send(json!({"quantity": 1})).outcome(), "409 sale_overlaps");
     assert_eq!(shop.stock(product), 5, "the refused one took nothing");
 }
+
+#[test]
+fn the_server_checks_the_ledger_and_tells_what_it_found() {
+    let shop = Shop::open_with(|settings| settings.orders.ledger_check_seconds = 1);
+    let staff = shop.token(Role::Staff);
+    shop.product(&staff, 5);
+    let metrics = || shop.get("/metrics").send().body;
+    assert!(
+        !metrics().contains("\nstock_drift_units "),
+        "not checked yet"
+    );
+    shop.wait_until("a check", || metrics().contains("\nstock_drift_units 0"));
+    assert!(metrics().contains("\nstock_ledger_problems 0"));
+}

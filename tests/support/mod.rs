@@ -299,7 +299,7 @@ impl Drop for Shop {
         };
         let verdict = app
             .store
-            .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| ()));
+            .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| Ok(())));
         self.runtime.block_on(app.stop());
         if !std::thread::panicking() {
             let verdict = verdict.expect("the ledger can be read");
