@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Why a data directory can't be used; each message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,8 @@ pub struct DataDir {
     lock: File,
     was_clean: bool,
     was_open: bool,
+    /// Whether the lock file says so of this process.
+    is_open: AtomicBool,
 }
 
 impl DataDir {
@@ -127,6 +130,7 @@ impl DataDir {
             lock,
             was_clean: holder.trim().is_empty(),
             was_open: holder.split_whitespace().nth(1) == Some(OPEN),
+            is_open: AtomicBool::new(false),
         };
         dir.find_missing(is_new, path)?;
         // A full disk must not keep a shop from starting to read: without the note, the next start
@@ -165,11 +169,13 @@ impl DataDir {
     pub fn note_open(&self) -> std::io::Result<()> {
         // The names first: the note must not be on disk without them.
         File::open(&self.root)?.sync_all()?;
+        self.is_open.store(true, Ordering::Release);
         self.note(&format!("{} {OPEN}", std::process::id()))
     }
 
     /// Notes that the database closes, which removes its log.
     pub fn note_closing(&self) -> std::io::Result<()> {
+        self.is_open.store(false, Ordering::Release);
         self.note(&std::process::id().to_string())
     }
 
@@ -212,4 +218,15 @@ impl DataDir {
 /// Where the database of a data directory is, for a process that only reads beside its holder.
 pub fn database_in(root: &Path) -> PathBuf {
     root.join("onrush.db")
+}
+
+impl Drop for DataDir {
+    /// A start that fails later, or a panic, closes the database without order, yet closes it.
+    fn drop(&mut self) {
+        if self.is_open.load(Ordering::Acquire)
+            && let Err(error) = self.note_closing()
+        {
+            tracing::warn!(%error, "the stop could not be noted in the lock file");
+        }
+    }
 }

@@ -298,3 +298,27 @@ fn a_log_that_is_gone_after_an_unclean_stop_is_missed() {
     fs::remove_file(dir.join("onrush.db-shm")).expect("removed");
     assert!(!fixture.assert_sound_or_refused(&dir, "without onrush.db-shm"));
 }
+
+#[test]
+fn a_start_that_fails_does_not_make_the_next_one_miss_anything() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let dir = root.path().join("data");
+    let (sale, server) = Sale::make(Launch::new(&dir), 10);
+    let mut buyers = sale.buyers(server.address, 5);
+    let mut client = Client::new(server.address);
+    for buyer in &mut buyers {
+        buyer.claim(&mut client, &sale.claims());
+    }
+    server.kill().assert_killed();
+    let taken = root.path().join("taken");
+    fs::write(&taken, "a file, not a socket").expect("written");
+    Launch::new(&dir)
+        .set("ONRUSH_SERVER__UNIX_SOCKET", taken.display())
+        .attempt()
+        .err()
+        .expect("it can't listen there")
+        .assert_refusal(69, "can't listen");
+    let server = sale.launch.start();
+    sale.assert_kept(server.address, &mut buyers);
+    sale.assert_orders_and_keys(server.address, &buyers);
+}
