@@ -96,6 +96,7 @@ struct Inner {
     writer: Writer,
     checkpointer: Checkpointer,
     metrics: Metrics,
+    reader_timeout: Duration,
     statement_timeout: Duration,
     write_timeout: Duration,
 }
@@ -140,6 +141,7 @@ impl Store {
             writer,
             checkpointer,
             metrics,
+            reader_timeout: ms(settings.reader_timeout_ms),
             statement_timeout: ms(settings.statement_timeout_ms),
             write_timeout: ms(settings.write_timeout_ms),
         })))
@@ -178,7 +180,11 @@ impl Store {
 
     /// Writes a consistent copy of the database to `target`, which must not exist.
     pub fn copy_to(&self, target: &Path) -> Result<(), StoreError> {
-        let conn = self.0.readers.get().map_err(|_| StoreError::Timeout)?;
+        let conn = self
+            .0
+            .readers
+            .get_timeout(self.0.reader_timeout)
+            .map_err(|_| StoreError::Timeout)?;
         // A reader's connection is query_only, which VACUUM INTO does not mind: it writes elsewhere.
         conn.execute("VACUUM INTO ?1", [target.to_string_lossy()])?;
         Ok(())
@@ -255,7 +261,7 @@ impl Store {
         let conn = self
             .0
             .readers
-            .get()
+            .get_timeout(self.0.reader_timeout)
             .map_err(|_| E::from(StoreError::Timeout))?;
         self.0
             .metrics
