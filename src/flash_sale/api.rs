@@ -52,6 +52,7 @@ impl From<Refusal> for Problem {
             Refusal::Unknown | Refusal::Ended => Problem::conflict("ended", "the sale is over"),
             Refusal::NotStarted => Problem::conflict("not_started", "the sale has not started"),
             Refusal::SoldOut => Problem::conflict("sold_out", "not enough units are left"),
+            Refusal::LimitReached(units) => SaleError::LimitReached(units).into(),
             Refusal::RateLimited { limit, seconds } => rate_limited(limit, seconds),
             Refusal::Overloaded => Problem::overloaded(1),
         }
@@ -348,8 +349,12 @@ impl FlashSaleApi {
             .store
             .write_then(
                 move |tx| super::claim(tx, now, &request),
-                // A replay took no units now: its place is free again.
-                move |done| place.decide(matches!(done, Ok(Claim::Granted(_)))),
+                move |done| match done {
+                    Ok(Claim::Granted(_)) => place.decide(true),
+                    Err(SaleError::LimitReached(_)) => place.limit_reached(user_id),
+                    // A replay took no units now: its place is free again.
+                    Ok(Claim::Replayed(_)) | Err(_) => place.decide(false),
+                },
             )
             .await?;
         Ok(match claim {

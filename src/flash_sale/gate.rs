@@ -5,7 +5,9 @@
 //! under way at once, so a crowd costs the database only what can be sold; a buyer who finds every
 //! unit spoken for waits until one of those claims is decided, so the last unit is still sold; what a
 //! claim came to is told by the writer's thread, so a buyer who went away leaks no place; memory is
-//! bounded whatever the crowd. Attempts are counted in an exact sliding minute of monotonic time.
+//! bounded whatever the crowd. A buyer of whom the database said that the limit is reached is
+//! refused here from then on, until units of the sale come back, for they may be that buyer's.
+//! Attempts are counted in an exact sliding minute of monotonic time.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -35,6 +37,8 @@ pub enum Refusal {
     Ended,
     /// Fewer units are left than were asked for.
     SoldOut,
+    /// The buyer has as many as one may have: this many.
+    LimitReached(i64),
     /// Too many attempts.
     RateLimited {
         /// Attempts that a buyer has in a minute.
@@ -53,6 +57,8 @@ struct SaleGate {
     left: AtomicU32,
     places: Mutex<Places>,
     attempts: Mutex<Attempts>,
+    /// Buyers at their limit, with the fewest units that they were refused.
+    full: Mutex<HashMap<UserId, u32>>,
 }
 
 struct Places {
@@ -151,6 +157,7 @@ impl SaleGate {
 pub struct Place {
     gate: Arc<SaleGate>,
     quantity: u32,
+    buyers_max: usize,
     decided: bool,
 }
 
@@ -159,6 +166,20 @@ impl Place {
     pub fn decide(mut self, sold: bool) {
         self.decided = true;
         self.gate.decide(self.quantity, sold);
+    }
+
+    /// Tells the gate that the database refused the claim for the buyer's limit. To be called on the
+    /// writer's thread, as [`Gate::put_back`] is: their order there is the order of the commits.
+    pub fn limit_reached(self, user: UserId) {
+        let mut full = self.gate.full.lock();
+        if full.len() >= self.buyers_max {
+            // Simple and rare: whoever comes again costs the database one look more.
+            full.clear();
+        }
+        let fewest = full.entry(user).or_insert(self.quantity);
+        *fewest = self.quantity.min(*fewest);
+        drop(full);
+        self.decide(false);
     }
 }
 
@@ -214,6 +235,7 @@ impl Gate {
                 waiting: VecDeque::new(),
             }),
             attempts: Mutex::new(Attempts::default()),
+            full: Mutex::new(HashMap::new()),
             sale,
         };
         self.0.sales.write().insert(gate.sale.id, Arc::new(gate));
@@ -234,6 +256,7 @@ impl Gate {
     pub fn put_back(&self, released: &[ReleasedToSale]) {
         for units in released {
             if let Some(gate) = self.find(SaleId(units.sale_id)) {
+                gate.full.lock().clear();
                 let mut places = gate.places.lock();
                 places.left = places.left.saturating_add(units.quantity);
                 gate.admit_waiting(&mut places);
@@ -296,6 +319,14 @@ impl Gate {
                 limit: u32::try_from(limit).unwrap_or(u32::MAX),
                 seconds: wait_ms.div_ceil(1_000),
             })?;
+        if gate
+            .full
+            .lock()
+            .get(&user)
+            .is_some_and(|fewest| quantity >= *fewest)
+        {
+            return Err(Refusal::LimitReached(gate.sale.per_user_limit));
+        }
         let answer = {
             let mut places = gate.places.lock();
             if places.left < quantity {
@@ -329,6 +360,7 @@ impl Gate {
         Ok(Place {
             gate,
             quantity,
+            buyers_max: self.0.settings.tracked_buyers_max,
             decided: false,
         })
     }
@@ -492,6 +524,26 @@ mod tests {
                 seconds: 40
             })
         );
+    }
+
+    #[tokio::test]
+    async fn a_buyer_at_the_limit_is_refused_until_units_come_back() {
+        let (gate, clock) = gate(100, 1_000);
+        let enter = |quantity| {
+            let (gate, now) = (gate.clone(), clock.now());
+            async move { gate.enter(SaleId(1), UserId(1), quantity, now).await }
+        };
+        enter(2).await.expect("a place").limit_reached(UserId(1));
+        for quantity in [2, 3] {
+            let refused = enter(quantity).await.map(drop);
+            assert_eq!(refused, Err(Refusal::LimitReached(1)));
+        }
+        enter(1).await.expect("fewer may still fit").decide(false);
+        gate.put_back(&[ReleasedToSale {
+            sale_id: 1,
+            quantity: 1,
+        }]);
+        assert!(enter(3).await.is_ok());
     }
 
     #[test]

@@ -96,6 +96,7 @@ struct Inner {
     writer: Writer,
     checkpointer: Checkpointer,
     metrics: Metrics,
+    reader_timeout: Duration,
     statement_timeout: Duration,
     write_timeout: Duration,
 }
@@ -140,6 +141,7 @@ impl Store {
             writer,
             checkpointer,
             metrics,
+            reader_timeout: ms(settings.reader_timeout_ms),
             statement_timeout: ms(settings.statement_timeout_ms),
             write_timeout: ms(settings.write_timeout_ms),
         })))
@@ -268,7 +270,7 @@ impl Store {
         let conn = self
             .0
             .readers
-            .get()
+            .get_timeout(self.0.reader_timeout)
             .map_err(|_| E::from(StoreError::Timeout))?;
         self.0
             .metrics

@@ -14,10 +14,13 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
 use crate::clock::Stopwatch;
-use crate::config::{Database, ms};
+use crate::config::Database;
 
 /// The first release without the WAL-reset bug: <https://sqlite.org/wal.html#walresetbug>.
 const VERSION_MIN: i32 = 3_051_003;
+/// How long the readers may take to open: a start on a busy machine must not fail for a limit that
+/// is meant for requests.
+const OPEN_WAIT: Duration = Duration::from_secs(30);
 /// How many virtual-machine steps pass between two looks at the statement's deadline.
 const PROGRESS_STEPS: i32 = 10_000;
 
@@ -107,7 +110,7 @@ pub(super) fn open_readers(
         .test_on_check_out(false)
         .max_lifetime(None)
         .idle_timeout(None)
-        .connection_timeout(ms(settings.reader_timeout_ms))
+        .connection_timeout(OPEN_WAIT)
         .build(manager)
         .map_err(|error| {
             StoreError::Unavailable(format!("the readers could not be opened: {error}"))

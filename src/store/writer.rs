@@ -66,12 +66,12 @@ where
     }
 
     fn finish(self: Box<Self>, commit: Result<(), StoreError>) {
-        let result = match (self.result, commit) {
-            // An Err of its own has been rolled back whatever became of the others.
-            (Some(Err(error)), _) => Err(error),
-            (Some(Ok(value)), Ok(())) => Ok(value),
-            (_, Err(error)) => Err(E::from(error)),
-            (None, Ok(())) => Err(E::from(StoreError::Stopped)),
+        let result = match (commit, self.result) {
+            // Even a refusal may rest on what others wrote in the same batch: it holds only if
+            // that does.
+            (Err(error), _) => Err(E::from(error)),
+            (Ok(()), Some(result)) => result,
+            (Ok(()), None) => Err(E::from(StoreError::Stopped)),
         };
         (self.after)(&result);
         // A caller that went away does not want to know.

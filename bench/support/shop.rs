@@ -1,0 +1,112 @@
+//! A shop to measure: a catalogue, an operator's key, buyers with sessions, made through the library
+//! while no server runs.
+//!
+//! Invariant: what is in it depends on the numbers alone, so two runs measure the same shop.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use onrush::app;
+use onrush::auth::{self, AuthError, NewAccount, NewKey, Role, Scope};
+use onrush::clock::Clock;
+use onrush::config::Settings;
+use onrush::product::{self, NewProduct, ProductError};
+
+use crate::support::{Process, temporary};
+
+/// Units of each product: more than any run sells.
+pub const STOCK: i64 = 500_000_000;
+
+/// A data directory with a shop in it.
+pub struct Shop {
+    /// Where it is.
+    pub data: PathBuf,
+    /// An API key that may do everything an operator may.
+    pub key: String,
+    /// The buyers' tokens.
+    pub buyers: Vec<String>,
+    /// The products' ids.
+    pub products: Vec<i64>,
+    _dir: tempfile::TempDir,
+}
+
+impl Shop {
+    /// Makes it.
+    pub fn new(products: usize, buyers: u32) -> anyhow::Result<Self> {
+        let dir = temporary()?;
+        let mut settings = Settings::default();
+        settings.data.dir = dir.path().join("data");
+        let opened = app::open_data(&settings)?;
+        let (store, now) = (&opened.store, opened.clock.now());
+        let ids = store.write_blocking::<_, ProductError>(move |tx| {
+            (0..products)
+                .map(|number| product::create(tx, now, &sample(number)))
+                .collect::<Result<Vec<_>, _>>()
+        })?;
+        let email = "operator@example.com";
+        let operator = NewAccount::checked(email, "Operator", "a long enough one", &settings.auth)?;
+        let key = store.write_blocking::<_, AuthError>(move |tx| {
+            auth::create_account(tx, now, &operator, Role::Admin)?;
+            let new = NewKey {
+                name: "bench".to_owned(),
+                scopes: vec![
+                    Scope::Catalogue,
+                    Scope::Orders,
+                    Scope::Payments,
+                    Scope::Sales,
+                ],
+                expires_at: None,
+            };
+            auth::create_api_key_for(tx, now, email, &new, 1).map(|(_, key)| key)
+        })?;
+        let buyers = store.write_blocking::<_, AuthError>(move |tx| {
+            auth::create_rehearsal_buyers(tx, now, 0, buyers)
+        })?;
+        opened.close();
+        Ok(Self {
+            data: settings.data.dir,
+            key,
+            buyers,
+            products: ids.into_iter().map(|id| id.0).collect(),
+            _dir: dir,
+        })
+    }
+
+    /// Opens a sale that runs now, of one product; answers its id.
+    pub fn open_sale(
+        &self,
+        server: &Process,
+        product: i64,
+        quantity: u32,
+        per_user: u32,
+        attempts: u32,
+    ) -> anyhow::Result<i64> {
+        let now = Clock::system().now();
+        let sale = serde_json::json!({
+            "product_id": product, "quantity": quantity, "unit_amount": 9_900,
+            "starts_at": now.plus_seconds(-1), "ends_at": now.plus_seconds(3_600),
+            "per_user_limit": per_user, "attempts_per_minute": attempts,
+        });
+        let (status, body) =
+            server.call("POST", "/api/v1/flash-sales", &self.key, &sale.to_string())?;
+        ensure!(status == 201, "no sale: {status} {body}");
+        serde_json::from_str::<serde_json::Value>(&body)?["id"]
+            .as_i64()
+            .context("a sale without an id")
+    }
+}
+
+fn sample(number: usize) -> NewProduct {
+    NewProduct {
+        sku: Some(format!("BENCH-{number:05}")),
+        name: format!("Aurora Wireless Earbuds No. {number} · 极光无线耳机"),
+        description: format!(
+            "Number {number} of the series: light, long-lasting, quick to charge. 轻巧耐用，充电迅速，品质保证。"
+        ),
+        category: "Audio 音频".to_owned(),
+        unit_amount: 19_900 + (number % 1_000) as i64,
+        currency: "CNY".to_owned(),
+        stock: STOCK,
+        popularity: (number % 100) as i64,
+    }
+}
