@@ -538,7 +538,10 @@ async fn keep_ledger_checked(
 ) {
     let interval = settings.orders.ledger_check_seconds;
     let mut wait = Duration::from_secs(interval.min(FIRST_LEDGER_CHECK_SECONDS));
-    while interval > 0 {
+    if interval == 0 {
+        return;
+    }
+    loop {
         tokio::select! {
             _ = stopped.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(wait) => {}
