@@ -58,9 +58,17 @@ pub struct OpenData {
 impl OpenData {
     /// Closes the database and notes the orderly end. Blocks.
     pub fn close(&self) {
-        self.store.close();
-        self.dir.release();
+        close(&self.dir, &self.store);
     }
+}
+
+fn close(dir: &DataDir, store: &Store) {
+    // Without this note, an end in the middle of closing would be taken for a lost log.
+    if let Err(error) = dir.note_closing() {
+        tracing::warn!(%error, "the stop could not be noted in the lock file");
+    }
+    store.close();
+    dir.release();
 }
 
 /// Opens the data directory for a command that does not serve.
@@ -84,6 +92,10 @@ fn open(settings: &Settings, metrics: &Metrics) -> anyhow::Result<OpenData> {
         std::process::exit(EXIT_IO);
     })
     .map_err(|error| damaged(error, &dir))?;
+    // A full disk must not keep a shop from starting to read.
+    if let Err(error) = dir.note_open() {
+        tracing::warn!(%error, "the start could not be noted in the lock file");
+    }
     Ok(OpenData {
         dir,
         store,
@@ -95,7 +107,7 @@ fn open(settings: &Settings, metrics: &Metrics) -> anyhow::Result<OpenData> {
 fn damaged(error: StoreError, dir: &DataDir) -> anyhow::Error {
     let advice = match error {
         StoreError::Corrupt(_) => format!(
-            "; keep a copy of {}, then put a backup of onrush.db in its place (without -wal and -shm files)",
+            "; keep a copy of {}, then put a backup of onrush.db in its place (without -wal and -shm files, and without onrush.lock)",
             dir.root().display()
         ),
         _ => String::new(),
@@ -462,10 +474,7 @@ impl App {
             }
         }
         let (store, dir) = (self.store, self.dir);
-        let closed = tokio::task::spawn_blocking(move || {
-            store.close();
-            dir.release();
-        });
+        let closed = tokio::task::spawn_blocking(move || close(&dir, &store));
         if let Err(error) = closed.await {
             tracing::error!(%error, "the database did not close in order");
         }

@@ -5,11 +5,6 @@
 //! packages are installed only when the lock file changed, and none of their scripts run; outside
 //! `$OUT_DIR` only `web/node_modules` is written.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "a build script talks to Cargo on its standard output"
-)]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, io};

@@ -7,6 +7,7 @@ use poem::http::{Method, StatusCode};
 use poem::{Request, RequestBody};
 use poem_openapi::param::{Path, Query};
 use poem_openapi::registry::{MetaSecurityScheme, Registry};
+use poem_openapi::types::Example;
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Object, OpenApi, Tags};
 use serde::{Deserialize, Serialize};
 
@@ -286,9 +287,10 @@ fn problem(error: AuthError) -> Problem {
 
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
+#[oai(example)]
 struct RegisterBody {
     /// Address to log in with
-    #[oai(validator(max_length = 254))]
+    #[oai(validator(min_length = 3, max_length = 254, pattern = r"^[^@\s]+@[^@\s]+$"))]
     email: String,
     /// What to call you
     #[oai(validator(max_length = 100))]
@@ -298,8 +300,19 @@ struct RegisterBody {
     password: String,
 }
 
+impl Example for RegisterBody {
+    fn example() -> Self {
+        Self {
+            email: "lilei@example.com".to_owned(),
+            name: "李雷 Li Lei".to_owned(),
+            password: "correct horse battery".to_owned(),
+        }
+    }
+}
+
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
+#[oai(example)]
 struct LoginBody {
     /// Address
     email: String,
@@ -311,8 +324,19 @@ struct LoginBody {
     cookie: bool,
 }
 
+impl Example for LoginBody {
+    fn example() -> Self {
+        Self {
+            email: "lilei@example.com".to_owned(),
+            password: "correct horse battery".to_owned(),
+            cookie: false,
+        }
+    }
+}
+
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
+#[oai(example)]
 struct SetupBody {
     /// The one-time token that `onrush serve` printed
     token: String,
@@ -326,6 +350,18 @@ struct SetupBody {
     #[oai(default)]
     #[serde(default)]
     cookie: bool,
+}
+
+impl Example for SetupBody {
+    fn example() -> Self {
+        Self {
+            token: "setup_…".to_owned(),
+            email: "owner@example.com".to_owned(),
+            name: "Owner".to_owned(),
+            password: "correct horse battery".to_owned(),
+            cookie: false,
+        }
+    }
 }
 
 /// An account.
@@ -473,6 +509,7 @@ struct KeyPage {
 /// A key to make.
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
+#[oai(example)]
 struct KeyBody {
     /// What it is for
     #[oai(validator(min_length = 1, max_length = 100))]
@@ -483,6 +520,16 @@ struct KeyBody {
     /// When it shall end by itself
     #[serde(default)]
     expires_at: Option<Timestamp>,
+}
+
+impl Example for KeyBody {
+    fn example() -> Self {
+        Self {
+            name: "checkout".to_owned(),
+            scopes: vec!["orders".to_owned()],
+            expires_at: None,
+        }
+    }
 }
 
 /// Scopes that reach beyond the account itself: a key that has one is an admin's to make.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use poem::http::StatusCode;
+use poem::http::header::{HeaderName, HeaderValue};
 use poem_openapi::param::{Header, Path, Query};
+use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Settings;
 use crate::http::{Body, Created, Failure, OptionalBody, Problem, fails, read_cursor};
 use crate::monitor::Metrics;
+use crate::order::OrderError;
 use crate::order::idempotency::Key;
 use crate::product::ProductId;
 use crate::product::stock::StockError;
@@ -49,25 +52,41 @@ impl From<Refusal> for Problem {
             Refusal::Unknown | Refusal::Ended => Problem::conflict("ended", "the sale is over"),
             Refusal::NotStarted => Problem::conflict("not_started", "the sale has not started"),
             Refusal::SoldOut => Problem::conflict("sold_out", "not enough units are left"),
-            Refusal::RateLimited(seconds) => Problem::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limited",
-                "too many attempts in this sale",
-            )
-            .retry_after(seconds),
+            Refusal::RateLimited { limit, seconds } => rate_limited(limit, seconds),
             Refusal::Overloaded => Problem::overloaded(1),
         }
+    }
+}
+
+/// 429 with what the IETF's draft 10 of RateLimit fields tells a client besides `Retry-After`.
+fn rate_limited(limit: u32, seconds: u64) -> Problem {
+    let field = |text: String| HeaderValue::from_str(&text);
+    let problem = Problem::new(
+        StatusCode::TOO_MANY_REQUESTS,
+        "rate_limited",
+        "too many attempts in this sale",
+    )
+    .retry_after(seconds);
+    match (
+        field(format!("\"attempts\";q={limit};w=60")),
+        field(format!("\"attempts\";r=0;t={seconds}")),
+    ) {
+        (Ok(policy), Ok(left)) => problem
+            .header(HeaderName::from_static("ratelimit-policy"), policy)
+            .header(HeaderName::from_static("ratelimit"), left),
+        _ => problem,
     }
 }
 
 /// A sale to make.
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
+#[oai(example)]
 struct SaleBody {
     /// Product
     product_id: i64,
     /// Units to set aside
-    #[oai(validator(minimum(value = "1")))]
+    #[oai(validator(minimum(value = "1"), maximum(value = "4294967295")))]
     quantity: u32,
     /// Price of one in minor units of the product's currency
     #[oai(validator(minimum(value = "0")))]
@@ -77,7 +96,10 @@ struct SaleBody {
     /// First moment after it
     ends_at: Timestamp,
     /// Units of one buyer at most
-    #[oai(default = "one", validator(minimum(value = "1")))]
+    #[oai(
+        default = "one",
+        validator(minimum(value = "1"), maximum(value = "4294967295"))
+    )]
     #[serde(default = "one")]
     per_user_limit: u32,
     /// Attempts of one buyer in a sliding minute
@@ -93,6 +115,21 @@ struct SaleBody {
     payment_window_seconds: i64,
 }
 
+impl Example for SaleBody {
+    fn example() -> Self {
+        Self {
+            product_id: 1,
+            quantity: 100,
+            unit_amount: 1_900,
+            starts_at: Timestamp(1_920_585_600_000_000),
+            ends_at: Timestamp(1_920_589_200_000_000),
+            per_user_limit: 1,
+            attempts_per_minute: 3,
+            payment_window_seconds: 900,
+        }
+    }
+}
+
 fn one() -> u32 {
     1
 }
@@ -106,7 +143,10 @@ fn three() -> u32 {
 #[serde(deny_unknown_fields)]
 struct ClaimBody {
     /// Units
-    #[oai(default = "one", validator(minimum(value = "1")))]
+    #[oai(
+        default = "one",
+        validator(minimum(value = "1"), maximum(value = "4294967295"))
+    )]
     #[serde(default = "one")]
     quantity: u32,
 }
@@ -493,20 +533,23 @@ impl FlashSaleApi {
     ) -> Result<Body<ClaimView>, Failure<{ fails::SECURED | fails::NOT_FOUND }>> {
         let caller = access.0;
         caller.require(Role::Customer, Scope::Orders)?;
-        let absent = || Problem::not_found("claim_not_found", "there is no such claim");
+        let owner = (!caller.is_staff()).then_some(caller.user_id);
         let claim_id = id.0.clone();
-        let (sale, buyer, order, quantity, created_at) = self
+        let found = self
             .store
-            .point(move |tx| super::sql::claim(tx, &claim_id))
-            .await
-            .map_err(Problem::from)?
-            .filter(|(_, buyer, ..)| caller.is_staff() || *buyer == caller.user_id)
-            .ok_or_else(absent)?;
-        let order = self
-            .store
-            .point(move |tx| crate::order::get(tx, order, Some(buyer)))
+            .point(move |tx| {
+                let claim = super::sql::claim(tx, &claim_id)?
+                    .filter(|(_, buyer, ..)| owner.is_none_or(|owner| owner == *buyer));
+                let Some((sale, _, order, quantity, created_at)) = claim else {
+                    return Ok(None);
+                };
+                let order = crate::order::get(tx, order, None)?;
+                Ok::<_, OrderError>(Some((sale, order, quantity, created_at)))
+            })
             .await
             .map_err(Problem::from)?;
+        let (sale, order, quantity, created_at) =
+            found.ok_or_else(|| Problem::not_found("claim_not_found", "there is no such claim"))?;
         Ok(Body(ClaimView {
             claim_id: id.0,
             sale_id: sale.0,

@@ -35,8 +35,13 @@ pub enum Refusal {
     Ended,
     /// Fewer units are left than were asked for.
     SoldOut,
-    /// Too many attempts; the next one counts after so many seconds.
-    RateLimited(u64),
+    /// Too many attempts.
+    RateLimited {
+        /// Attempts that a buyer has in a minute.
+        limit: u32,
+        /// Seconds until the next one counts.
+        seconds: u64,
+    },
     /// Too many buyers wait, or the wait was too long.
     Overloaded,
 }
@@ -287,7 +292,10 @@ impl Gate {
                 limit,
                 self.0.settings.tracked_buyers_max,
             )
-            .map_err(|wait_ms| Refusal::RateLimited(wait_ms.div_ceil(1_000)))?;
+            .map_err(|wait_ms| Refusal::RateLimited {
+                limit: u32::try_from(limit).unwrap_or(u32::MAX),
+                seconds: wait_ms.div_ceil(1_000),
+            })?;
         let answer = {
             let mut places = gate.places.lock();
             if places.left < quantity {
@@ -470,13 +478,19 @@ mod tests {
         assert!(enter(gate.clone(), clock.now()).await.is_ok());
         assert_eq!(
             enter(gate.clone(), clock.now()).await,
-            Err(Refusal::RateLimited(20))
+            Err(Refusal::RateLimited {
+                limit: 2,
+                seconds: 20
+            })
         );
         clock.advance(Duration::from_secs(20));
         assert!(enter(gate.clone(), clock.now()).await.is_ok());
         assert_eq!(
             enter(gate.clone(), clock.now()).await,
-            Err(Refusal::RateLimited(40))
+            Err(Refusal::RateLimited {
+                limit: 2,
+                seconds: 40
+            })
         );
     }
 

@@ -371,6 +371,7 @@ pub fn close(
         get(tx, id)?;
         return Ok(None);
     };
+    fail::fail_point!("sale.closed");
     if let Ok(quantity @ 1..) = u32::try_from(left) {
         stock::give_back(tx, sale.product_id, quantity)?;
         let movement = Movement {

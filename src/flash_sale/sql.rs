@@ -197,12 +197,13 @@ pub(super) fn bring_forward(
     Ok(changed == 1)
 }
 
-/// Units in the sale's live orders, counted from the orders themselves.
+/// Units in the sale's live orders, counted from the orders themselves. An order whose late payment
+/// took free units has left the sale.
 pub(super) fn units_ordered(tx: &mut Tx<'_>, id: SaleId) -> Result<i64, StoreError> {
     Ok(tx
         .row(
             "SELECT COALESCE(SUM(c.quantity), 0) FROM claims c JOIN orders o ON o.id = c.order_id \
-             WHERE c.sale_id = $1 AND o.status NOT IN ('cancelled', 'expired', 'refund_due')",
+             WHERE c.sale_id = $1 AND o.sale_id = c.sale_id AND o.status NOT IN ('cancelled', 'expired', 'refund_due')",
             &[id.into()],
             |row| row.get(0),
         )?

@@ -186,7 +186,8 @@ fn request_schemas(document: &Value) -> Vec<String> {
     found
 }
 
-/// Every type of a request body refuses unknown fields; the document has to say so.
+/// Every type of a request body refuses unknown fields, and takes `null` for a field that may be
+/// left out and has no default; the document has to say so.
 fn close_objects(document: &mut Value, names: &[String]) {
     for name in names {
         let schema = &mut document["components"]["schemas"][name];
@@ -195,6 +196,14 @@ fn close_objects(document: &mut Value, names: &[String]) {
             && schema.get("additionalProperties").is_none()
         {
             schema["additionalProperties"] = Value::Bool(false);
+        }
+        let required = schema["required"].as_array().cloned().unwrap_or_default();
+        let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+        for (name, property) in properties.into_iter().flatten() {
+            let may_be_left_out = !required.iter().any(|known| known == name);
+            if may_be_left_out && property.get("default").is_none() {
+                property["nullable"] = Value::Bool(true);
+            }
         }
     }
 }

@@ -65,7 +65,8 @@ impl Drop for LogGuard {
 
 /// Sets up logging for the whole process; `metrics` counts dropped lines.
 pub fn init(settings: &Log, metrics: Option<&Metrics>) -> Result<LogGuard, LogError> {
-    let filter = EnvFilter::builder().parse(&settings.level)?;
+    // The migration library tells at each start what it found; a directive of one's own for it wins.
+    let filter = EnvFilter::builder().parse(format!("refinery_core=warn,{}", settings.level))?;
     let (lines, waiting) = sync_channel(LINES_WAITING_MAX);
     std::thread::Builder::new()
         .name("log".to_owned())

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use poem_openapi::param::{Header, Path, Query};
+use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
@@ -54,17 +55,29 @@ struct LineBody {
     /// Product
     product_id: i64,
     /// Units
-    #[oai(validator(minimum(value = "1")))]
+    #[oai(validator(minimum(value = "1"), maximum(value = "4294967295")))]
     quantity: u32,
 }
 
 /// An order to place.
 #[derive(Serialize, Deserialize, Object)]
 #[serde(deny_unknown_fields)]
+#[oai(example)]
 struct OrderBody {
     /// Lines; two lines of one product are summed
     #[oai(validator(min_items = 1))]
     items: Vec<LineBody>,
+}
+
+impl Example for OrderBody {
+    fn example() -> Self {
+        Self {
+            items: vec![LineBody {
+                product_id: 1,
+                quantity: 2,
+            }],
+        }
+    }
 }
 
 /// A line of an order.

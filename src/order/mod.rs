@@ -210,6 +210,7 @@ pub fn create(
             amount,
         });
     }
+    fail::fail_point!("order.units_taken");
     let window = i64::try_from(rules.payment_window_seconds).unwrap_or(i64::MAX);
     let (status, expires_at) = payment_terms(now, window);
     let new = NewOrder {
@@ -237,6 +238,7 @@ pub fn insert(
     reason: Reason,
 ) -> Result<Order, OrderError> {
     let id = sql::insert(tx, now, new)?;
+    fail::fail_point!("order.row_written");
     for (line, item) in (1..).zip(&items) {
         sql::insert_item(tx, id, line, item)?;
         let movement = Movement {
@@ -450,6 +452,7 @@ pub fn expire_due(
             OrderStatus::PendingPayment,
             OrderStatus::Expired,
         )? {
+            fail::fail_point!("order.expired");
             released.extend(release(tx, now, &order, true)?);
         }
     }

@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use poem::http::StatusCode;
 use poem_openapi::param::{Path, Query};
+use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -100,6 +101,7 @@ struct ProductPage {
 /// A product to make.
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
+#[oai(example)]
 struct ProductBody {
     /// The shop's own article number, unique
     #[serde(default)]
@@ -127,9 +129,24 @@ struct ProductBody {
     stock: i64,
 }
 
+impl Example for ProductBody {
+    fn example() -> Self {
+        Self {
+            sku: Some("TEA-001".to_owned()),
+            name: "Green Tea 绿茶".to_owned(),
+            description: "Spring harvest. 明前新茶。".to_owned(),
+            category: "Food 食品".to_owned(),
+            unit_amount: 6_800,
+            currency: "CNY".to_owned(),
+            stock: 500,
+        }
+    }
+}
+
 /// What shall change.
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
+#[oai(example)]
 struct PatchBody {
     /// New name
     #[serde(default)]
@@ -146,6 +163,18 @@ struct PatchBody {
     /// Free units after a stock-take
     #[serde(default)]
     stock: Option<i64>,
+}
+
+impl Example for PatchBody {
+    fn example() -> Self {
+        Self {
+            name: None,
+            description: None,
+            category: None,
+            unit_amount: Some(5_900),
+            stock: Some(480),
+        }
+    }
 }
 
 /// A row that was not taken.

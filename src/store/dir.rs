@@ -1,10 +1,12 @@
 //! The data directory: every path in it, its mode, and the lock that keeps a second process out.
 //!
 //! Invariants: mode 0700; one process at a time; the lock file tells who holds it, and whether the
-//! last holder let go in an orderly way.
+//! last holder let go in an orderly way. It says `4711` while process 4711 opens or closes the
+//! database, `4711 open` in between, and nothing after an orderly end. So a database or a
+//! write-ahead log that should be there and is not is missed, instead of being made anew, empty.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -35,7 +37,21 @@ pub enum DirError {
         /// What the system said.
         reason: String,
     },
+    /// A file that holds orders is not there.
+    #[error("the database is damaged: {} is {what}; put it back, or restore a backup of onrush.db; \
+        only if no order can be in it, remove {}", .file.display(), .lock.display())]
+    Missing {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+        /// The file that remembers it.
+        lock: PathBuf,
+    },
 }
+
+/// What a process that ended left in the lock file for the time between opening and closing.
+const OPEN: &str = "open";
 
 /// A data directory that this process holds.
 #[derive(Debug)]
@@ -43,14 +59,23 @@ pub struct DataDir {
     root: PathBuf,
     lock: File,
     was_clean: bool,
+    was_open: bool,
 }
 
 impl DataDir {
     /// Makes the directory if need be, checks its mode and takes its lock.
     pub fn open(root: &Path) -> Result<Self, DirError> {
-        let unusable = |path: &Path, error: std::io::Error| DirError::Unusable {
+        let unusable = |path: &Path, error: std::io::Error| {
+            DirError::Unusable {
             dir: path.to_owned(),
-            reason: error.to_string(),
+            reason: match error.kind() {
+                ErrorKind::ReadOnlyFilesystem => {
+                    "the file system is read-only; make it writable, or choose another directory with --data-dir"
+                        .to_owned()
+                }
+                _ => error.to_string(),
+            },
+        }
         };
         if !root.exists() {
             std::fs::DirBuilder::new()
@@ -71,6 +96,7 @@ impl DataDir {
             });
         }
         let path = root.join("onrush.lock");
+        let is_new = !path.exists();
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -86,8 +112,8 @@ impl DataDir {
                 let read = lock.read_to_string(&mut holder);
                 return Err(DirError::InUse {
                     dir: root.to_owned(),
-                    holder: match read {
-                        Ok(_) if !holder.trim().is_empty() => holder.trim().to_owned(),
+                    holder: match (read, holder.split_whitespace().next()) {
+                        (Ok(_), Some(process)) => process.to_owned(),
                         _ => "unknown".to_owned(),
                     },
                 });
@@ -100,13 +126,49 @@ impl DataDir {
             root: root.to_owned(),
             lock,
             was_clean: holder.trim().is_empty(),
+            was_open: holder.split_whitespace().nth(1) == Some(OPEN),
         };
+        dir.find_missing(is_new, path)?;
         // A full disk must not keep a shop from starting to read: without the note, the next start
         // merely takes this stop for a clean one.
-        if let Err(error) = dir.note(&std::process::id().to_string()) {
+        if let Err(error) = dir.note_closing() {
             tracing::warn!(%error, "the process id could not be noted in the lock file");
         }
         Ok(dir)
+    }
+
+    /// Refuses a directory that lost a file with orders in it.
+    fn find_missing(&self, is_new: bool, lock: PathBuf) -> Result<(), DirError> {
+        let bytes = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.len());
+        let database = self.database();
+        let mut log = database.clone().into_os_string();
+        log.push("-wal");
+        let log = PathBuf::from(log);
+        let missing = |file, what| Err(DirError::Missing { file, what, lock });
+        match bytes(&database) {
+            // SQLite would throw the log away.
+            None if self.was_open || bytes(&log).is_some_and(|bytes| bytes > 0) => {
+                missing(database, "missing")
+            }
+            // After an end in the middle of the very first start, it may be empty.
+            Some(0) if self.was_open || (self.was_clean && !is_new) => missing(database, "empty"),
+            Some(1..) if self.was_open && bytes(&log).is_none() => {
+                missing(log, "missing, and the last process did not end in order")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes that the database and its log are there from now on.
+    pub fn note_open(&self) -> std::io::Result<()> {
+        // The names first: the note must not be on disk without them.
+        File::open(&self.root)?.sync_all()?;
+        self.note(&format!("{} {OPEN}", std::process::id()))
+    }
+
+    /// Notes that the database closes, which removes its log.
+    pub fn note_closing(&self) -> std::io::Result<()> {
+        self.note(&std::process::id().to_string())
     }
 
     fn note(&self, text: &str) -> std::io::Result<()> {

@@ -219,7 +219,7 @@ impl Store {
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
-        let answer = self.0.writer.submit(work, after);
+        let answer = self.0.writer.submit(false, work, after);
         match tokio::time::timeout(self.0.write_timeout, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(E::from(StoreError::Stopped)),
@@ -227,7 +227,8 @@ impl Store {
         }
     }
 
-    /// [`Store::write`] for a thread that is not async, such as an import. Waits without limit.
+    /// [`Store::write`] for a thread that is not async, such as an import: it waits for room in the
+    /// queue, and for its turn.
     pub fn write_blocking<T, E>(
         &self,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
@@ -238,7 +239,7 @@ impl Store {
     {
         self.0
             .writer
-            .submit(work, |_| ())
+            .submit(true, work, |_| ())
             .blocking_recv()
             .unwrap_or_else(|_| Err(E::from(StoreError::Stopped)))
     }

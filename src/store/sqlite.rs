@@ -150,9 +150,45 @@ pub(super) fn quick_check(path: &Path, budget: Duration) -> Result<bool, StoreEr
     let verdict: Result<String, _> = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
     match verdict.map_err(StoreError::from) {
         Ok(verdict) if verdict == "ok" => Ok(true),
-        Ok(verdict) => Err(StoreError::Corrupt(verdict)),
+        // It speaks in lines; an error is one sentence.
+        Ok(verdict) => Err(StoreError::Corrupt(
+            verdict.lines().collect::<Vec<_>>().join(" "),
+        )),
         Err(StoreError::StatementTimeout) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// What a failed write means. SQLite calls it an I/O error when the file system has turned
+/// read-only (as ext4 does when it meets damage); nothing was written then, so reading can go on. A
+/// failed sync is never taken for that: what it left on disk is not known.
+pub(super) fn write_failure(conn: &Connection, error: rusqlite::Error) -> StoreError {
+    let unwritten = matches!(&error, rusqlite::Error::SqliteFailure(code, _)
+        if code.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE);
+    if unwritten
+        && conn
+            .path()
+            .is_some_and(|path| is_read_only(Path::new(path)))
+    {
+        return StoreError::ReadOnly;
+    }
+    error.into()
+}
+
+/// Asked by writing: the flags of a mount don't tell of a read-only state forced by an error.
+fn is_read_only(database: &Path) -> bool {
+    let probe = database.with_extension("probe");
+    let made = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&probe);
+    match made {
+        Ok(_) => {
+            // One that stays is in nobody's way but the next probe's.
+            let _stays = std::fs::remove_file(&probe);
+            false
+        }
+        Err(error) => error.kind() == std::io::ErrorKind::ReadOnlyFilesystem,
     }
 }
 

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use super::{StoreError, Tx};
+use super::{StoreError, Tx, sqlite};
 use crate::clock::Stopwatch;
 use crate::monitor::Metrics;
 
@@ -131,8 +131,11 @@ impl Writer {
 
     /// Queues `work`; the receiver hears once it is on disk or undone. `after` runs on the writer's
     /// thread between the two, whether or not the caller still waits, and must be quick.
+    /// With `patience`, blocks while the queue is full, which the thread is emptying; without, that is
+    /// refused at once.
     pub(super) fn submit<T, E>(
         &self,
+        patience: bool,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
         after: impl FnOnce(&Result<T, E>) + Send + 'static,
     ) -> oneshot::Receiver<Result<T, E>>
@@ -152,7 +155,13 @@ impl Writer {
             return answer;
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        if let Err(refused) = self.queue.try_send(Message::Run(job)) {
+        let sent = if patience {
+            let sent = self.queue.send(Message::Run(job));
+            sent.map_err(|refused| TrySendError::Disconnected(refused.0))
+        } else {
+            self.queue.try_send(Message::Run(job))
+        };
+        if let Err(refused) = sent {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             let (message, error) = match refused {
                 TrySendError::Full(message) => (message, StoreError::Overloaded),
@@ -283,6 +292,8 @@ impl Loop {
 }
 
 fn run_cached(conn: &Connection, sql: &str) -> Result<(), StoreError> {
-    conn.prepare_cached(sql)?.raw_execute()?;
+    conn.prepare_cached(sql)?
+        .raw_execute()
+        .map_err(|error| sqlite::write_failure(conn, error))?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! orders and a user knows of none.
 
 use poem_openapi::param::{Path, Query};
+use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
@@ -39,9 +40,10 @@ struct UserPage {
 /// An account to make.
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
+#[oai(example)]
 struct UserBody {
     /// Address to log in with
-    #[oai(validator(max_length = 254))]
+    #[oai(validator(min_length = 3, max_length = 254, pattern = r"^[^@\s]+@[^@\s]+$"))]
     email: String,
     /// What to call its owner
     #[oai(validator(min_length = 1, max_length = 100))]
@@ -55,6 +57,17 @@ struct UserBody {
     role: String,
 }
 
+impl Example for UserBody {
+    fn example() -> Self {
+        Self {
+            email: "hanmeimei@example.com".to_owned(),
+            name: "韩梅梅".to_owned(),
+            password: "correct horse battery".to_owned(),
+            role: customer(),
+        }
+    }
+}
+
 fn customer() -> String {
     Role::Customer.word().to_owned()
 }
@@ -62,6 +75,7 @@ fn customer() -> String {
 /// What shall change; what is left out stays.
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
+#[oai(example)]
 struct UserPatch {
     /// What to call its owner
     #[oai(validator(min_length = 1, max_length = 100))]
@@ -73,6 +87,16 @@ struct UserPatch {
     /// `active` or `disabled`
     #[serde(default)]
     status: Option<String>,
+}
+
+impl Example for UserPatch {
+    fn example() -> Self {
+        Self {
+            name: None,
+            role: None,
+            status: Some("disabled".to_owned()),
+        }
+    }
 }
 
 /// A word of a body or a parameter, or the field that is wrong.
