@@ -16,7 +16,8 @@ import { fileURLToPath } from 'node:url';
 // The packages are the page's own, one folder over.
 const { chromium } = createRequire(new URL('../../web/package.json', import.meta.url))('playwright-core');
 
-const BINARY = process.env.ONRUSH_BINARY ?? fileURLToPath(new URL('../../target/debug/onrush', import.meta.url));
+// Not ONRUSH_…: the server reads those as its settings and refuses unknown ones.
+const BINARY = process.env.TESTED_BINARY ?? fileURLToPath(new URL('../../target/debug/onrush', import.meta.url));
 const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium';
 const CHROMIUM_ARGS = [
   '--headless',

@@ -1,7 +1,7 @@
 // Opens the page: asks who is there, then shows the view that the address names.
 
 import { render } from 'preact';
-import { Problem, resume, session } from './api';
+import { resume, session } from './api';
 import { useLoad } from './data';
 import { Keys } from './keys';
 import { LogIn, LogInAgain, setupToken, SetUp, takeSetupToken } from './login';
@@ -63,7 +63,7 @@ function App() {
     case 'unknown':
       return opened.problem ? (
         <main class="gate">
-          <Alert problem={opened.problem ?? new Problem(0, 'unreachable', '')} again={opened.again} />
+          <Alert problem={opened.problem} again={opened.again} />
         </main>
       ) : null;
     case 'out':

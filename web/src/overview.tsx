@@ -1,14 +1,14 @@
 // The first view: what sells right now, and whether the machine is well.
 
 import type { ComponentChildren } from 'preact';
-import { api, ask, productNames } from './api';
-import type { Sale } from './api';
+import { api, ask } from './api';
 import { useLoad, useNow } from './data';
 import { metrics, takeSample } from './metrics';
 import type { Rates, Window } from './metrics';
 import { OrderTable } from './orders';
 import { Link } from './router';
-import { Countdown, isOver, Progress } from './sale-parts';
+import { Countdown, isOver, named, Progress } from './sale-parts';
+import type { Named } from './sale-parts';
 import { Alert, Show, Sparkline, State, Table, View } from './ui';
 import { moment, money, number, t } from './words';
 
@@ -81,8 +81,6 @@ function Figures({ window: { last, rates } }: { window: Window }) {
   );
 }
 
-type Named = { sale: Sale; name: string };
-
 function RunningSale({ sale, name, now }: Named & { now: number }) {
   return (
     <li class="card sale-card">
@@ -110,7 +108,7 @@ function SalesNow({ sales }: { sales: Named[] }) {
   const coming = sales
     .filter(({ sale }) => sale.state === 'scheduled')
     .sort((one, other) => one.sale.starts_at.localeCompare(other.sale.starts_at));
-  const over = sales.filter(({ sale }) => isOver(sale)).slice(0, OVER_SHOWN);
+  const over = sales.filter(({ sale }) => isOver(sale));
   return (
     <>
       <section>
@@ -167,9 +165,7 @@ function SalesNow({ sales }: { sales: Named[] }) {
 async function loadSales(): Promise<Named[]> {
   const page = await ask(api.GET('/api/v1/flash-sales', { params: { query: { limit: SALES_LOOKED_AT } } }));
   let over = 0;
-  const shown = page.items.filter((sale) => !isOver(sale) || over++ < OVER_SHOWN);
-  const names = await productNames(shown.map((sale) => sale.product_id));
-  return shown.map((sale) => ({ sale, name: names.get(sale.product_id) ?? `#${sale.product_id}` }));
+  return named(page.items.filter((sale) => !isOver(sale) || over++ < OVER_SHOWN));
 }
 
 export function Overview() {

@@ -1,7 +1,19 @@
 // How a sale is drawn wherever it is shown: its bar, its figures, its countdown.
 
+import { productNames } from './api';
 import type { Sale } from './api';
 import { duration, number, t } from './words';
+
+export interface Named {
+  sale: Sale;
+  /** Of its product. */
+  name: string;
+}
+
+export async function named(sales: Sale[]): Promise<Named[]> {
+  const names = await productNames(sales.map((sale) => sale.product_id));
+  return sales.map((sale) => ({ sale, name: names.get(sale.product_id) ?? `#${sale.product_id}` }));
+}
 
 /** Sold, held and remaining units as one bar, with the figures below it. */
 export function Progress({ sale }: { sale: Sale }) {

@@ -1,11 +1,11 @@
 // One flash sale, live: what is left, how fast it goes, and the way to stop it.
 
 import { useRef, useState } from 'preact/hooks';
-import { api, ask, productNames } from './api';
+import { api, ask } from './api';
 import type { Sale } from './api';
 import { useLoad, useNow } from './data';
 import { Link } from './router';
-import { Countdown, isOver, Progress } from './sale-parts';
+import { Countdown, isOver, named, Progress } from './sale-parts';
 import { Confirm, Fact, Facts, Show, Sparkline, say, State, View } from './ui';
 import { duration, moment, money, number, t } from './words';
 
@@ -34,10 +34,10 @@ export function SaleView({ id }: { id: number }) {
   const path = { params: { path: { id } } };
   const load = async () => {
     const sale = await ask(api.GET('/api/v1/flash-sales/{id}', path));
-    const names = await productNames([sale.product_id]);
+    const [one] = await named([sale]);
     points.current = [...points.current, { at: performance.now(), remaining: sale.remaining }].slice(-POINTS_MAX);
     setSettled(isOver(sale) && sale.held === 0);
-    return { sale, name: names.get(sale.product_id) ?? `#${sale.product_id}` };
+    return { sale, name: one?.name };
   };
   const loaded = useLoad(load, [id, isSettled], isSettled ? undefined : REFRESH_MS);
   const sale = loaded.data?.sale;

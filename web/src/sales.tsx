@@ -1,12 +1,13 @@
 // All flash sales, and the form that makes one.
 
 import { useState } from 'preact/hooks';
-import { api, ask, invalid, productNames } from './api';
+import { api, ask, invalid } from './api';
 import type { Product } from './api';
 import { useLoad, usePages } from './data';
 import { exponent, toMajor, toMinor } from './money';
 import { ProductPicker } from './product-picker';
 import { go, Link, place } from './router';
+import { named } from './sale-parts';
 import { Field, Form, localInput, momentOf, Pager, say, Show, State, Table, textOf, View, wholeOf } from './ui';
 import { moment, money, number, t, timeZone } from './words';
 
@@ -17,14 +18,11 @@ const MINUTE_MS = 60_000;
 async function loadPage(cursor: string | undefined) {
   const query = { limit: ROWS, ...(cursor && { cursor }) };
   const page = await ask(api.GET('/api/v1/flash-sales', { params: { query } }));
-  await productNames(page.items.map((sale) => sale.product_id));
-  return page;
+  return { ...page, items: await named(page.items) };
 }
 
 export function Sales() {
   const sales = usePages(loadPage, [], REFRESH_MS);
-  const names = useLoad(() => productNames([]), []);
-  const nameOf = (id: number) => names.data?.get(id) ?? `#${id}`;
   return (
     <View
       title={t('sales')}
@@ -39,16 +37,16 @@ export function Sales() {
           <Table
             caption={t('sales')}
             rows={page.items}
-            keyOf={(sale) => sale.id}
+            keyOf={({ sale }) => sale.id}
             columns={[
-              { head: t('product'), cell: (sale) => <Link to={`/sales/${sale.id}`}>{nameOf(sale.product_id)}</Link> },
-              { head: t('state'), cell: (sale) => <State name={sale.state} /> },
-              { head: t('sold'), kind: 'number', cell: (sale) => `${number(sale.sold)} / ${number(sale.quantity)}` },
-              { head: t('remaining'), kind: 'wide number', cell: (sale) => number(sale.remaining) },
-              { head: t('held'), kind: 'wide number', cell: (sale) => number(sale.held) },
-              { head: t('price'), kind: 'wide number', cell: (sale) => money(sale.unit_amount, sale.currency) },
-              { head: t('starts_at'), kind: 'wide', cell: (sale) => moment(sale.starts_at) },
-              { head: t('ends_at'), kind: 'wide', cell: (sale) => moment(sale.ends_at) },
+              { head: t('product'), cell: ({ sale, name }) => <Link to={`/sales/${sale.id}`}>{name}</Link> },
+              { head: t('state'), cell: ({ sale }) => <State name={sale.state} /> },
+              { head: t('sold'), kind: 'number', cell: ({ sale }) => `${number(sale.sold)} / ${number(sale.quantity)}` },
+              { head: t('remaining'), kind: 'wide number', cell: ({ sale }) => number(sale.remaining) },
+              { head: t('held'), kind: 'wide number', cell: ({ sale }) => number(sale.held) },
+              { head: t('price'), kind: 'wide number', cell: ({ sale }) => money(sale.unit_amount, sale.currency) },
+              { head: t('starts_at'), kind: 'wide', cell: ({ sale }) => moment(sale.starts_at) },
+              { head: t('ends_at'), kind: 'wide', cell: ({ sale }) => moment(sale.ends_at) },
             ]}
           />
         )}
@@ -132,7 +130,7 @@ function SaleForm({ given }: { given: Product | undefined }) {
         <input type="text" inputMode="decimal" autocomplete="off" required />
       </Field>
       <div class="field">
-        <Field name="starts_at" label={t('starts_at')} hint={zone} class="bare">
+        <Field name="starts_at" label={t('starts_at')} hint={zone}>
           <input type="datetime-local" required={!startsNow} disabled={startsNow} defaultValue={localInput(start)} />
         </Field>
         <label class="tick">

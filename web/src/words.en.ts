@@ -93,7 +93,6 @@ export const en = {
   no_coming: 'No sale is planned.',
   latest_orders: 'Latest orders',
   all_orders: 'All orders',
-  all_sales: 'All flash sales',
 
   // Sales.
   sale: 'Flash sale',
@@ -148,7 +147,6 @@ export const en = {
   sku_hint: 'Your own, unique (SKU)',
   description: 'Description',
   category: 'Category',
-  any_category: 'Any category',
   currency: 'Currency',
   stock: 'Stock',
   stock_hint: 'Units in the house',
