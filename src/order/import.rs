@@ -36,6 +36,13 @@ struct Line {
     at: Timestamp,
 }
 
+/// The rows of one order, and whether any of them was bad.
+struct PastOrder {
+    id: String,
+    lines: Vec<Line>,
+    is_spoilt: bool,
+}
+
 /// What became of an order.
 enum Taken {
     Created,
@@ -83,48 +90,51 @@ pub fn import_orders(
     }
     let name_at = header.iter().position(|known| known == NAME_COLUMN);
     let mut report = ImportReport::default();
-    let (mut batch, mut rows): (Vec<Vec<Line>>, usize) = (Vec::new(), 0);
-    let mut record = csv::StringRecord::new();
+    let (mut batch, mut rows): (Vec<PastOrder>, usize) = (Vec::new(), 0);
+    let mut record = csv::ByteRecord::new();
     loop {
         let line = reader.position().line();
-        match reader.read_record(&mut record) {
-            Ok(false) => break,
-            Ok(true) => {
-                report.read += 1;
-                let number = record.position().map_or(line, csv::Position::line);
-                match read_row(&record, &at, name_at, number, settings.field_bytes_max) {
-                    Ok(row) => {
-                        rows += 1;
-                        match batch.last_mut() {
-                            Some(order)
-                                if order[0].order == row.order && order.len() < LINES_MAX =>
-                            {
-                                order.push(row)
-                            }
-                            _ => {
-                                if rows > settings.batch_rows {
-                                    write(
-                                        store,
-                                        now,
-                                        &mut batch,
-                                        &mut report,
-                                        settings.errors_max,
-                                    )?;
-                                    progress(report.read);
-                                    rows = 1;
-                                }
-                                batch.push(vec![row]);
-                            }
-                        }
-                    }
-                    Err((field, reason)) => report.fail(settings.errors_max, number, field, reason),
-                }
+        if !reader
+            .read_byte_record(&mut record)
+            .map_err(ImportError::Read)?
+        {
+            break;
+        }
+        report.read += 1;
+        rows += 1;
+        let number = record.position().map_or(line, csv::Position::line);
+        let id = String::from_utf8_lossy(record.get(at[0]).unwrap_or_default());
+        if batch.last().is_none_or(|order| order.id != id) {
+            // Only between two orders, so that each is written whole.
+            if rows > settings.batch_rows {
+                write(store, now, &mut batch, &mut report, settings.errors_max)?;
+                progress(report.read);
+                rows = 1;
             }
-            Err(error) if matches!(error.kind(), csv::ErrorKind::Utf8 { .. }) => {
-                report.read += 1;
-                report.fail(settings.errors_max, line, "", "the row is not UTF-8");
+            batch.push(PastOrder {
+                id: id.into_owned(),
+                lines: Vec::new(),
+                is_spoilt: false,
+            });
+        }
+        let Some(order) = batch.last_mut() else {
+            continue;
+        };
+        match read_row(&record, &at, name_at, number, settings.field_bytes_max) {
+            Ok(_) if order.lines.len() >= LINES_MAX => {
+                report.fail(
+                    settings.errors_max,
+                    number,
+                    "order_id",
+                    "the order has too many rows",
+                );
+                order.is_spoilt = true;
             }
-            Err(error) => return Err(ImportError::Read(error)),
+            Ok(row) => order.lines.push(row),
+            Err((field, reason)) => {
+                report.fail(settings.errors_max, number, field, reason);
+                order.is_spoilt = true;
+            }
         }
     }
     write(store, now, &mut batch, &mut report, settings.errors_max)?;
@@ -133,13 +143,17 @@ pub fn import_orders(
 }
 
 fn read_row(
-    record: &csv::StringRecord,
+    record: &csv::ByteRecord,
     at: &[usize; 7],
     name_at: Option<usize>,
     number: u64,
     bytes_max: usize,
 ) -> Result<Line, (&'static str, &'static str)> {
-    let field = |column: usize| record.get(at[column]).unwrap_or_default();
+    let mut fields: [&str; 7] = [""; 7];
+    for (field, column) in fields.iter_mut().zip(at) {
+        *field = text(record, *column)?;
+    }
+    let field = |column: usize| fields[column];
     if record.iter().any(|text| text.len() > bytes_max) {
         return Err(("", "a field is too long"));
     }
@@ -159,11 +173,10 @@ fn read_row(
         number,
         order: field(0).to_owned(),
         customer: field(1).to_owned(),
-        customer_name: name_at
-            .and_then(|at| record.get(at))
-            .filter(|name| !name.is_empty())
-            .unwrap_or(field(1))
-            .to_owned(),
+        customer_name: match name_at.map(|at| text(record, at)).transpose()? {
+            None | Some("") => field(1).to_owned(),
+            Some(name) => name.to_owned(),
+        },
         sku: field(2).to_owned(),
         quantity: field(3)
             .parse()
@@ -180,10 +193,15 @@ fn read_row(
     })
 }
 
+fn text(record: &csv::ByteRecord, column: usize) -> Result<&str, (&'static str, &'static str)> {
+    std::str::from_utf8(record.get(column).unwrap_or_default())
+        .map_err(|_| ("", "the row is not UTF-8"))
+}
+
 fn write(
     store: &Store,
     now: Timestamp,
-    batch: &mut Vec<Vec<Line>>,
+    batch: &mut Vec<PastOrder>,
     report: &mut ImportReport,
     errors_max: usize,
 ) -> Result<(), ImportError> {
@@ -192,8 +210,16 @@ fn write(
         let mut known = Known::default();
         let mut outcomes = Vec::with_capacity(orders.len());
         for order in orders {
-            let taken = take(tx, now, &order, &mut known)?;
-            outcomes.push((order[0].number, order.len() as u64, taken));
+            let Some(first) = order.lines.first() else {
+                continue; // each of its rows has been told of
+            };
+            let taken = if order.is_spoilt {
+                let reason = "another row of this order is bad, and an order is taken whole";
+                Taken::Refused("order_id", reason.to_owned())
+            } else {
+                take(tx, now, &order.lines, &mut known)?
+            };
+            outcomes.push((first.number, order.lines.len() as u64, taken));
         }
         Ok::<_, StoreError>(outcomes)
     })?;
@@ -344,6 +370,30 @@ mod tests {
         assert_eq!(fields, ["quantity", "product", "order_id"]);
         let second = run(20);
         assert_eq!((second.created, second.unchanged, second.failed), (0, 5, 2));
+        // One bad row costs the whole order, whichever row it is; corrected, it comes whole.
+        let head = "order_id,customer,product,quantity,amount,currency,time\n";
+        let row = |quantity: &str| format!("9,h-1,A,{quantity},7.00,USD,2026-01-04T10:00:00Z\n");
+        let import = |now, rows: &[u8]| {
+            let file = [head.as_bytes(), rows].concat();
+            import_orders(&store, &settings, Timestamp(now), file.as_slice(), |_| ())
+                .expect("import")
+        };
+        for bad in [
+            [row("0"), row("1"), row("1")].concat().into_bytes(),
+            [row("1"), row("x"), row("1")].concat().into_bytes(),
+            [row("1"), row("1"), row("0")].concat().into_bytes(),
+            [
+                row("1").as_bytes(),
+                row("1").as_bytes(),
+                b"9,h-1,\xff,1,7.00,USD,x\n",
+            ]
+            .concat(),
+        ] {
+            let report = import(30, &bad);
+            assert_eq!((report.created, report.failed), (0, 3), "{report:?}");
+        }
+        let whole = import(40, [row("1"), row("1"), row("1")].concat().as_bytes());
+        assert_eq!((whole.created, whole.failed), (3, 0));
         let verdict = store
             .read_blocking::<_, StoreError>(|tx| crate::product::stock::verify(tx, |_| Ok(())))
             .expect("verify");
