@@ -331,6 +331,8 @@ const CUSTOMARY: &[(&str, &str)] = &[
     ("WORKERS", "server.workers"),
 ];
 const ENV_PREFIX: &str = "ONRUSH_";
+/// Meant for the build (`web/build.rs`), and often still set when the result is started.
+const BUILD_ONLY: &str = "ONRUSH_UI_DIST";
 
 /// A duration setting in milliseconds, as a [`Duration`].
 pub fn ms(value: u64) -> Duration {
@@ -412,7 +414,7 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         }
     }
     for (name, value) in &inputs.env {
-        let Some(rest) = name.strip_prefix(ENV_PREFIX) else {
+        let Some(rest) = name.strip_prefix(ENV_PREFIX).filter(|_| name != BUILD_ONLY) else {
             continue;
         };
         let (rest, value) = match rest.strip_suffix("_FILE") {
@@ -753,6 +755,7 @@ mod tests {
         let mut inputs = env(&[
             ("PORT", "2222"),
             ("ONRUSH_SERVER__PORT", "3333"),
+            ("ONRUSH_UI_DIST", "elsewhere"),
             ("HOST", "::1"),
         ]);
         inputs.file = Some(file);

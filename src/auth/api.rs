@@ -34,6 +34,7 @@ pub enum Tag {
     /// Orders and their states.
     Orders,
     /// Sales with a limited number of units.
+    #[oai(rename = "Flash sales")]
     FlashSales,
 }
 
