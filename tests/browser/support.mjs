@@ -36,7 +36,13 @@ export async function startServer() {
   const child = spawn(BINARY, ['serve', '--port', '0', '--data-dir', join(folder, 'data')], {
     stdio: ['ignore', 'ignore', 'pipe'],
     // Hashing at full cost would make dozens of accounts slow; nothing here is about its strength.
-    env: { ...process.env, ONRUSH_AUTH__ARGON2_MEMORY_KIB: '64', ONRUSH_AUTH__ARGON2_PASSES: '1' },
+    // The ledger is checked at once, because the page shows what a check found.
+    env: {
+      ...process.env,
+      ONRUSH_AUTH__ARGON2_MEMORY_KIB: '64',
+      ONRUSH_AUTH__ARGON2_PASSES: '1',
+      ONRUSH_ORDERS__LEDGER_CHECK_SECONDS: '1',
+    },
   });
   const said = [];
   const lines = createInterface({ input: child.stderr });
