@@ -760,13 +760,16 @@ impl AuthApi {
         let caller = access.0;
         caller.require_person(Role::Staff)?;
         let inner = &self.auth.0;
-        let (now, owner) = (inner.clock.now(), key_owner(&caller));
+        let (now, owner, auth) = (inner.clock.now(), key_owner(&caller), self.auth.clone());
         inner
             .store
-            .write(move |tx| super::revoke_api_key(tx, now, KeyId(id.0), owner))
+            .write_then(
+                move |tx| super::revoke_api_key(tx, now, KeyId(id.0), owner),
+                // Also when the client went away before its answer.
+                move |_| auth.forget_callers(),
+            )
             .await
             .map_err(problem)?;
-        self.auth.forget_callers();
         Ok(NoContent)
     }
 }

@@ -548,13 +548,18 @@ impl Auth {
 
     /// Ends the caller's session.
     pub async fn logout(&self, caller: &Caller) -> Result<(), AuthError> {
-        let hash = Arc::clone(&caller.token_hash);
+        let (auth, hash) = (self.clone(), Arc::clone(&caller.token_hash));
+        let token_hash = Arc::clone(&hash);
         self.0
             .store
-            .write(move |tx| sql::delete_session(tx, &hash).map_err(AuthError::from))
-            .await?;
-        self.0.cache.lock().remove(caller.token_hash.as_ref());
-        Ok(())
+            .write_then(
+                move |tx| sql::delete_session(tx, &token_hash).map_err(AuthError::from),
+                // Also when the client went away before its answer.
+                move |_| {
+                    auth.0.cache.lock().remove(hash.as_ref());
+                },
+            )
+            .await
     }
 
     /// Who a token stands for; `acts_for` is the request's `X-User-Id`.
@@ -669,21 +674,22 @@ impl Auth {
     pub async fn flush_last_seen(&self) -> Result<(), AuthError> {
         let now = self.0.clock.now();
         let since = now.plus_seconds(-120);
-        let seen: Vec<(String, Timestamp)> = self
+        let seen: Vec<(String, UserId, Timestamp)> = self
             .0
             .cache
             .lock()
             .iter()
             .filter(|(_, cached)| !cached.is_key && cached.last_seen_at >= since)
-            .map(|(hash, cached)| (hash.clone(), cached.last_seen_at))
+            .map(|(hash, cached)| (hash.clone(), cached.caller.user_id, cached.last_seen_at))
             .collect();
         for part in seen.chunks(500) {
             let part = part.to_vec();
             self.0
                 .store
                 .write(move |tx| {
-                    for (hash, at) in &part {
+                    for (hash, user, at) in &part {
                         sql::touch_session(tx, hash, *at)?;
+                        sql::touch_account(tx, *user, *at)?;
                     }
                     Ok::<_, AuthError>(())
                 })

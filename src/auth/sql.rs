@@ -132,6 +132,14 @@ pub(super) fn touch_session(
     Ok(())
 }
 
+pub(super) fn touch_account(tx: &mut Tx<'_>, id: UserId, at: Timestamp) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE users SET last_seen_at = $2 WHERE id = $1 AND (last_seen_at IS NULL OR last_seen_at < $2)",
+        &[id.into(), at.into()],
+    )?;
+    Ok(())
+}
+
 /// Drops sessions past their end, a bounded number at a time.
 pub(super) fn purge_sessions(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64, StoreError> {
     tx.execute(

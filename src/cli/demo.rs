@@ -29,7 +29,12 @@ pub(super) struct DemoArgs {
 }
 
 pub(super) fn demo(common: &Common, args: &DemoArgs) -> Outcome {
-    let mut flags = vec![("log.level".to_owned(), "warn".to_owned())];
+    let mut flags = vec![
+        ("log.level".to_owned(), "warn".to_owned()),
+        // The buyers speak plain HTTP over TCP.
+        ("server.tls_cert".to_owned(), String::new()),
+        ("server.tls_key".to_owned(), String::new()),
+    ];
     if common.data_dir.is_none() {
         flags.push(("data.dir".to_owned(), "onrush-demo".to_owned()));
     }

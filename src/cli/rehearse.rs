@@ -92,22 +92,23 @@ pub(super) fn rehearse(common: &Common, args: &RehearseArgs) -> Outcome {
             ),
         ));
     }
-    let copy = Copy {
-        dir: args.copy_to.clone().unwrap_or_else(|| {
-            std::env::temp_dir().join(format!("onrush-rehearsal-{}", std::process::id()))
-        }),
-        is_kept: args.copy_to.is_some(),
-    };
-    let target = database_in(&copy.dir);
-    if target.exists() {
+    let dir = args.copy_to.clone().unwrap_or_else(|| {
+        std::env::temp_dir().join(format!("onrush-rehearsal-{}", uuid::Uuid::now_v7()))
+    });
+    if dir.exists() {
         return Err(Failed::new(
             EXIT_USAGE,
             format!(
                 "{} is there already; choose another --copy-to",
-                target.display()
+                dir.display()
             ),
         ));
     }
+    let target = database_in(&dir);
+    let copy = Copy {
+        dir,
+        is_kept: args.copy_to.is_some(),
+    };
     // Through the data directory, so that it gets its mode and its lock.
     let made = crate::store::DataDir::open(&copy.dir)?;
     made.release();
@@ -117,6 +118,11 @@ pub(super) fn rehearse(common: &Common, args: &RehearseArgs) -> Outcome {
         ("data.dir".to_owned(), copy.dir.display().to_string()),
         ("server.host".to_owned(), "127.0.0.1".to_owned()),
         ("server.port".to_owned(), args.port.clone()),
+        // The buyers speak plain HTTP over TCP, and the shop's own socket is its own.
+        ("server.tls_cert".to_owned(), String::new()),
+        ("server.tls_key".to_owned(), String::new()),
+        ("server.unix_socket".to_owned(), String::new()),
+        ("server.public_url".to_owned(), String::new()),
         ("log.level".to_owned(), "warn".to_owned()),
     ];
     let settings = common.load_with(flags)?.settings;
@@ -125,7 +131,13 @@ pub(super) fn rehearse(common: &Common, args: &RehearseArgs) -> Outcome {
     let runtime = app::runtime(&settings)?;
     let outcome = runtime.block_on(async {
         let app = App::start(settings, metrics).await?;
-        let sale = choose(&app, args).await?;
+        let sale = match choose(&app, args).await {
+            Ok(sale) => sale,
+            Err(failed) => {
+                app.stop().await;
+                return Err(failed);
+            }
+        };
         app.gate.open(sale.clone());
         let left = u32::try_from(sale.remaining).unwrap_or(u32::MAX);
         let crowd = Crowd {
@@ -251,6 +263,7 @@ async fn sell(app: &App, sale: &Sale, crowd: &Crowd, quiet: bool) -> Result<Card
         sale_id,
         allotted: u32::try_from(sale.remaining).unwrap_or(u32::MAX),
         sold_before,
+        units_may_return: sale.payment_window_seconds > 0 || sale.held > 0,
         tokens,
         connections: usize::from(crowd.connections.max(1)),
     };

@@ -31,6 +31,8 @@ pub struct Plan {
     pub allotted: u32,
     /// Units that were ordered in it before.
     pub sold_before: i64,
+    /// Whether units may come back unpaid in the middle of it.
+    pub units_may_return: bool,
     /// One session for each buyer.
     pub tokens: Vec<String>,
     /// Connections at once.
@@ -81,6 +83,8 @@ pub struct Card {
     pub p50_ms: f64,
     /// The 99th of 100.
     pub p99_ms: f64,
+    #[serde(skip)]
+    units_may_return: bool,
 }
 
 impl Card {
@@ -107,13 +111,19 @@ impl Card {
                 self.drift_units
             ));
         }
-        if self.remaining > 0 && self.refused.contains_key("sold_out") {
+        if self.remaining > 0 && !self.units_may_return && self.refused.contains_key("sold_out") {
             return Some(format!(
                 "{} units are left, yet buyers were told that it is sold out",
                 self.remaining
             ));
         }
-        if self.sold != self.accepted as i64 && self.unanswered == 0 {
+        let accepted = i64::try_from(self.accepted).unwrap_or(i64::MAX);
+        let differs = if self.units_may_return {
+            self.sold > accepted
+        } else {
+            self.sold != accepted
+        };
+        if differs && self.unanswered == 0 {
             return Some(format!(
                 "{} units are sold, but {} claims were accepted",
                 self.sold, self.accepted
@@ -182,6 +192,7 @@ pub async fn run(plan: Plan, store: &Store, progress: Arc<Progress>) -> anyhow::
     let watch = Stopwatch::start();
     let mut card = Card {
         allotted: i64::from(plan.allotted),
+        units_may_return: plan.units_may_return,
         ..Card::default()
     };
     let mut accepted = Vec::new();

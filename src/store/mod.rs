@@ -168,6 +168,8 @@ impl Store {
             path,
             &Database {
                 readers: 1,
+                // It may read everything once: mapped pages would stay in the process's memory.
+                mmap_bytes: 0,
                 ..settings.clone()
             },
         )

@@ -7,7 +7,7 @@
 pub mod api;
 mod sql;
 
-use crate::auth::{Account, AuthError, Role, Status, UserId};
+use crate::auth::{Account, Role, Status, UserId};
 use crate::check::{Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::store::{StoreError, Tx};
@@ -30,15 +30,6 @@ pub enum UserError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-impl From<AuthError> for UserError {
-    fn from(error: AuthError) -> Self {
-        match error {
-            AuthError::Store(error) => UserError::Store(error),
-            other => UserError::Store(StoreError::Bug(other.to_string())),
-        }
-    }
 }
 
 /// What shall change about an account; what is `None` stays.

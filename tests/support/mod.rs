@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use onrush::app::App;
 use onrush::auth::{self, NewAccount, Role};
-use onrush::clock::{Clock, Timestamp};
+use onrush::clock::{Clock, Stopwatch, Timestamp};
 use onrush::config::Settings;
 use onrush::monitor::Metrics;
 use onrush::product::stock;
@@ -267,11 +267,12 @@ impl Shop {
     /// Waits until `holds`; what background services do is not done at once.
     #[track_caller]
     pub fn wait_until(&self, what: &str, holds: impl Fn() -> bool) {
-        for _ in 0..2_000 {
+        let watch = Stopwatch::start();
+        while watch.elapsed() < Duration::from_secs(30) {
             if holds() {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::yield_now();
         }
         panic!("waited in vain: {what}");
     }
