@@ -1,7 +1,7 @@
 //! Requests against the running server: reads, refusals, accepted claims, orders; each next to its
 //! floor in alternating rounds.
 //!
-//! `cargo bench --bench http`, with `-- --quick`, `-- --json`, or words of the wanted figures' names.
+//! `cargo bench --bench http`, with `-- --quick`, `-- --tenfold`, `-- --json`, or words of the wanted figures' names.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -60,6 +60,10 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let binary = binary()?;
     tell("making a shop");
     let shop = Shop::new(PRODUCTS, BUYERS)?;
+    if options.tenfold {
+        tell("making it ten times as large");
+        shop.grow()?;
+    }
     let server = Process::serve(&binary, &shop.data)?;
     let mut bench = Bench {
         options,
@@ -438,6 +442,8 @@ impl Bench<'_> {
         let path = format!("/api/v1/products/{}", self.shop.products[0]);
         let read = request("GET", &path, "", "");
         let address = self.server.address;
+        let plain = floor::start_plain(512)?;
+        let plain_read = with_path(&read, PLAIN_PATH)?;
         for round in 0..self.rounds() {
             let alone = paced_reads(address, &read, seconds)?;
             let product = self.shop.products[100 + round];
@@ -445,21 +451,28 @@ impl Bench<'_> {
                 .shop
                 .open_sale(self.server, product, 10_000_000, 1_000, 1_000)?;
             let claims = self.claims_of(sale, BUYERS as usize);
-            let (beside, seen) = std::thread::scope(|scope| -> anyhow::Result<_> {
-                let claims = scope.spawn(|| {
-                    load::run(
-                        address,
-                        256,
-                        Length::Seconds(seconds + 0.4),
-                        &claims,
-                        |answer| answer.status == 201,
-                    )
-                });
-                let beside = paced_reads(address, &read, seconds)?;
-                let seen = claims.join().ok().context("the load ended in a panic")??;
-                Ok((beside, seen))
-            })?;
+            let beside_claims = |reader: SocketAddr, read: &[u8]| {
+                std::thread::scope(|scope| -> anyhow::Result<_> {
+                    let claims = scope.spawn(|| {
+                        load::run(
+                            address,
+                            256,
+                            Length::Seconds(seconds + 0.4),
+                            &claims,
+                            |answer| answer.status == 201,
+                        )
+                    });
+                    let reads = paced_reads(reader, read, seconds)?;
+                    let seen = claims.join().ok().context("the load ended in a panic")??;
+                    Ok((reads, seen))
+                })
+            };
+            let (beside, seen) = beside_claims(address, &read)?;
             self.judge(what, &seen);
+            // What the same claims do to a process that has nothing else to do: the cores are
+            // shared, so no server on this machine can answer sooner than that.
+            let (floor, seen_beside_floor) = beside_claims(plain.address, &plain_read)?;
+            self.judge(what, &seen_beside_floor);
             let p99 = |reads: &Histogram<u64>| reads.value_at_quantile(0.99) as f64 / 1e6;
             self.report.add(
                 what,
@@ -470,6 +483,8 @@ impl Bench<'_> {
             self.report.add(what, "p99 ms", p99(&beside), Bar::None);
             self.report
                 .add(what, "alone: p99 ms", p99(&alone), Bar::None);
+            self.report
+                .add(what, "P beside: p99 ms", p99(&floor), Bar::None);
             self.report.add(what, "claims/s", seen.rate(), Bar::None);
         }
         Ok(())

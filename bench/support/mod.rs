@@ -21,6 +21,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub struct Options {
     /// A short run, to see that it works.
     pub quick: bool,
+    /// Beside ten times the data of a large shop.
+    pub tenfold: bool,
     json: bool,
     only: Vec<String>,
 }
@@ -30,18 +32,20 @@ impl Options {
     pub fn read() -> anyhow::Result<Self> {
         let mut options = Self {
             quick: false,
+            tenfold: false,
             json: false,
             only: Vec::new(),
         };
         for argument in std::env::args().skip(1) {
             match argument.as_str() {
                 "--quick" => options.quick = true,
+                "--tenfold" => options.tenfold = true,
                 "--json" => options.json = true,
                 // Cargo says it to every bench target.
                 "--bench" => {}
                 word if word.starts_with('-') => {
                     bail!(
-                        "{word} is unknown; there are --quick, --json and words of a figure's name"
+                        "{word} is unknown; there are --quick, --tenfold, --json and words of a figure's name"
                     )
                 }
                 word => options.only.push(word.to_owned()),
@@ -374,6 +378,7 @@ pub fn run(measure: impl FnOnce(&Options, &mut Report) -> anyhow::Result<()>) ->
         Err(error) => {
             report.wrong(format!("{error:#}"));
             Options {
+                tenfold: false,
                 quick: true,
                 json: false,
                 only: Vec::new(),

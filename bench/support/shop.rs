@@ -11,6 +11,7 @@ use onrush::auth::{self, AuthError, NewAccount, NewKey, Role, Scope};
 use onrush::clock::Clock;
 use onrush::config::Settings;
 use onrush::product::{self, NewProduct, ProductError};
+use rusqlite::Connection;
 
 use crate::support::{Process, temporary};
 
@@ -70,6 +71,41 @@ impl Shop {
             products: ids.into_iter().map(|id| id.0).collect(),
             _dir: dir,
         })
+    }
+
+    /// Ten times the real grocer's data beside what is measured: a million products that are out of
+    /// stock, and five million delivered orders of three lines each.
+    pub fn grow(&self) -> anyhow::Result<()> {
+        let conn = Connection::open(self.data.join("onrush.db"))?;
+        conn.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA cache_size = -500000; BEGIN",
+        )?;
+        let numbers = |count: u32| {
+            format!(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
+            )
+        };
+        let first: i64 =
+            conn.query_row("SELECT max(id) + 1 FROM products", [], |row| row.get(0))?;
+        let buyers: i64 = conn.query_row("SELECT max(id) FROM users", [], |row| row.get(0))?;
+        let products = numbers(1_000_000);
+        conn.execute_batch(&format!(
+            "{products} INSERT INTO products (id, sku, name, description, category, unit_amount, currency, stock, \
+             popularity, status, created_at, last_updated) SELECT {first} + i, 'GROWN-' || i, 'Filler ' || i, \
+             'One of a million.', 'Category ' || (i % 300), 100 + i % 90000, 'CNY', 0, i % 1000, 'active', i, i FROM n;
+             {products} INSERT INTO product_terms (term, product_id) \
+             SELECT 'filler', {first} + i FROM n UNION ALL SELECT CAST(i AS text), {first} + i FROM n;"
+        ))?;
+        let orders = numbers(5_000_000);
+        conn.execute_batch(&format!(
+            "{orders} INSERT INTO orders (id, user_id, status, total_amount, currency, created_at, updated_at, paid_at) \
+             SELECT i, 1 + (i * 7919) % {buyers}, 'fulfilled', 3000, 'CNY', i * 1000000, i * 1000000, i * 1000000 FROM n;
+             {orders} INSERT INTO order_items (order_id, line, product_id, quantity, unit_amount, amount) \
+             SELECT i, l, {first} + (i * 31 + l * 104729) % 1000000, 1, 1000, 1000 \
+             FROM n, (SELECT 1 AS l UNION ALL SELECT 2 UNION ALL SELECT 3);
+             COMMIT; PRAGMA wal_checkpoint(TRUNCATE);"
+        ))?;
+        Ok(())
     }
 
     /// Opens a sale that runs now, of one product; answers its id.

@@ -289,8 +289,9 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
         return Ok(Claim::Replayed(stored));
     }
     let quantity = request.quantity;
-    let Some(sale) = sql::take(tx, request.sale_id, quantity, now)? else {
-        return Err(refusal(tx, request.sale_id, now)?);
+    let sale_id = request.sale_id;
+    let Some(sale) = sql::take(tx, sale_id, quantity, now)? else {
+        return Err(refusal(tx, sale_id, now)?);
     };
     fail::fail_point!("claim.units_taken");
     let (status, expires_at) = order::payment_terms(now, sale.payment_window_seconds);
@@ -305,8 +306,8 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
         user_id: request.user_id,
         status,
         total_amount: amount,
-        currency: sale.currency.clone(),
-        sale_id: Some(sale.id.0),
+        currency: sale.currency,
+        sale_id: Some(sale_id.0),
         expires_at,
     };
     let reason = if status == OrderStatus::Paid {
@@ -321,10 +322,9 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
         tx,
         now,
         &claim_id.to_string(),
-        &sale,
-        request.user_id,
+        request,
+        sale.per_user_limit,
         order.id,
-        quantity,
     )? {
         return Err(SaleError::LimitReached(sale.per_user_limit));
     }

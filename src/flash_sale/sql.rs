@@ -1,9 +1,10 @@
 //! Every statement about sales and claims.
 
-use super::{NewSale, Sale, SaleId, SaleStatus};
+use super::{ClaimRequest, NewSale, Sale, SaleId, SaleStatus};
 use crate::auth::UserId;
 use crate::clock::Timestamp;
 use crate::order::OrderId;
+use crate::product::ProductId;
 use crate::store::{Row, StoreError, Tx};
 
 const COLUMNS: &str = "id, product_id, quantity, remaining, held, sold, returned, unit_amount, currency, starts_at, \
@@ -95,22 +96,40 @@ pub(super) fn due(tx: &mut Tx<'_>, now: Timestamp) -> Result<Vec<SaleId>, StoreE
     )
 }
 
+/// What a claim needs to know of its sale.
+pub(super) struct Terms {
+    pub(super) product_id: ProductId,
+    pub(super) remaining: i64,
+    pub(super) unit_amount: i64,
+    pub(super) currency: String,
+    pub(super) per_user_limit: i64,
+    pub(super) payment_window_seconds: i64,
+}
+
 /// The decision: takes units from a sale that is open, in its window, and has them.
 pub(super) fn take(
     tx: &mut Tx<'_>,
     id: SaleId,
     quantity: u32,
     now: Timestamp,
-) -> Result<Option<Sale>, StoreError> {
+) -> Result<Option<Terms>, StoreError> {
     tx.row(
         "UPDATE flash_sales SET remaining = remaining - $2, \
          held = held + CASE WHEN payment_window_seconds > 0 THEN $2 ELSE 0 END, \
          sold = sold + CASE WHEN payment_window_seconds > 0 THEN 0 ELSE $2 END \
          WHERE id = $1 AND status = 'open' AND starts_at <= $3 AND ends_at > $3 AND remaining >= $2 \
-         RETURNING id, product_id, quantity, remaining, held, sold, returned, unit_amount, currency, starts_at, \
-         ends_at, per_user_limit, attempts_per_minute, payment_window_seconds, status, created_at",
+         RETURNING product_id, remaining, unit_amount, currency, per_user_limit, payment_window_seconds",
         &[id.into(), quantity.into(), now.into()],
-        sale,
+        |row| {
+            Ok(Terms {
+                product_id: row.get(0)?,
+                remaining: row.get(1)?,
+                unit_amount: row.get(2)?,
+                currency: row.get(3)?,
+                per_user_limit: row.get(4)?,
+                payment_window_seconds: row.get(5)?,
+            })
+        },
     )
 }
 
@@ -119,10 +138,9 @@ pub(super) fn insert_claim(
     tx: &mut Tx<'_>,
     now: Timestamp,
     claim_id: &str,
-    sale: &Sale,
-    user: UserId,
+    request: &ClaimRequest,
+    per_user_limit: i64,
     order: OrderId,
-    quantity: u32,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
         "INSERT INTO claims (id, sale_id, user_id, order_id, quantity, created_at) \
@@ -131,12 +149,12 @@ pub(super) fn insert_claim(
          AND o.status NOT IN ('cancelled', 'expired', 'refund_due')) + $5 <= $7",
         &[
             claim_id.into(),
-            sale.id.into(),
-            user.into(),
+            request.sale_id.into(),
+            request.user_id.into(),
             order.into(),
-            quantity.into(),
+            request.quantity.into(),
             now.into(),
-            sale.per_user_limit.into(),
+            per_user_limit.into(),
         ],
     )? == 1)
 }

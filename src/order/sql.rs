@@ -25,9 +25,9 @@ pub(super) fn insert(
     now: Timestamp,
     new: &NewOrder,
 ) -> Result<OrderId, StoreError> {
-    tx.row(
+    tx.insert(
         "INSERT INTO orders (user_id, status, total_amount, currency, sale_id, created_at, updated_at, expires_at, \
-         paid_at) VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8) RETURNING id",
+         paid_at) VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8)",
         &[
             new.user_id.into(),
             new.status.into(),
@@ -38,9 +38,7 @@ pub(super) fn insert(
             new.expires_at.into(),
             (new.status == OrderStatus::Paid).then_some(now).into(),
         ],
-        |row| row.get(0),
-    )?
-    .ok_or_else(|| StoreError::Bug("an insert returned no id".to_owned()))
+    )
 }
 
 pub(super) fn insert_item(
@@ -315,11 +313,16 @@ pub(super) fn insert_past(
     currency: &str,
     at: Timestamp,
 ) -> Result<OrderId, StoreError> {
-    tx.row(
+    tx.insert(
         "INSERT INTO orders (user_id, status, total_amount, currency, created_at, updated_at, paid_at, external_id, \
-         import_run) VALUES ($1, 'fulfilled', $2, $3, $4, $4, $4, $5, $6) RETURNING id",
-        &[user.into(), total_amount.into(), currency.into(), at.into(), external_id.into(), run.into()],
-        |row| row.get(0),
-    )?
-    .ok_or_else(|| StoreError::Bug("an insert returned no id".to_owned()))
+         import_run) VALUES ($1, 'fulfilled', $2, $3, $4, $4, $4, $5, $6)",
+        &[
+            user.into(),
+            total_amount.into(),
+            currency.into(),
+            at.into(),
+            external_id.into(),
+            run.into(),
+        ],
+    )
 }

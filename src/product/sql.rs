@@ -122,9 +122,9 @@ pub(super) fn insert(
     now: Timestamp,
     new: &NewProduct,
 ) -> Result<ProductId, StoreError> {
-    tx.row(
+    tx.insert(
         "INSERT INTO products (sku, name, description, category, unit_amount, currency, stock, popularity, status, \
-         created_at, last_updated) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'active', $9, $9) RETURNING id",
+         created_at, last_updated) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'active', $9, $9)",
         &[
             new.sku.as_deref().into(),
             (&new.name).into(),
@@ -136,9 +136,7 @@ pub(super) fn insert(
             new.popularity.into(),
             now.into(),
         ],
-        |row| row.get(0),
-    )?
-    .ok_or_else(|| StoreError::Bug("an insert returned no id".to_owned()))
+    )
 }
 
 /// Changes what the patch names. `None` when there is no such product.

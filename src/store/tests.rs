@@ -233,3 +233,26 @@ fn a_second_holder_is_refused_by_name_and_an_unclean_end_is_noticed() {
             .was_clean()
     );
 }
+
+/// `.cargo/config.toml` names them; a build that misses them is a slower product.
+#[test]
+fn sqlite_is_compiled_as_it_was_measured() {
+    let conn = rusqlite::Connection::open_in_memory().expect("open");
+    let options: Vec<String> = conn
+        .prepare("PRAGMA compile_options")
+        .and_then(|mut all| all.query_map([], |row| row.get(0))?.collect())
+        .expect("options");
+    for (option, wanted) in [
+        ("DEFAULT_MEMSTATUS=0", true),
+        ("DQS=0", true),
+        ("ENABLE_MEMORY_MANAGEMENT", false),
+        ("ENABLE_API_ARMOR", false),
+        ("ENABLE_FTS5", true),
+    ] {
+        assert_eq!(
+            options.iter().any(|have| have == option),
+            wanted,
+            "{option} in {options:?}"
+        );
+    }
+}

@@ -133,6 +133,12 @@ macro_rules! id_type {
             }
         }
 
+        impl From<i64> for $name {
+            fn from(id: i64) -> Self {
+                $name(id)
+            }
+        }
+
         impl From<$name> for $crate::store::Param<'_> {
             fn from(id: $name) -> Self {
                 $crate::store::Param::Int(id.0)
@@ -233,6 +239,19 @@ impl<'c> Tx<'c> {
         let mut statement = self.conn.prepare_cached(sql)?;
         bind(&mut statement, params)?;
         Ok(statement.raw_execute()? as u64)
+    }
+
+    /// Inserts one row; answers the key that its `id` was given. Cheaper than `RETURNING`, for which
+    /// SQLite fills a table of its own.
+    pub fn insert<T: From<i64>>(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+    ) -> Result<T, StoreError> {
+        match self.execute(sql, params)? {
+            1 => Ok(T::from(self.conn.last_insert_rowid())),
+            rows => Err(StoreError::Bug(format!("an insert made {rows} rows"))),
+        }
     }
 
     /// The first row, if there is one.

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
-use rusqlite::Connection;
+use rusqlite::{CachedStatement, Connection};
 use tokio::sync::oneshot;
 
 use super::{StoreError, Tx, sqlite};
@@ -266,23 +266,26 @@ impl Loop {
     }
 
     fn transaction(&mut self, batch: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
-        run_cached(&self.conn, "BEGIN IMMEDIATE")?;
+        let conn = &self.conn;
+        run(conn, &mut conn.prepare_cached("BEGIN IMMEDIATE")?)?;
         fail::fail_point!("writer.begun");
+        let mut savepoint = conn.prepare_cached("SAVEPOINT job")?;
+        let mut release = conn.prepare_cached("RELEASE job")?;
         for job in batch.iter_mut() {
-            run_cached(&self.conn, "SAVEPOINT job")?;
-            let keep = job.run(&mut Tx::new(&self.conn));
-            if self.conn.is_autocommit() {
+            run(conn, &mut savepoint)?;
+            let keep = job.run(&mut Tx::new(conn));
+            if conn.is_autocommit() {
                 // SQLite undid the whole transaction by itself: disk full, I/O error, no memory.
                 return Err(StoreError::StorageFull);
             }
             if !keep {
-                run_cached(&self.conn, "ROLLBACK TO job")?;
+                run(conn, &mut conn.prepare_cached("ROLLBACK TO job")?)?;
             }
-            run_cached(&self.conn, "RELEASE job")?;
+            run(conn, &mut release)?;
         }
         fail::fail_point!("writer.before_commit");
         let watch = Stopwatch::start();
-        run_cached(&self.conn, "COMMIT")?;
+        run(conn, &mut conn.prepare_cached("COMMIT")?)?;
         self.metrics
             .db_commit_seconds
             .observe(watch.elapsed_seconds());
@@ -291,8 +294,8 @@ impl Loop {
     }
 }
 
-fn run_cached(conn: &Connection, sql: &str) -> Result<(), StoreError> {
-    conn.prepare_cached(sql)?
+fn run(conn: &Connection, statement: &mut CachedStatement<'_>) -> Result<(), StoreError> {
+    statement
         .raw_execute()
         .map_err(|error| sqlite::write_failure(conn, error))?;
     Ok(())
