@@ -31,9 +31,12 @@ use crate::http::{docs, probes};
 use crate::monitor::State;
 use crate::monitor::{Health, Metrics};
 use crate::order::api::OrderApi;
+use crate::order::tasks::ProcessOrder;
 use crate::product::api::ProductApi;
 use crate::product::stock;
 use crate::store::{DataDir, Store, StoreError};
+use crate::task::api::TaskApi;
+use crate::task::{self, Pool, Registry, Tasks, Upkeep};
 use crate::user::api::UserApi;
 
 /// How long the look over the whole database may hold up a start after an unclean stop. A larger
@@ -95,6 +98,7 @@ fn open(settings: &Settings, metrics: &Metrics) -> anyhow::Result<OpenData> {
         std::process::exit(EXIT_IO);
     })
     .map_err(|error| damaged(error, &dir))?;
+    store.read_blocking(task::continue_ids)?;
     // A full disk must not keep a shop from starting to read.
     if let Err(error) = dir.note_open() {
         tracing::warn!(%error, "the start could not be noted in the lock file");
@@ -149,6 +153,11 @@ pub fn runtime(settings: &Settings) -> std::io::Result<tokio::runtime::Runtime> 
         .build()
 }
 
+/// The built-in tasks.
+fn registry() -> Registry {
+    Registry::builder().with(ProcessOrder).build()
+}
+
 /// The handles that the API is made of.
 struct Handles {
     settings: Arc<Settings>,
@@ -157,6 +166,7 @@ struct Handles {
     metrics: Metrics,
     auth: Auth,
     gate: Gate,
+    tasks: Tasks,
 }
 
 /// The whole API, in the order of the document's tags.
@@ -167,6 +177,7 @@ type Api = (
     OrderApi,
     FlashSaleApi,
     SeckillApi,
+    TaskApi,
 );
 
 fn service(handles: &Handles) -> OpenApiService<Api, ()> {
@@ -200,6 +211,10 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
         ),
         sales.clone(),
         SeckillApi::new(sales),
+        TaskApi::new(
+            handles.tasks.clone(),
+            handles.settings.orders.idempotency_seconds,
+        ),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
         .description("A shop's catalogue, orders, stock and flash sales in one process.")
@@ -230,6 +245,13 @@ pub fn openapi() -> anyhow::Result<(String, String)> {
                 Arc::new(settings.flash_sales.clone()),
                 clock.clone(),
                 metrics.clone(),
+            ),
+            tasks: Tasks::new(
+                store.clone(),
+                clock.clone(),
+                Arc::new(settings.tasks.clone()),
+                metrics.clone(),
+                registry(),
             ),
             settings: Arc::new(settings),
             store,
@@ -308,6 +330,8 @@ pub struct App {
     pub auth: Auth,
     /// The gate of the flash sales.
     pub gate: Gate,
+    /// Tasks and their queues.
+    pub tasks: Tasks,
     /// Its clock.
     pub clock: Clock,
     is_tls: bool,
@@ -350,6 +374,15 @@ impl App {
             metrics.clone(),
         );
         gate.load(&store).await?;
+        let tasks = Tasks::new(
+            store.clone(),
+            clock.clone(),
+            Arc::new(settings.tasks.clone()),
+            metrics.clone(),
+            registry(),
+        );
+        let (delivering, folder) = (tasks.clone(), dir.queue());
+        tokio::task::spawn_blocking(move || delivering.deliver(folder)).await??;
         let setup_token = auth.begin_setup().await?;
         let handles = Handles {
             settings: Arc::clone(&settings),
@@ -358,6 +391,7 @@ impl App {
             metrics: metrics.clone(),
             auth: auth.clone(),
             gate: gate.clone(),
+            tasks: tasks.clone(),
         };
         let endpoint = routes(&handles, &health, &dir.static_files())?;
         let listeners = Listeners::bind(&settings.server)?;
@@ -373,6 +407,8 @@ impl App {
             gate.clone(),
         );
         services.spawn(sweeper.run(services_stopped.clone()));
+        services.spawn(Pool::new(tasks.clone()).run(services_stopped.clone()));
+        services.spawn(Upkeep::new(tasks.clone()).run(services_stopped.clone()));
         services.spawn(keep_last_seen(auth.clone(), services_stopped.clone()));
         services.spawn(keep_gauges(
             store.clone(),
@@ -400,6 +436,7 @@ impl App {
             store,
             auth,
             gate,
+            tasks,
             clock,
             is_tls,
             dir,
@@ -463,6 +500,7 @@ impl App {
     /// the database closes.
     pub async fn stop(mut self) {
         self.health.set(State::Draining);
+        self.tasks.turn_away();
         tokio::time::sleep(ms(self.settings.server.shutdown_notice_ms)).await;
         // A receiver that is gone has stopped already.
         self.stop.send_replace(true);
@@ -482,8 +520,11 @@ impl App {
                 tracing::error!(%error, "a background service ended in a panic");
             }
         }
-        let (store, dir) = (self.store, self.dir);
-        let closed = tokio::task::spawn_blocking(move || close(&dir, &store));
+        let (tasks, store, dir) = (self.tasks, self.store, self.dir);
+        let closed = tokio::task::spawn_blocking(move || {
+            tasks.stop();
+            close(&dir, &store);
+        });
         if let Err(error) = closed.await {
             tracing::error!(%error, "the database did not close in order");
         }

@@ -73,6 +73,8 @@ pub struct Settings {
     pub orders: Orders,
     /// Flash sales and their gate.
     pub flash_sales: FlashSales,
+    /// Tasks, their queues and workers.
+    pub tasks: Tasks,
     /// CSV imports.
     pub import: Import,
     /// Log lines.
@@ -256,6 +258,8 @@ section! {
         ledger_check_seconds: u64 = 3_600,
         /// How long the answer to an `Idempotency-Key` is kept.
         idempotency_seconds: u64 = 86_400,
+        /// Whether each paid order is processed by a task, which sets it to `processed`.
+        process: bool = true,
     }
 }
 
@@ -272,6 +276,68 @@ section! {
         quantity_max: u32 = 10_000_000,
         /// How often sales are opened and closed by the clock, besides at their exact times.
         sweep_interval_ms: u64 = 1_000,
+    }
+}
+
+section! {
+    /// `[tasks]`
+    Tasks {
+        /// Built-in tasks that run at once in this process; 0 leaves them to wait.
+        workers: usize = 32,
+        /// How long running tasks may go on after the server was told to stop.
+        shutdown_grace_ms: u64 = 10_000,
+        /// Largest arguments of a task, as JSON.
+        args_bytes_max: usize = 65_536,
+        /// Largest metadata of a task, as JSON.
+        metadata_bytes_max: usize = 8_192,
+        /// Largest result that is kept, as JSON.
+        result_bytes_max: usize = 65_536,
+        /// How long a result is kept.
+        result_seconds: u64 = 86_400,
+        /// Attempts of a task that does not say how many.
+        max_attempts: u32 = 25,
+        /// Crashes of the process or of a worker after which a task is set aside as dead.
+        crashes_max: u32 = 3,
+        /// Longest run of a task that does not say how long; then it is ended and tried again.
+        timeout_ms: u64 = 1_800_000,
+        /// Longest run that a task may ask for.
+        timeout_ms_max: u64 = 86_400_000,
+        /// How far ahead a task may be put off.
+        delay_seconds_max: u64 = 31_622_400,
+        /// Lease of an outside worker that does not say how long.
+        lease_seconds: u64 = 60,
+        /// Longest lease that a worker may ask for.
+        lease_seconds_max: u64 = 3_600,
+        /// Longest wait of a worker that asks for a task.
+        fetch_wait_ms_max: u64 = 20_000,
+        /// Workers that may wait for a task at once.
+        fetchers_max: usize = 4_096,
+        /// Tasks of one request, chain or batch.
+        batch_tasks_max: usize = 1_000,
+        /// Tasks that one bulk action changes.
+        bulk_tasks_max: u32 = 1_000,
+        /// Log lines kept of one attempt.
+        log_lines_max: u32 = 1_000,
+        /// Longest log line or error text that is kept, in characters.
+        log_line_chars_max: usize = 2_000,
+        /// How long a completed or cancelled task is kept.
+        retention_seconds: u64 = 604_800,
+        /// How long a dead task is kept.
+        dead_retention_seconds: u64 = 7_776_000,
+        /// Rows that the upkeep reads at a time.
+        upkeep_rows: u32 = 500,
+        /// Pause between two such looks, where there was nothing to do.
+        upkeep_interval_ms: u64 = 100,
+        /// How often rows are looked for without having been told.
+        poll_interval_ms: u64 = 1_000,
+        /// Waiting tasks of one queue that are held in memory; the rest wait in `queue/`.
+        index_memory_max: usize = 10_000,
+        /// Messages to the delivery thread that may wait; beyond that it looks into the rows itself.
+        index_queue_max: usize = 16_384,
+        /// Longest that opening or using `queue/` may take before it is set aside and rebuilt.
+        index_timeout_ms: u64 = 5_000,
+        /// Queues that may be known at once.
+        queues_max: usize = 1_000,
     }
 }
 
@@ -320,6 +386,7 @@ const SECTIONS: &[(&str, Docs)] = &[
     ("auth", Auth::DOCS),
     ("orders", Orders::DOCS),
     ("flash_sales", FlashSales::DOCS),
+    ("tasks", Tasks::DOCS),
     ("import", Import::DOCS),
     ("log", Log::DOCS),
 ];
@@ -720,6 +787,28 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
         s.flash_sales.sweep_interval_ms,
         10,
     )?;
+    for (key, value) in [
+        ("tasks.args_bytes_max", s.tasks.args_bytes_max as u64),
+        ("tasks.max_attempts", u64::from(s.tasks.max_attempts)),
+        ("tasks.crashes_max", u64::from(s.tasks.crashes_max)),
+        ("tasks.timeout_ms", s.tasks.timeout_ms),
+        ("tasks.lease_seconds", s.tasks.lease_seconds),
+        ("tasks.batch_tasks_max", s.tasks.batch_tasks_max as u64),
+        ("tasks.bulk_tasks_max", u64::from(s.tasks.bulk_tasks_max)),
+        ("tasks.upkeep_rows", u64::from(s.tasks.upkeep_rows)),
+        ("tasks.queues_max", s.tasks.queues_max as u64),
+    ] {
+        at_least(key, value, 1)?;
+    }
+    at_least("tasks.upkeep_interval_ms", s.tasks.upkeep_interval_ms, 10)?;
+    at_least("tasks.poll_interval_ms", s.tasks.poll_interval_ms, 10)?;
+    at_least("tasks.index_timeout_ms", s.tasks.index_timeout_ms, 100)?;
+    at_least(
+        "tasks.index_memory_max",
+        s.tasks.index_memory_max as u64,
+        100,
+    )?;
+    at_least("tasks.index_queue_max", s.tasks.index_queue_max as u64, 64)?;
     at_least("import.batch_rows", s.import.batch_rows as u64, 1)?;
     if s.server.tls_cert.as_os_str().is_empty() != s.server.tls_key.as_os_str().is_empty() {
         return Err((

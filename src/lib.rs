@@ -10,6 +10,7 @@
 //! | [`order`] | orders, their states, idempotency, import of past orders |
 //! | [`product`] | the catalogue, stock and its hash-chained ledger |
 //! | [`user`] | accounts, as staff see and change them |
+//! | [`task`] | what is to be done later, by whom, and what came of it |
 //! | [`auth`] | credentials, sessions, API keys, roles, the caller |
 //! | [`http`] | accept loop, limits, problems, documentation, files |
 //! | [`store`] | the database: readers, the one writer, migrations |
@@ -33,4 +34,5 @@ pub mod monitor;
 pub mod order;
 pub mod product;
 pub mod store;
+pub mod task;
 pub mod user;

@@ -131,6 +131,7 @@ fn each_framework_has_one_home() {
         ("clap", |_, module| module == "cli"),
         ("indicatif", |_, module| module == "cli"),
         ("argon2", |_, module| module == "auth"),
+        ("sled", |_, module| module == "task"),
     ];
     let mut wrong = Vec::new();
     for (path, text) in sources() {

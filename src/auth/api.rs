@@ -11,6 +11,7 @@ use poem_openapi::types::Example;
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Object, OpenApi, Tags};
 use serde::{Deserialize, Serialize};
 
+use super::idempotency::KeyError;
 use super::{
     Account, ApiKey, Auth, AuthError, Caller, Carrier, Denied, KeyId, Login, NewKey, Role, Scope,
 };
@@ -36,6 +37,8 @@ pub enum Tag {
     /// Sales with a limited number of units.
     #[oai(rename = "Flash sales")]
     FlashSales,
+    /// Tasks, queues and their workers.
+    Tasks,
 }
 
 /// Who calls: by a session's token or an API key (`Authorization: Bearer …`), or by the cookie of
@@ -253,6 +256,16 @@ impl From<StoreError> for Problem {
             | StoreError::Unavailable(_)
             | StoreError::Panicked(_)
             | StoreError::Bug(_) => Problem::internal(error),
+        }
+    }
+}
+
+impl From<KeyError> for Problem {
+    fn from(error: KeyError) -> Self {
+        let text = error.to_string();
+        match error {
+            KeyError::Reused => Problem::validation(vec![FieldError::new("Idempotency-Key", text)]),
+            KeyError::Store(error) => error.into(),
         }
     }
 }
@@ -515,7 +528,7 @@ struct KeyBody {
     /// What it is for
     #[oai(validator(min_length = 1, max_length = 100))]
     name: String,
-    /// Any of `catalogue`, `orders`, `payments`, `sales`, `users`, `act_as`
+    /// Any of `catalogue`, `orders`, `payments`, `sales`, `users`, `tasks`, `work`, `act_as`
     #[oai(validator(min_items = 1, max_items = 10))]
     scopes: Vec<String>,
     /// When it shall end by itself
@@ -534,7 +547,7 @@ impl Example for KeyBody {
 }
 
 /// Scopes that reach beyond the account itself: a key that has one is an admin's to make.
-const FAR_SCOPES: &[Scope] = &[Scope::ActAs, Scope::Payments];
+const FAR_SCOPES: &[Scope] = &[Scope::ActAs, Scope::Payments, Scope::Tasks, Scope::Work];
 
 /// Accounts and sessions.
 pub struct AuthApi {
@@ -671,7 +684,7 @@ impl AuthApi {
     /// Make an API key
     ///
     /// For programs, with the rights of your own account and only the scopes that it names. For
-    /// staff; the scopes `act_as` and `payments` for admins. The key is shown this once.
+    /// staff; the scopes `act_as`, `payments`, `tasks` and `work` for admins. The key is shown this once.
     #[oai(path = "/api-keys", method = "post")]
     async fn create_key(
         &self,

@@ -7,6 +7,7 @@
 //! token that is bound to it.
 
 pub mod api;
+pub mod idempotency;
 mod password;
 mod sql;
 mod throttle;
@@ -76,6 +77,10 @@ word_type! {
         Sales = "sales",
         /// Read and change accounts.
         Users = "users",
+        /// Enqueue, see and steer tasks and queues.
+        Tasks = "tasks",
+        /// Fetch and finish tasks, as a worker.
+        Work = "work",
         /// Act for the user that `X-User-Id` names, as a customer.
         ActAs = "act_as",
     }

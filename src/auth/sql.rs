@@ -1,5 +1,6 @@
 //! Every statement about accounts' credentials, sessions and API keys.
 
+use super::idempotency::Stored;
 use super::{Account, ApiKey, Carrier, KeyId, KeyRow, NewKey, Role, Scope, SessionRow, UserId};
 use crate::clock::Timestamp;
 use crate::store::{Row, StoreError, Tx};
@@ -247,5 +248,59 @@ pub(super) fn key(
          WHERE k.key_hash = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > $2)",
         &[key_hash.into(), now.into()],
         |row| Ok(KeyRow { user_id: row.get(0)?, role: row.get(1)?, status: row.get(2)?, scopes: row.get(3)?, expires_at: row.get(4)? }),
+    )
+}
+
+pub(super) fn stored(
+    tx: &mut Tx<'_>,
+    caller: UserId,
+    key: &str,
+    since: Timestamp,
+) -> Result<Option<Stored>, StoreError> {
+    tx.row(
+        "SELECT fingerprint, location, body FROM idempotency_keys WHERE caller = $1 AND key = $2 AND created_at > $3",
+        &[(&caller.to_string()).into(), key.into(), since.into()],
+        |row| Ok(Stored { fingerprint: row.get(0)?, location: row.get(1)?, body: row.get(2)? }),
+    )
+}
+
+pub(super) fn store(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    caller: UserId,
+    key: &str,
+    stored: &Stored,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO idempotency_keys (caller, key, fingerprint, location, body, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (caller, key) DO UPDATE SET fingerprint = excluded.fingerprint, \
+         location = excluded.location, body = excluded.body, created_at = excluded.created_at",
+        &[
+            (&caller.to_string()).into(),
+            key.into(),
+            (&stored.fingerprint).into(),
+            (&stored.location).into(),
+            (&stored.body).into(),
+            now.into(),
+        ],
+    )?;
+    Ok(())
+}
+
+pub(super) fn any_key_until(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, StoreError> {
+    Ok(tx
+        .row(
+            "SELECT 1 FROM idempotency_keys WHERE created_at <= $1 LIMIT 1",
+            &[until.into()],
+            |_| Ok(()),
+        )?
+        .is_some())
+}
+
+pub(super) fn purge_keys(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, StoreError> {
+    tx.execute(
+        "DELETE FROM idempotency_keys WHERE (caller, key) IN \
+         (SELECT caller, key FROM idempotency_keys WHERE created_at <= $1 ORDER BY created_at LIMIT 500)",
+        &[until.into()],
     )
 }

@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use super::gate::{Gate, Refusal};
 use super::{Claim, ClaimRequest, NewSale, Sale, SaleError, SaleId, SaleStatus};
 use crate::auth::api::{Access, Tag};
+use crate::auth::idempotency::Key;
 use crate::auth::{Caller, Role, Scope};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Settings;
 use crate::http::{Body, Created, Failure, OptionalBody, Problem, fails, read_cursor};
 use crate::monitor::Metrics;
 use crate::order::OrderError;
-use crate::order::idempotency::Key;
 use crate::product::ProductId;
 use crate::product::stock::StockError;
 use crate::store::Store;
@@ -340,6 +340,7 @@ impl FlashSaleApi {
             Err(refusal) => return self.refused(refusal, sale_id, caller, key).await,
         };
         let request = ClaimRequest {
+            process: self.settings.orders.process,
             sale_id,
             user_id,
             quantity,

@@ -17,7 +17,8 @@ use crate::auth::UserId;
 use crate::check::{Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::order::{
-    self, NewOrder, OrderError, OrderId, OrderItem, OrderStatus, Stored, idempotency::Key,
+    self, NewOrder, OrderError, OrderId, OrderItem, OrderStatus, Stored,
+    idempotency::{Key, KeyError},
 };
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::product::{ProductId, UNIT_AMOUNT_MAX};
@@ -162,6 +163,12 @@ impl From<OrderError> for SaleError {
     }
 }
 
+impl From<KeyError> for SaleError {
+    fn from(error: KeyError) -> Self {
+        OrderError::from(error).into()
+    }
+}
+
 impl From<StockError> for SaleError {
     fn from(error: StockError) -> Self {
         match error {
@@ -279,6 +286,8 @@ pub struct ClaimRequest {
     pub quantity: u32,
     /// Under which key.
     pub key: Option<Key>,
+    /// Whether a task processes the order once it is paid.
+    pub process: bool,
 }
 
 /// Grants units, or says why not. All of it or nothing.
@@ -309,6 +318,7 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
         currency: sale.currency,
         sale_id: Some(sale_id.0),
         expires_at,
+        process: request.process,
     };
     let reason = if status == OrderStatus::Paid {
         Reason::ClaimSell

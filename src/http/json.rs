@@ -26,13 +26,10 @@ use tokio::io::AsyncReadExt;
 
 use super::body;
 use super::problem::{Problem, meta_header};
-use crate::check::FieldError;
+use crate::check::{self, FieldError, JsonError};
 use crate::clock::Timestamp;
 
 const JSON: &str = "application/json";
-/// Longest reason that quotes what the caller sent.
-const REASON_CHARS_MAX: usize = 200;
-
 /// A JSON body: of a request (`body: Body<NewOrder>`), or of an answer with status 200.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Body<T>(pub T);
@@ -137,7 +134,10 @@ fn media_type(request: &Request) -> Option<String> {
 
 fn unsupported(found: Option<String>, wanted: &str) -> Problem {
     let detail = match found {
-        Some(found) => format!("Send the body as {wanted}, not as {}.", shortened(&found)),
+        Some(found) => format!(
+            "Send the body as {wanted}, not as {}.",
+            check::shortened(&found)
+        ),
         None => format!("Send the body with the header `Content-Type: {wanted}`."),
     };
     Problem::new(
@@ -161,104 +161,18 @@ fn parse_shaped<T: Type + DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> 
 
 /// Reads `bytes` as `T`, or says what is wrong and where.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        if error.inner().is_data() {
-            Problem::validation(vec![fault(&error)])
-        } else {
-            malformed(error.inner())
-        }
-    })?;
-    json.end().map_err(|error| malformed(&error))?;
-    Ok(value)
+    check::parse_json(bytes).map_err(|error| match error {
+        JsonError::Shape(fault) => Problem::validation(vec![fault]),
+        JsonError::Malformed(reason) => malformed(&reason),
+    })
 }
 
-fn malformed(error: &serde_json::Error) -> Problem {
+fn malformed(reason: &str) -> Problem {
     Problem::new(
         StatusCode::BAD_REQUEST,
         "malformed_json",
-        format!(
-            "The body is no valid JSON: {}.",
-            shortened(&error.to_string())
-        ),
+        format!("The body is no valid JSON: {reason}."),
     )
-}
-
-/// serde's message, with the field taken out of its text and into its path.
-fn fault(error: &serde_path_to_error::Error<serde_json::Error>) -> FieldError {
-    let path = error.path().to_string();
-    let path = if path == "." { "" } else { &path };
-    let text = error.inner().to_string();
-    // "… at line 1 column 2" is of no use beside the path.
-    let text = text
-        .rfind(" at line ")
-        .map_or(text.as_str(), |end| &text[..end]);
-    let quoted = || text.split('`').nth(1).unwrap_or_default();
-    if text.starts_with("missing field `") {
-        return FieldError::new(join(path, quoted()), "is required");
-    }
-    if text.starts_with("unknown field `") {
-        return FieldError::new(join(path, quoted()), "is not a known field");
-    }
-    if text.starts_with("duplicate field `") {
-        return FieldError::new(join(path, quoted()), "is given more than once");
-    }
-    FieldError::new(path, plain_words(&shortened(text)))
-}
-
-fn join(path: &str, field: &str) -> String {
-    let last = path.rsplit('.').next().unwrap_or_default();
-    if path.is_empty() {
-        field.to_owned()
-    } else if last == field {
-        path.to_owned() // the path already leads to the field
-    } else {
-        format!("{path}.{field}")
-    }
-}
-
-/// Rust's names of types mean nothing to a caller.
-fn plain_words(text: &str) -> String {
-    const WORDS: &[(&str, &str)] = &[
-        ("u8", "a whole number of 0 or more"),
-        ("u16", "a whole number of 0 or more"),
-        ("u32", "a whole number of 0 or more"),
-        ("u64", "a whole number of 0 or more"),
-        ("usize", "a whole number of 0 or more"),
-        ("i8", "a whole number"),
-        ("i16", "a whole number"),
-        ("i32", "a whole number"),
-        ("i64", "a whole number"),
-        ("f64", "a number"),
-        ("a sequence", "a list"),
-        ("a map", "an object"),
-    ];
-    let Some((found, expected)) = text.rsplit_once(", expected ") else {
-        return text.to_owned();
-    };
-    let expected = match WORDS.iter().find(|(rust, _)| *rust == expected) {
-        Some((_, words)) => (*words).to_owned(),
-        None if expected.starts_with("struct ") => "an object".to_owned(),
-        None => expected.to_owned(),
-    };
-    format!("{found}, expected {expected}")
-}
-
-fn shortened(text: &str) -> Cow<'_, str> {
-    match text.char_indices().nth(REASON_CHARS_MAX) {
-        // The end of the message tells what was expected; keep it.
-        Some((cut, _)) => {
-            let tail = text
-                .rfind(", expected ")
-                .filter(|at| *at >= cut && text.len() - at <= REASON_CHARS_MAX);
-            Cow::Owned(format!(
-                "{}…{}",
-                &text[..cut],
-                tail.map_or("", |at| &text[at..])
-            ))
-        }
-        None => Cow::Borrowed(text),
-    }
 }
 
 /// A response with `value` as JSON.
@@ -394,6 +308,48 @@ impl<T: Type> ApiResponse for Created<T> {
         MetaResponses {
             responses: vec![meta],
         }
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+/// 202 with `Location`: it will be done, and what becomes of it can be seen there. Otherwise as
+/// [`Created`].
+#[derive(Debug)]
+pub struct Accepted<T>(Created<T>);
+
+impl<T> Accepted<T> {
+    /// What was accepted, its JSON printed because it is stored for replays.
+    pub fn printed(text: String, location: impl Into<String>) -> Self {
+        Self(Created::printed(text, location))
+    }
+
+    /// The same answer as before, marked with `Idempotent-Replayed: true`.
+    pub fn replay(text: String, location: impl Into<String>) -> Self {
+        Self(Created::replay(text, location))
+    }
+}
+
+impl<T: Serialize + Send> IntoResponse for Accepted<T> {
+    fn into_response(self) -> Response {
+        let mut response = self.0.into_response();
+        if response.status() == StatusCode::CREATED {
+            response.set_status(StatusCode::ACCEPTED);
+        }
+        response
+    }
+}
+
+impl<T: Type> ApiResponse for Accepted<T> {
+    fn meta() -> MetaResponses {
+        let mut meta = Created::<T>::meta();
+        for response in &mut meta.responses {
+            response.status = Some(202);
+            response.description = "Accepted; `Location` leads to what becomes of it.";
+        }
+        meta
     }
 
     fn register(registry: &mut Registry) {

@@ -10,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::RwLock;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::system::System;
@@ -30,6 +30,11 @@ const DATABASE_BUCKETS: &[f64] = &[
 ];
 const BATCH_BUCKETS: &[f64] = &[
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
+];
+
+/// Seconds; from a task that only counts to one that reads everything.
+const TASK_BUCKETS: &[f64] = &[
+    0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1_800.0,
 ];
 
 /// Every metric of the process; cheap to clone.
@@ -91,6 +96,13 @@ pub struct Handles {
     pub stock_ledger_problems: IntGaugeVec,
     /// Views of products: the most viewed by id, the rest as `other`.
     pub product_views: ProductViews,
+
+    tasks_total: IntCounterVec,
+    task_duration_seconds: HistogramVec,
+    queue_depth: IntGaugeVec,
+    queue_latency_seconds: GaugeVec,
+    /// How often the tasks' delivery index was made anew while it was in use.
+    pub task_index_rebuilds_total: IntCounter,
 
     /// Log lines that were dropped because the log could not keep up.
     pub log_lines_dropped_total: IntCounter,
@@ -227,6 +239,46 @@ impl Metrics {
                 "Views of products: the most viewed by id, the rest as other.",
                 &["product_id"],
             )?),
+            tasks_total: int_counter_vec(
+                r,
+                "tasks_total",
+                "Attempts of tasks that ended, by what the task became.",
+                &["task", "state"],
+            )?,
+            task_duration_seconds: {
+                let vec = HistogramVec::new(
+                    HistogramOpts::new(
+                        "task_duration_seconds",
+                        "Time from the start of an attempt to its end.",
+                    )
+                    .buckets(TASK_BUCKETS.to_vec()),
+                    &["task"],
+                )?;
+                r.register(Box::new(vec.clone()))?;
+                vec
+            },
+            queue_depth: int_gauge_vec(
+                r,
+                "queue_depth",
+                "Tasks by queue: ready or running. The scheduled of all queues are under `all`.",
+                &["queue", "state"],
+            )?,
+            queue_latency_seconds: {
+                let vec = GaugeVec::new(
+                    Opts::new(
+                        "queue_latency_seconds",
+                        "How long the next ready task of a queue has been due.",
+                    ),
+                    &["queue"],
+                )?;
+                r.register(Box::new(vec.clone()))?;
+                vec
+            },
+            task_index_rebuilds_total: int_counter(
+                r,
+                "task_index_rebuilds_total",
+                "How often the tasks' delivery index failed and was made anew from the rows.",
+            )?,
             log_lines_dropped_total: int_counter(
                 r,
                 "log_lines_dropped_total",
@@ -290,6 +342,41 @@ impl Metrics {
         let _absent = self
             .flash_sale_remaining
             .remove_label_values(&[&sale_id.to_string()]);
+    }
+
+    /// Counts an attempt that ended; `task` is one of a bounded list of names.
+    pub fn count_task(&self, task: &str, state: &str, seconds: Option<f64>) {
+        self.tasks_total.with_label_values(&[task, state]).inc();
+        if let Some(seconds) = seconds {
+            self.task_duration_seconds
+                .with_label_values(&[task])
+                .observe(seconds);
+        }
+    }
+
+    /// Tells what waits and runs: for each queue the ready, the running, and the age of the next.
+    pub fn set_queues<'a>(
+        &self,
+        queues: impl Iterator<Item = (&'a str, u64, u32, f64)>,
+        scheduled: u64,
+    ) {
+        let whole = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let depth = |queue: &str, state: &str, count: u64| {
+            self.queue_depth
+                .with_label_values(&[queue, state])
+                .set(whole(count));
+        };
+        // What is gone must not be told of for ever.
+        self.queue_depth.reset();
+        self.queue_latency_seconds.reset();
+        for (queue, ready, running, seconds) in queues {
+            depth(queue, "ready", ready);
+            depth(queue, "running", u64::from(running));
+            self.queue_latency_seconds
+                .with_label_values(&[queue])
+                .set(seconds);
+        }
+        depth("all", "scheduled", scheduled);
     }
 
     /// The handles of a route, by the router's pattern; `template` names it for people when it is

@@ -7,9 +7,9 @@ use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
-use super::idempotency::Key;
 use super::{Filter, Order, OrderError, OrderId, OrderStatus, ReleasedToSale};
 use crate::auth::api::{Access, Tag, UserView};
+use crate::auth::idempotency::Key;
 use crate::auth::{Role, Scope, UserId};
 use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
@@ -117,6 +117,9 @@ struct OrderView {
     /// When it was paid
     #[serde(skip_serializing_if = "Option::is_none")]
     paid_at: Option<Timestamp>,
+    /// When it was processed
+    #[serde(skip_serializing_if = "Option::is_none")]
+    processed_at: Option<Timestamp>,
     /// Lines
     items: Vec<ItemView>,
 }
@@ -133,6 +136,7 @@ impl From<Order> for OrderView {
             created_at: order.created_at,
             expires_at: order.expires_at,
             paid_at: order.paid_at,
+            processed_at: order.processed_at,
             items: order
                 .items
                 .into_iter()
@@ -439,10 +443,10 @@ impl OrderApi {
             caller.require(Role::Customer, Scope::Orders)?;
         }
         let owner = (!trusted).then_some(caller.user_id);
-        let now = self.clock.now();
+        let (now, rules) = (self.clock.now(), Arc::clone(&self.rules));
         let order = self
             .store
-            .write(move |tx| super::pay(tx, now, OrderId(id.0), owner))
+            .write(move |tx| super::pay(tx, now, &rules, OrderId(id.0), owner))
             .await
             .map_err(Problem::from)?;
         Ok(Body(order.into()))

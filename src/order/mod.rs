@@ -14,13 +14,14 @@
 //! to one ([`ReleasedToSale`]).
 
 pub mod api;
-pub mod idempotency;
 pub mod import;
 mod sql;
+pub mod tasks;
 
 use std::collections::BTreeMap;
 
 use crate::auth::UserId;
+pub use crate::auth::idempotency::{self, Stored};
 use crate::check::{Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::config;
@@ -28,7 +29,6 @@ use crate::product::ProductId;
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::store::{StoreError, Tx};
 use crate::{id_type, word_type};
-pub use idempotency::Stored;
 
 id_type! {
     /// Key of an order.
@@ -89,6 +89,8 @@ pub struct Order {
     pub expires_at: Option<Timestamp>,
     /// When it was paid.
     pub paid_at: Option<Timestamp>,
+    /// When it was taken over by the shop's processing.
+    pub processed_at: Option<Timestamp>,
     /// Its lines.
     pub items: Vec<OrderItem>,
 }
@@ -108,6 +110,8 @@ pub struct NewOrder {
     pub sale_id: Option<i64>,
     /// Until when it must be paid.
     pub expires_at: Option<Timestamp>,
+    /// Whether a task processes it once it is paid.
+    pub process: bool,
 }
 
 /// Units that returned to an open sale.
@@ -143,6 +147,15 @@ pub enum OrderError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<idempotency::KeyError> for OrderError {
+    fn from(error: idempotency::KeyError) -> Self {
+        match error {
+            idempotency::KeyError::Reused => OrderError::KeyReused,
+            idempotency::KeyError::Store(error) => OrderError::Store(error),
+        }
+    }
 }
 
 impl From<StockError> for OrderError {
@@ -220,6 +233,7 @@ pub fn create(
         currency: currency.unwrap_or_default(),
         sale_id: None,
         expires_at,
+        process: rules.process,
     };
     let reason = if status == OrderStatus::Paid {
         Reason::Sell
@@ -250,6 +264,9 @@ pub fn insert(
         };
         stock::append(tx, now, &movement)?;
     }
+    if new.status == OrderStatus::Paid && new.process {
+        tasks::enqueue_processing(tx, now, id)?;
+    }
     Ok(Order {
         id,
         user_id: new.user_id,
@@ -260,6 +277,7 @@ pub fn insert(
         created_at: now,
         expires_at: new.expires_at,
         paid_at: (new.status == OrderStatus::Paid).then_some(now),
+        processed_at: None,
         items,
     })
 }
@@ -359,6 +377,7 @@ fn release(
 pub fn pay(
     tx: &mut Tx<'_>,
     now: Timestamp,
+    rules: &config::Orders,
     id: OrderId,
     owner: Option<UserId>,
 ) -> Result<Order, OrderError> {
@@ -389,7 +408,11 @@ pub fn pay(
         | OrderStatus::RefundDue => {}
         OrderStatus::Cancelled => return Err(OrderError::State(order.status)),
     }
-    get(tx, id, None)
+    let paid = get(tx, id, None)?;
+    if paid.status == OrderStatus::Paid && order.status != OrderStatus::Paid && rules.process {
+        tasks::enqueue_processing(tx, now, id)?;
+    }
+    Ok(paid)
 }
 
 fn pay_late(tx: &mut Tx<'_>, now: Timestamp, order: &Order) -> Result<(), OrderError> {
@@ -537,7 +560,9 @@ mod tests {
         let id = order.id;
         for _ in 0..2 {
             let paid = store
-                .write_blocking(move |tx| pay(tx, START, id, Some(user)))
+                .write_blocking(move |tx| {
+                    pay(tx, START, &config::Orders::default(), id, Some(user))
+                })
                 .expect("pay");
             assert_eq!(paid.status, OrderStatus::Paid);
             stock_is(7, "paid");
@@ -558,7 +583,7 @@ mod tests {
         assert_eq!((expire(), expire()), (1, 0));
         stock_is(10, "expired");
         let paid = store
-            .write_blocking(move |tx| pay(tx, late, id, None))
+            .write_blocking(move |tx| pay(tx, late, &config::Orders::default(), id, None))
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::Paid);
         stock_is(4, "paid late, units taken again");
@@ -567,7 +592,7 @@ mod tests {
         assert_eq!(expire(), 1);
         place(vec![(product, 1)]).expect("another buyer");
         let paid = store
-            .write_blocking(move |tx| pay(tx, late, id, None))
+            .write_blocking(move |tx| pay(tx, late, &config::Orders::default(), id, None))
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::RefundDue);
         stock_is(3, "paid late, units gone");

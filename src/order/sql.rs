@@ -1,6 +1,6 @@
-//! Every statement about orders, their lines and idempotency keys.
+//! Every statement about orders and their lines.
 
-use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, ReleasedToSale, Stored};
+use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, ReleasedToSale};
 use crate::auth::UserId;
 use crate::clock::Timestamp;
 use crate::store::{Row, StoreError, Tx};
@@ -16,6 +16,7 @@ fn order(row: &Row<'_>) -> Result<Order, StoreError> {
         created_at: row.get(6)?,
         expires_at: row.get(7)?,
         paid_at: row.get(8)?,
+        processed_at: row.get(9)?,
         items: Vec::new(),
     })
 }
@@ -64,7 +65,7 @@ pub(super) fn insert_item(
 
 pub(super) fn get(tx: &mut Tx<'_>, id: OrderId) -> Result<Option<Order>, StoreError> {
     tx.row(
-        "SELECT id, user_id, status, total_amount, currency, sale_id, created_at, expires_at, paid_at \
+        "SELECT id, user_id, status, total_amount, currency, sale_id, created_at, expires_at, paid_at, processed_at \
          FROM orders WHERE id = $1",
         &[id.into()],
         order,
@@ -91,9 +92,9 @@ macro_rules! with_lines {
     ($page:literal) => {
         concat!(
             "SELECT o.id, o.user_id, o.status, o.total_amount, o.currency, o.sale_id, o.created_at, \
-             o.expires_at, o.paid_at, i.product_id, i.quantity, i.unit_amount, i.amount FROM (",
+             o.expires_at, o.paid_at, o.processed_at, i.product_id, i.quantity, i.unit_amount, i.amount FROM (",
             "SELECT id, user_id, status, total_amount, currency, sale_id, created_at, expires_at, \
-             paid_at FROM orders WHERE ",
+             paid_at, processed_at FROM orders WHERE ",
             $page,
             " ORDER BY id DESC LIMIT $2) o LEFT JOIN order_items i ON i.order_id = o.id \
              ORDER BY o.id DESC, i.line"
@@ -103,17 +104,17 @@ macro_rules! with_lines {
 
 pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Order>, StoreError> {
     // A text for each kind of filter, so that each has an index that serves it. Where most orders
-    // are paid or delivered, walking back from the newest finds a page of those at once.
+    // are paid, processed or delivered, walking back from the newest finds a page of those at once.
     let sql = match (filter.user_id, filter.status) {
         (None, None) => with_lines!("id < $1 AND $3 IS NULL AND $4 IS NULL"),
         (Some(_), _) => {
             with_lines!("id < $1 AND user_id = $3 AND ($4 IS NULL OR status = $4)")
         }
-        (None, Some(OrderStatus::Paid | OrderStatus::Fulfilled)) => {
+        (None, Some(OrderStatus::Paid | OrderStatus::Processed | OrderStatus::Fulfilled)) => {
             with_lines!("id < $1 AND $3 IS NULL AND status = $4")
         }
         (None, Some(_)) => with_lines!(
-            "id < $1 AND $3 IS NULL AND status = $4 AND status NOT IN ('paid', 'fulfilled')"
+            "id < $1 AND $3 IS NULL AND status = $4 AND status NOT IN ('paid', 'processed', 'fulfilled')"
         ),
     };
     let mut orders: Vec<Order> = Vec::new();
@@ -130,12 +131,12 @@ pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Order>, Store
             if orders.last().is_none_or(|last| last.id != id) {
                 orders.push(order(row)?);
             }
-            if let (Some(order), Some(product_id)) = (orders.last_mut(), row.get(9)?) {
+            if let (Some(order), Some(product_id)) = (orders.last_mut(), row.get(10)?) {
                 order.items.push(OrderItem {
                     product_id,
-                    quantity: row.get(10)?,
-                    unit_amount: row.get(11)?,
-                    amount: row.get(12)?,
+                    quantity: row.get(11)?,
+                    unit_amount: row.get(12)?,
+                    amount: row.get(13)?,
                 });
             }
             Ok(())
@@ -154,7 +155,8 @@ pub(super) fn shift(
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
         "UPDATE orders SET status = $3, updated_at = $4, \
-         paid_at = CASE WHEN $3 = 'paid' THEN $4 ELSE paid_at END WHERE id = $1 AND status = $2",
+         paid_at = CASE WHEN $3 = 'paid' THEN $4 ELSE paid_at END, \
+         processed_at = CASE WHEN $3 = 'processed' THEN $4 ELSE processed_at END WHERE id = $1 AND status = $2",
         &[id.into(), from.into(), to.into(), now.into()],
     )? == 1)
 }
@@ -221,60 +223,6 @@ pub(super) fn leave_sale(tx: &mut Tx<'_>, id: OrderId) -> Result<(), StoreError>
         &[id.into()],
     )?;
     Ok(())
-}
-
-pub(super) fn stored(
-    tx: &mut Tx<'_>,
-    caller: UserId,
-    key: &str,
-    since: Timestamp,
-) -> Result<Option<Stored>, StoreError> {
-    tx.row(
-        "SELECT fingerprint, location, body FROM idempotency_keys WHERE caller = $1 AND key = $2 AND created_at > $3",
-        &[(&caller.to_string()).into(), key.into(), since.into()],
-        |row| Ok(Stored { fingerprint: row.get(0)?, location: row.get(1)?, body: row.get(2)? }),
-    )
-}
-
-pub(super) fn store(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-    caller: UserId,
-    key: &str,
-    stored: &Stored,
-) -> Result<(), StoreError> {
-    tx.execute(
-        "INSERT INTO idempotency_keys (caller, key, fingerprint, location, body, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (caller, key) DO UPDATE SET fingerprint = excluded.fingerprint, \
-         location = excluded.location, body = excluded.body, created_at = excluded.created_at",
-        &[
-            (&caller.to_string()).into(),
-            key.into(),
-            (&stored.fingerprint).into(),
-            (&stored.location).into(),
-            (&stored.body).into(),
-            now.into(),
-        ],
-    )?;
-    Ok(())
-}
-
-pub(super) fn any_key_until(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, StoreError> {
-    Ok(tx
-        .row(
-            "SELECT 1 FROM idempotency_keys WHERE created_at <= $1 LIMIT 1",
-            &[until.into()],
-            |_| Ok(()),
-        )?
-        .is_some())
-}
-
-pub(super) fn purge_keys(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, StoreError> {
-    tx.execute(
-        "DELETE FROM idempotency_keys WHERE (caller, key) IN \
-         (SELECT caller, key FROM idempotency_keys WHERE created_at <= $1 ORDER BY created_at LIMIT 500)",
-        &[until.into()],
-    )
 }
 
 /// The run that imported an order; `None` when it is not there.

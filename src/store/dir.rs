@@ -209,6 +209,11 @@ impl DataDir {
         database_in(&self.root)
     }
 
+    /// The tasks' delivery index, which may be deleted at any time.
+    pub fn queue(&self) -> PathBuf {
+        self.root.join("queue")
+    }
+
     /// Files that the owner serves under `/static/`.
     pub fn static_files(&self) -> PathBuf {
         self.root.join("static")

@@ -14,7 +14,10 @@ use super::StoreError;
 /// `PRAGMA application_id` of every Onrush database: "Onrs" in ASCII.
 pub(super) const APPLICATION_ID: i32 = 0x4f6e_7273;
 
-const MIGRATIONS: &[(&str, &str)] = &[("V1__shop", include_str!("migrations/0001_shop.sql"))];
+const MIGRATIONS: &[(&str, &str)] = &[
+    ("V1__shop", include_str!("migrations/0001_shop.sql")),
+    ("V2__tasks", include_str!("migrations/0002_tasks.sql")),
+];
 
 /// The DDL as SQLite reads it.
 fn for_sqlite(text: &str) -> String {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use r2d2_sqlite::SqliteConnectionManager;
 
 pub use dir::{DataDir, DirError, database_in};
-pub use tx::{Column, Param, Row, Tx};
+pub use tx::{Column, Param, Row, Topic, Tx};
 
 use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
@@ -99,6 +99,8 @@ struct Inner {
     reader_timeout: Duration,
     statement_timeout: Duration,
     write_timeout: Duration,
+    /// Writes waiting from which on a patient caller blocks for room instead of trying.
+    patience_from: usize,
 }
 
 /// Connections in use and idle, and writes that wait.
@@ -144,6 +146,7 @@ impl Store {
             reader_timeout: ms(settings.reader_timeout_ms),
             statement_timeout: ms(settings.statement_timeout_ms),
             write_timeout: ms(settings.write_timeout_ms),
+            patience_from: settings.write_queue_max / 2,
         })))
     }
 
@@ -246,6 +249,48 @@ impl Store {
             .submit(true, work, |_| ())
             .blocking_recv()
             .unwrap_or_else(|_| Err(E::from(StoreError::Stopped)))
+    }
+
+    /// Calls `listener` after each commit that touched `topic` ([`Tx::touch`]), on the writer's thread
+    /// and before the callers are answered. It must be quick, must not block and must not write.
+    pub fn on_commit(&self, topic: Topic, listener: impl Fn() + Send + Sync + 'static) {
+        self.0.writer.listen(topic, Box::new(listener));
+    }
+
+    /// Like [`Store::write_then`], for work that must not be lost to a full queue: it waits for room,
+    /// on a thread that may block, and for its answer however long that takes.
+    pub async fn write_patiently<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+        after: impl FnOnce(&Result<T, E>) + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let answer = if self.0.writer.waiting() < self.0.patience_from {
+            self.0.writer.submit(false, work, after)
+        } else {
+            let store = self.clone();
+            tokio::task::spawn_blocking(move || store.0.writer.submit(true, work, after))
+                .await
+                .map_err(|error| E::from(StoreError::Panicked(error.to_string())))?
+        };
+        answer
+            .await
+            .unwrap_or_else(|_| Err(E::from(StoreError::Stopped)))
+    }
+
+    /// Queues a write that nobody waits for; only `after` hears of it. For threads that must not wait.
+    pub fn begin_write<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+        after: impl FnOnce(&Result<T, E>) + Send + 'static,
+    ) where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        self.0.writer.submit_unanswered(work, after);
     }
 
     /// Runs `work` on one consistent snapshot, off the async threads, under the statement limit.

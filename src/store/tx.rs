@@ -227,11 +227,52 @@ impl Row<'_> {
 /// `Ok` from the closure that was given it commits, `Err` rolls back; nothing else does.
 pub struct Tx<'c> {
     conn: &'c Connection,
+    topics: Topics,
+}
+
+/// A subject that a transaction may touch, for those who wait for it: one of 32, whose meaning its
+/// owner alone knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topic(u8);
+
+impl Topic {
+    /// The topic of this number, below 32.
+    pub const fn new(number: u8) -> Self {
+        assert!(number < 32, "there are 32 topics");
+        Self(number)
+    }
+}
+
+/// The topics that some work touched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Topics(u32);
+
+impl Topics {
+    pub(super) fn add(&mut self, more: Topics) {
+        self.0 |= more.0;
+    }
+
+    pub(super) fn has(self, topic: Topic) -> bool {
+        self.0 & (1 << topic.0) != 0
+    }
 }
 
 impl<'c> Tx<'c> {
     pub(super) fn new(conn: &'c Connection) -> Self {
-        Self { conn }
+        Self {
+            conn,
+            topics: Topics::default(),
+        }
+    }
+
+    /// Notes that `topic` was touched: whoever listens to it (`Store::on_commit`) is called once this
+    /// work is committed, and never if it is undone.
+    pub fn touch(&mut self, topic: Topic) {
+        self.topics.0 |= 1 << topic.0;
+    }
+
+    pub(super) fn topics(&self) -> Topics {
+        self.topics
     }
 
     /// Runs a statement; answers how many rows it changed.

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use rusqlite::{CachedStatement, Connection};
 use tokio::sync::oneshot;
 
+use super::tx::{Topic, Topics};
 use super::{StoreError, Tx, sqlite};
 use crate::clock::Stopwatch;
 use crate::monitor::Metrics;
@@ -34,7 +35,8 @@ struct Call<F, A, T, E> {
     work: Option<F>,
     after: A,
     result: Option<Result<T, E>>,
-    reply: oneshot::Sender<Result<T, E>>,
+    /// `None` where nobody waits from the beginning.
+    reply: Option<oneshot::Sender<Result<T, E>>>,
 }
 
 impl<F, A, T, E> Job for Call<F, A, T, E>
@@ -45,7 +47,7 @@ where
     E: From<StoreError> + Send,
 {
     fn is_abandoned(&self) -> bool {
-        self.reply.is_closed()
+        self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
 
     fn run(&mut self, tx: &mut Tx<'_>) -> bool {
@@ -74,10 +76,15 @@ where
             (Ok(()), None) => Err(E::from(StoreError::Stopped)),
         };
         (self.after)(&result);
-        // A caller that went away does not want to know.
-        drop(self.reply.send(result));
+        if let Some(reply) = self.reply {
+            // A caller that went away does not want to know.
+            drop(reply.send(result));
+        }
     }
 }
+
+/// Called on the writer's thread after a commit that touched the topic.
+type Listener = (Topic, Box<dyn Fn() + Send + Sync>);
 
 enum Message {
     Run(Box<dyn Job>),
@@ -89,6 +96,7 @@ pub(super) struct Writer {
     queue: SyncSender<Message>,
     waiting: Arc<AtomicUsize>,
     broken: Arc<AtomicBool>,
+    listeners: Arc<Mutex<Vec<Listener>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -106,12 +114,15 @@ impl Writer {
         let (queue, jobs) = sync_channel(queue_max);
         let waiting = Arc::new(AtomicUsize::new(0));
         let broken = Arc::new(AtomicBool::new(false));
+        let listeners = Arc::new(Mutex::new(Vec::new()));
         let mut state = Loop {
             conn,
             jobs,
             batch_max,
             waiting: Arc::clone(&waiting),
             broken: Arc::clone(&broken),
+            listeners: Arc::clone(&listeners),
+            touched: Topics::default(),
             metrics,
             on_fatal: Some(on_fatal),
         };
@@ -125,6 +136,7 @@ impl Writer {
             queue,
             waiting,
             broken,
+            listeners,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -144,6 +156,32 @@ impl Writer {
         E: From<StoreError> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
+        self.queue(patience, work, after, Some(reply));
+        answer
+    }
+
+    /// Queues `work` that nobody waits for; a full queue refuses it at once.
+    pub(super) fn submit_unanswered<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+        after: impl FnOnce(&Result<T, E>) + Send + 'static,
+    ) where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        self.queue(false, work, after, None);
+    }
+
+    fn queue<T, E>(
+        &self,
+        patience: bool,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+        after: impl FnOnce(&Result<T, E>) + Send + 'static,
+        reply: Option<oneshot::Sender<Result<T, E>>>,
+    ) where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
         let job = Box::new(Call {
             work: Some(work),
             after,
@@ -152,7 +190,7 @@ impl Writer {
         });
         if self.broken.load(Ordering::Acquire) {
             job.finish(Err(StoreError::Stopped));
-            return answer;
+            return;
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let sent = if patience {
@@ -171,7 +209,11 @@ impl Writer {
                 job.finish(Err(error));
             }
         }
-        answer
+    }
+
+    /// From now on calls `listener` after each commit that touched `topic`.
+    pub(super) fn listen(&self, topic: Topic, listener: Box<dyn Fn() + Send + Sync>) {
+        self.listeners.lock().push((topic, listener));
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -196,6 +238,9 @@ struct Loop {
     batch_max: usize,
     waiting: Arc<AtomicUsize>,
     broken: Arc<AtomicBool>,
+    listeners: Arc<Mutex<Vec<Listener>>>,
+    /// What the batch in hand touched, as far as it was not undone.
+    touched: Topics,
     metrics: Metrics,
     on_fatal: Option<OnFatal>,
 }
@@ -252,6 +297,13 @@ impl Loop {
             }
             tracing::error!(%error, writes = batch.len(), "a batch of writes failed; none of it was kept");
         }
+        if outcome.is_ok() && self.touched != Topics::default() {
+            for (topic, listener) in self.listeners.lock().iter() {
+                if self.touched.has(*topic) {
+                    listener();
+                }
+            }
+        }
         for job in batch.drain(..) {
             job.finish(outcome.clone());
         }
@@ -267,13 +319,18 @@ impl Loop {
 
     fn transaction(&mut self, batch: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
         let conn = &self.conn;
+        self.touched = Topics::default();
         run(conn, &mut conn.prepare_cached("BEGIN IMMEDIATE")?)?;
         fail::fail_point!("writer.begun");
         let mut savepoint = conn.prepare_cached("SAVEPOINT job")?;
         let mut release = conn.prepare_cached("RELEASE job")?;
         for job in batch.iter_mut() {
             run(conn, &mut savepoint)?;
-            let keep = job.run(&mut Tx::new(conn));
+            let mut tx = Tx::new(conn);
+            let keep = job.run(&mut tx);
+            if keep {
+                self.touched.add(tx.topics());
+            }
             if conn.is_autocommit() {
                 // SQLite undid the whole transaction by itself: disk full, I/O error, no memory.
                 return Err(StoreError::StorageFull);

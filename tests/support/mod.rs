@@ -152,6 +152,8 @@ impl Shop {
         settings.server.connections_per_address_max = 10_000;
         settings.auth.argon2_memory_kib = 8;
         settings.auth.argon2_passes = 1;
+        // Orders stay as a test made them; a test of their processing turns it on.
+        settings.orders.process = false;
         change(&mut settings);
         let clock = Clock::manual(Timestamp::parse_rfc3339(START).expect("a time"));
         let runtime = tokio::runtime::Builder::new_multi_thread()

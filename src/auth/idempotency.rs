@@ -7,8 +7,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{OrderError, sql};
-use crate::auth::UserId;
+use super::{UserId, sql};
 use crate::check::FieldError;
 use crate::clock::Timestamp;
 use crate::store::{StoreError, Tx};
@@ -22,6 +21,17 @@ pub struct Stored {
     pub location: String,
     /// The JSON that was answered.
     pub body: String,
+}
+
+/// Why no answer can be looked up.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The key was used for another request.
+    #[error("the Idempotency-Key was used for another request")]
+    Reused,
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// A key with what was asked under it.
@@ -64,10 +74,10 @@ impl Key {
         tx: &mut Tx<'_>,
         now: Timestamp,
         caller: UserId,
-    ) -> Result<Option<Stored>, OrderError> {
+    ) -> Result<Option<Stored>, KeyError> {
         match sql::stored(tx, caller, &self.key, now.plus_seconds(-self.seconds))? {
             Some(stored) if stored.fingerprint == self.fingerprint => Ok(Some(stored)),
-            Some(_) => Err(OrderError::KeyReused),
+            Some(_) => Err(KeyError::Reused),
             None => Ok(None),
         }
     }

@@ -1,0 +1,383 @@
+//! The part of the delivery index that does not fit into memory: sled, guarded.
+//!
+//! Invariants: nothing here is the record of anything; sled runs on a thread of its own, and each
+//! call has a time limit, so that a panic, a hang or an error of it costs the folder and nothing
+//! else: it is set aside or deleted, and whoever uses it fills a new one from the rows. Nothing is
+//! synced before the orderly end; a folder that had none is not used again. Keys are big-endian, so
+//! that their order is the order of delivery.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use super::TaskId;
+
+/// Layout of the folder; another one is not read.
+const FORMAT: &[u8] = b"1";
+/// Page cache of sled, in bytes on disk; in memory it takes up to four times that.
+const CACHE_BYTES: u64 = 8 * 1_048_576;
+/// Folders that were set aside; older ones are deleted.
+const ASIDE: &str = "queue.broken";
+
+/// Order within a list: 255 − priority (0 for lists by time alone), time, id.
+pub(super) type Key = [u8; 25];
+
+/// Which of the two lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tree {
+    /// By queue, then [`Key`].
+    Ready,
+    /// By [`Key`] alone.
+    Scheduled,
+}
+
+/// A key with its queue and priority.
+pub(super) type Item = (Key, u8, Box<str>);
+
+/// Why the folder can't be used (any longer).
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DiskError {
+    /// sled said so.
+    #[error("{0}")]
+    Sled(#[from] sled::Error),
+    /// Its thread is gone.
+    #[error("its thread ended in a panic")]
+    Panicked,
+    /// It did not answer in time.
+    #[error("it did not answer in time")]
+    Hung,
+    /// What it holds makes no sense.
+    #[error("what it holds makes no sense")]
+    Nonsense,
+    /// The folder can't be made or moved.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// What an orderly end leaves for the next start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Rest {
+    /// Rows up to this id have been seen.
+    pub(super) seen: Option<TaskId>,
+    /// Entries on disk, by queue.
+    pub(super) ready: HashMap<String, u64>,
+    /// Entries on disk that wait for their time.
+    pub(super) scheduled: u64,
+    /// Leases of outside workers: id, attempt, queue, end of the lease as the row says.
+    pub(super) leases: Vec<(TaskId, u32, String, i64)>,
+}
+
+enum Call {
+    Put(Tree, Vec<Item>),
+    Take(
+        Tree,
+        Box<str>,
+        usize,
+        SyncSender<Result<Vec<Item>, DiskError>>,
+    ),
+    Check(SyncSender<Result<(), DiskError>>),
+    Close(Box<Rest>, SyncSender<Result<(), DiskError>>),
+}
+
+/// An open folder.
+pub(super) struct Disk {
+    calls: SyncSender<Call>,
+    folder: PathBuf,
+    /// Tells whether the folder is still the one that was opened.
+    inode: Option<u64>,
+    timeout: Duration,
+}
+
+impl Disk {
+    /// Opens the folder if its last user ended in order; answers what that one left.
+    pub(super) fn reopen(folder: &Path, timeout: Duration) -> Result<(Self, Rest), DiskError> {
+        let (disk, rest) = Self::open(folder, timeout)?;
+        match rest {
+            Some(rest) => Ok((disk, rest)),
+            None => Err(DiskError::Nonsense),
+        }
+    }
+
+    /// Sets what is there aside and opens an empty folder.
+    pub(super) fn anew(folder: &Path, timeout: Duration) -> Result<Self, DiskError> {
+        set_aside(folder)?;
+        Ok(Self::open(folder, timeout)?.0)
+    }
+
+    fn open(folder: &Path, timeout: Duration) -> Result<(Self, Option<Rest>), DiskError> {
+        let (calls, waiting) = sync_channel(64);
+        let (ready, is_ready) = sync_channel(1);
+        let path = folder.to_owned();
+        std::thread::Builder::new()
+            .name("onrush-queue".to_owned())
+            .spawn(move || serve(&path, &ready, &waiting))?;
+        let rest = answer(&is_ready, timeout)?;
+        let disk = Self {
+            calls,
+            inode: inode_of(folder),
+            folder: folder.to_owned(),
+            timeout,
+        };
+        Ok((disk, rest))
+    }
+
+    /// Adds entries. Their failure shows with the next call that is answered.
+    pub(super) fn put(&self, tree: Tree, items: Vec<Item>) -> Result<(), DiskError> {
+        self.send(Call::Put(tree, items))
+    }
+
+    /// Takes the first entries away, of one queue or of the scheduled.
+    pub(super) fn take(
+        &self,
+        tree: Tree,
+        queue: &str,
+        most: usize,
+    ) -> Result<Vec<Item>, DiskError> {
+        let (reply, taken) = sync_channel(1);
+        self.send(Call::Take(tree, queue.into(), most, reply))?;
+        answer(&taken, self.timeout)
+    }
+
+    /// Whether sled answers and the folder is where it was.
+    pub(super) fn check(&self) -> Result<(), DiskError> {
+        if inode_of(&self.folder) != self.inode {
+            return Err(DiskError::Io(std::io::ErrorKind::NotFound.into()));
+        }
+        let (reply, checked) = sync_channel(1);
+        self.send(Call::Check(reply))?;
+        answer(&checked, self.timeout)
+    }
+
+    /// Syncs and closes, so that the next start need not look through the rows.
+    pub(super) fn close(self, rest: Rest) -> Result<(), DiskError> {
+        let (reply, closed) = sync_channel(1);
+        self.send(Call::Close(Box::new(rest), reply))?;
+        answer(&closed, self.timeout)
+    }
+
+    /// Waits for room in the channel as long as for an answer.
+    fn send(&self, call: Call) -> Result<(), DiskError> {
+        use std::sync::mpsc::TrySendError;
+        let (mut call, pause) = (call, Duration::from_millis(1));
+        let tries = self.timeout.as_millis().max(1);
+        for _ in 0..tries {
+            match self.calls.try_send(call) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Disconnected(_)) => return Err(DiskError::Panicked),
+                Err(TrySendError::Full(back)) => call = back,
+            }
+            std::thread::sleep(pause);
+        }
+        Err(DiskError::Hung)
+    }
+}
+
+fn answer<T>(from: &Receiver<Result<T, DiskError>>, timeout: Duration) -> Result<T, DiskError> {
+    match from.recv_timeout(timeout) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Timeout) => Err(DiskError::Hung),
+        Err(RecvTimeoutError::Disconnected) => Err(DiskError::Panicked),
+    }
+}
+
+/// Identity of sled's file, if it is there.
+fn inode_of(folder: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(folder.join("db"))
+        .ok()
+        .map(|meta| meta.ino())
+}
+
+/// Moves the folder out of the way; the one that was set aside before is deleted.
+fn set_aside(folder: &Path) -> std::io::Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    let aside = folder.with_file_name(ASIDE);
+    if aside.exists() {
+        std::fs::remove_dir_all(&aside)?;
+    }
+    std::fs::rename(folder, &aside)
+}
+
+/// Deletes what was set aside, once a new folder has taken its place.
+pub(super) fn forget_aside(folder: &Path) -> std::io::Result<()> {
+    let aside = folder.with_file_name(ASIDE);
+    if aside.exists() {
+        std::fs::remove_dir_all(aside)?;
+    }
+    Ok(())
+}
+
+struct Open {
+    db: sled::Db,
+    ready: sled::Tree,
+    scheduled: sled::Tree,
+}
+
+/// Opens sled; answers what an orderly end left, which from now on is no longer so.
+fn open(folder: &Path) -> Result<(Open, Option<Rest>), DiskError> {
+    let db = sled::Config::new()
+        .path(folder)
+        .cache_capacity(CACHE_BYTES)
+        .flush_every_ms(None)
+        .open()?;
+    let rest = match db.get("rest")? {
+        Some(text) if db.get("format")?.is_some_and(|format| format == FORMAT) => {
+            Some(serde_json::from_slice(&text).map_err(|_| DiskError::Nonsense)?)
+        }
+        Some(_) => return Err(DiskError::Nonsense),
+        // New, or its user ended without order: only an empty one can be used.
+        None if db.was_recovered() => return Err(DiskError::Nonsense),
+        None => None,
+    };
+    db.insert("format", FORMAT)?;
+    db.remove("rest")?;
+    db.flush()?;
+    let open = Open {
+        ready: db.open_tree("ready")?,
+        scheduled: db.open_tree("scheduled")?,
+        db,
+    };
+    Ok((open, rest))
+}
+
+fn serve(
+    folder: &Path,
+    ready: &SyncSender<Result<Option<Rest>, DiskError>>,
+    calls: &Receiver<Call>,
+) {
+    let open = match open(folder) {
+        Ok((open, rest)) => {
+            if ready.send(Ok(rest)).is_err() {
+                return; // it took too long: nobody waits any more
+            }
+            open
+        }
+        Err(error) => {
+            drop(ready.send(Err(error)));
+            return;
+        }
+    };
+    let mut failed: Option<DiskError> = None;
+    while let Ok(call) = calls.recv() {
+        // Whoever asked may have given up; then the folder is already another's to make anew.
+        match call {
+            Call::Put(tree, items) => {
+                if let Err(error) = put(&open, tree, items) {
+                    failed = Some(error);
+                }
+            }
+            Call::Take(tree, queue, most, reply) => {
+                let taken = match failed.take() {
+                    Some(error) => Err(error),
+                    None => take(&open, tree, &queue, most),
+                };
+                drop(reply.send(taken));
+            }
+            Call::Check(reply) => {
+                let state = match failed.take() {
+                    Some(error) => Err(error),
+                    None => Ok(()),
+                };
+                drop(reply.send(state));
+            }
+            Call::Close(rest, reply) => {
+                let closed = match failed.take() {
+                    Some(error) => Err(error),
+                    None => close(&open, &rest),
+                };
+                drop(open);
+                drop(reply.send(closed));
+                return;
+            }
+        }
+    }
+}
+
+fn full_key(tree: Tree, queue: &str, key: &Key) -> Vec<u8> {
+    match tree {
+        Tree::Ready => {
+            let mut full = Vec::with_capacity(queue.len() + 1 + key.len());
+            full.extend_from_slice(queue.as_bytes());
+            full.push(0); // no queue's name holds it
+            full.extend_from_slice(key);
+            full
+        }
+        Tree::Scheduled => key.to_vec(),
+    }
+}
+
+fn of(open: &Open, tree: Tree) -> &sled::Tree {
+    match tree {
+        Tree::Ready => &open.ready,
+        Tree::Scheduled => &open.scheduled,
+    }
+}
+
+fn put(open: &Open, tree: Tree, items: Vec<Item>) -> Result<(), DiskError> {
+    let mut batch = sled::Batch::default();
+    for (key, priority, queue) in items {
+        let mut value = Vec::with_capacity(1 + queue.len());
+        if tree == Tree::Scheduled {
+            value.push(priority);
+            value.extend_from_slice(queue.as_bytes());
+        }
+        batch.insert(full_key(tree, &queue, &key), value);
+    }
+    of(open, tree).apply_batch(batch)?;
+    Ok(())
+}
+
+fn take(open: &Open, tree: Tree, queue: &str, most: usize) -> Result<Vec<Item>, DiskError> {
+    let tree_of = of(open, tree);
+    let prefix = match tree {
+        Tree::Ready => {
+            let mut prefix = queue.as_bytes().to_vec();
+            prefix.push(0);
+            prefix
+        }
+        Tree::Scheduled => Vec::new(),
+    };
+    let (mut batch, mut items) = (sled::Batch::default(), Vec::new());
+    for pair in tree_of.scan_prefix(&prefix).take(most) {
+        let (full, value) = pair?;
+        let key: Key = full
+            .get(prefix.len()..)
+            .and_then(|bytes| bytes.try_into().ok())
+            .ok_or(DiskError::Nonsense)?;
+        let item = match tree {
+            Tree::Ready => (key, 255 - key[0], queue.into()),
+            Tree::Scheduled => {
+                let (priority, name) = value.split_first().ok_or(DiskError::Nonsense)?;
+                let name = std::str::from_utf8(name).map_err(|_| DiskError::Nonsense)?;
+                (key, *priority, name.into())
+            }
+        };
+        batch.remove(full);
+        items.push(item);
+    }
+    tree_of.apply_batch(batch)?;
+    Ok(items)
+}
+
+fn close(open: &Open, rest: &Rest) -> Result<(), DiskError> {
+    let text = serde_json::to_vec(rest).map_err(|_| DiskError::Nonsense)?;
+    open.ready.flush()?;
+    open.scheduled.flush()?;
+    open.db.flush()?;
+    open.db.insert("rest", text)?;
+    open.db.flush()?;
+    Ok(())
+}
+
+/// Whether there is a folder to be taken up.
+pub(super) fn exists(folder: &Path) -> bool {
+    folder.join("db").exists()
+}
+
+/// Bytes that the folder takes.
+pub(super) fn size_of(folder: &Path) -> u64 {
+    std::fs::metadata(folder.join("db")).map_or(0, |meta| meta.len())
+}

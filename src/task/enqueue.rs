@@ -1,0 +1,496 @@
+//! Making tasks: one, many, in order, counted together, or at most once.
+//!
+//! Invariants: everything here runs in the caller's transaction, so a task exists exactly if what it
+//! is for was committed; a lock is taken by one statement; a task that waits for others knows how
+//! many, and nobody ever looks for tasks that could go on: whoever finishes counts down.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::handler::Handler;
+use super::{ENQUEUED, RetryPolicy, TaskError, TaskId, TaskState, sql};
+use crate::check::FieldError;
+use crate::clock::Timestamp;
+use crate::store::{StoreError, Tx};
+use crate::word_type;
+
+/// Priority of a task that does not say another.
+pub const PRIORITY_DEFAULT: u8 = 100;
+
+word_type! {
+    /// What ends the lock of a unique task, besides its time.
+    Until {
+        /// That it is started: at most one waits.
+        Started = "started",
+        /// That it is completed, cancelled or dead: at most one is unfinished.
+        Finished = "finished",
+        /// Its time alone.
+        Expired = "expired",
+    }
+}
+
+/// At most one task at a time under a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unique {
+    /// What must be unique.
+    pub key: String,
+    /// What ends the lock.
+    pub until: Until,
+    /// What else ends it: so many seconds after the enqueue.
+    #[serde(default)]
+    pub seconds: Option<i64>,
+}
+
+impl Unique {
+    /// At most one unfinished task of this name with these arguments.
+    pub fn by_args(name: &str, args: &str) -> Self {
+        let digest = Sha256::digest(args.as_bytes());
+        let hex: String = digest[..16]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Self {
+            key: format!("{name}:{hex}"),
+            until: Until::Finished,
+            seconds: None,
+        }
+    }
+}
+
+/// Many enqueues become one run: while the task still waits for its time, the next enqueue under the
+/// same key puts it off and replaces its arguments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Debounce {
+    /// What belongs together.
+    pub key: String,
+}
+
+/// A task to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewTask {
+    /// What is to be done.
+    pub name: Cow<'static, str>,
+    /// Where it waits.
+    pub queue: Cow<'static, str>,
+    /// Higher first.
+    pub priority: u8,
+    /// JSON.
+    pub args: String,
+    /// JSON.
+    #[serde(default)]
+    pub metadata: Option<String>,
+    /// W3C trace context.
+    #[serde(default)]
+    pub traceparent: Option<String>,
+    /// Not before; `None` for at once.
+    #[serde(default)]
+    pub run_at: Option<Timestamp>,
+    /// Not after.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+    /// How often it may be started.
+    pub max_attempts: u32,
+    /// Longest run.
+    pub timeout_ms: i64,
+    /// When the handler is told that it takes long.
+    #[serde(default)]
+    pub soft_timeout_ms: Option<i64>,
+    /// How long to wait after a failure; `None` for the default.
+    #[serde(default)]
+    pub retry_policy: Option<RetryPolicy>,
+    /// How long its result is kept; `None` for the default.
+    #[serde(default)]
+    pub result_seconds: Option<i64>,
+    /// At most once.
+    #[serde(default)]
+    pub unique: Option<Unique>,
+    /// Many as one.
+    #[serde(default)]
+    pub debounce: Option<Debounce>,
+    /// Not before these are finished.
+    #[serde(default)]
+    pub after: Vec<TaskId>,
+    /// Whether to run although one of `after` was not completed; otherwise it is cancelled then.
+    #[serde(default)]
+    pub after_failure: bool,
+}
+
+impl NewTask {
+    /// A task of a built-in handler, with its defaults.
+    pub fn of<H: Handler>(args: &H::Args) -> Result<Self, StoreError> {
+        let args =
+            serde_json::to_string(args).map_err(|error| StoreError::Bug(error.to_string()))?;
+        Ok(Self {
+            name: Cow::Borrowed(H::NAME),
+            queue: Cow::Borrowed(H::QUEUE),
+            priority: H::PRIORITY,
+            max_attempts: H::MAX_ATTEMPTS,
+            timeout_ms: H::TIMEOUT_MS,
+            soft_timeout_ms: H::SOFT_TIMEOUT_MS,
+            retry_policy: H::RETRY_POLICY,
+            ..Self::named(String::new(), String::new(), args)
+        })
+    }
+
+    /// A task for whoever serves the queue.
+    pub fn named(name: String, queue: String, args: String) -> Self {
+        Self {
+            name: Cow::Owned(name),
+            queue: Cow::Owned(queue),
+            priority: PRIORITY_DEFAULT,
+            args,
+            metadata: None,
+            traceparent: None,
+            run_at: None,
+            expires_at: None,
+            max_attempts: 25,
+            timeout_ms: 1_800_000,
+            soft_timeout_ms: None,
+            retry_policy: None,
+            result_seconds: None,
+            unique: None,
+            debounce: None,
+            after: Vec::new(),
+            after_failure: false,
+        }
+    }
+}
+
+/// What an enqueue came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enqueued {
+    /// A new task.
+    New(TaskId),
+    /// None: this one holds the unique key.
+    Duplicate(TaskId),
+    /// None: this one was put off and has the new arguments.
+    PutOff(TaskId),
+}
+
+impl Enqueued {
+    /// The task that stands for the enqueue.
+    pub fn id(self) -> TaskId {
+        match self {
+            Enqueued::New(id) | Enqueued::Duplicate(id) | Enqueued::PutOff(id) => id,
+        }
+    }
+}
+
+/// What the insert needs beyond the task itself.
+pub(super) struct Placed<'a> {
+    pub(super) id: TaskId,
+    pub(super) new: &'a NewTask,
+    pub(super) state: TaskState,
+    pub(super) run_at: Timestamp,
+    pub(super) waiting_on: u32,
+    pub(super) lock_key: Option<&'a str>,
+    pub(super) batch_id: Option<&'a str>,
+    pub(super) error: Option<&'a str>,
+}
+
+/// Makes a task in the caller's transaction. What it asks for is taken as checked
+/// ([`super::Registry::check`] does that for what comes from outside).
+pub fn enqueue(tx: &mut Tx<'_>, now: Timestamp, new: &NewTask) -> Result<Enqueued, TaskError> {
+    enqueue_in(tx, now, new, None)
+}
+
+/// Makes many, in order.
+pub fn enqueue_all(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    new: &[NewTask],
+) -> Result<Vec<Enqueued>, TaskError> {
+    new.iter().map(|new| enqueue(tx, now, new)).collect()
+}
+
+fn enqueue_in(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    new: &NewTask,
+    batch_id: Option<&str>,
+) -> Result<Enqueued, TaskError> {
+    let id = TaskId::next();
+    let run_at = new.run_at.unwrap_or(now);
+    let mut lock_key = None;
+    if let Some(debounce) = &new.debounce {
+        if let Some(holder) = take_lock(tx, now, id, &debounce.key, Until::Started, None)? {
+            if sql::put_off(tx, holder, run_at, &new.args, new.metadata.as_deref())? {
+                tx.touch(ENQUEUED);
+                return Ok(Enqueued::PutOff(holder));
+            }
+            // It waits no longer: the key goes over to the new task.
+            sql::hand_over_lock(tx, &debounce.key, holder, id)?;
+        }
+        lock_key = Some(debounce.key.as_str());
+    } else if let Some(unique) = &new.unique {
+        let ends = unique.seconds.map(|seconds| now.plus_seconds(seconds));
+        if let Some(holder) = take_lock(tx, now, id, &unique.key, unique.until, ends)? {
+            return Ok(Enqueued::Duplicate(holder));
+        }
+        lock_key = Some(unique.key.as_str());
+    }
+    let (waiting_on, broken) = wait_for(tx, id, new)?;
+    let state = match broken {
+        Some(_) => TaskState::Cancelled,
+        None if waiting_on > 0 || run_at > now => TaskState::Scheduled,
+        None => TaskState::Available,
+    };
+    let placed = Placed {
+        id,
+        new,
+        state,
+        run_at,
+        waiting_on,
+        lock_key,
+        batch_id,
+        error: broken.as_deref(),
+    };
+    sql::insert(tx, now, &placed)?;
+    fail::fail_point!("task.enqueued");
+    if broken.is_some() {
+        if let Some(key) = lock_key {
+            sql::release_lock(tx, key, id)?;
+        }
+        if let Some(batch) = batch_id {
+            sql::count_down_batch(tx, batch, true)?;
+        }
+    } else if waiting_on == 0 {
+        tx.touch(ENQUEUED);
+    }
+    Ok(Enqueued::New(id))
+}
+
+/// Takes the key for `id`; answers who has it instead.
+fn take_lock(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: TaskId,
+    key: &str,
+    until: Until,
+    ends: Option<Timestamp>,
+) -> Result<Option<TaskId>, TaskError> {
+    if sql::take_lock(tx, now, key, id, until, ends)? {
+        return Ok(None);
+    }
+    let holder = sql::lock_holder(tx, key)?;
+    Ok(Some(holder.ok_or_else(|| {
+        StoreError::Bug("a lock that is held has no holder".to_owned())
+    })?))
+}
+
+/// Ties `id` to the unfinished ones of those it waits for. Answers how many those are, and why it
+/// can never run, if one of them has failed already.
+fn wait_for(
+    tx: &mut Tx<'_>,
+    id: TaskId,
+    new: &NewTask,
+) -> Result<(u32, Option<String>), TaskError> {
+    let (mut waiting_on, mut broken) = (0, None);
+    for upstream in &new.after {
+        if sql::add_follower(tx, *upstream)? {
+            if sql::insert_edge(tx, *upstream, id, new.after_failure)? {
+                waiting_on += 1;
+            } else {
+                sql::drop_follower(tx, *upstream)?; // named twice
+            }
+            continue;
+        }
+        match sql::state(tx, *upstream)? {
+            None => {
+                return Err(TaskError::Invalid(vec![FieldError::new(
+                    "after",
+                    format!("there is no task {upstream}"),
+                )]));
+            }
+            Some((TaskState::Completed, _)) => {}
+            Some((state, _)) if !new.after_failure => {
+                broken = Some(not_completed(*upstream, state));
+            }
+            Some(_) => {}
+        }
+    }
+    if broken.is_some() {
+        for upstream in &new.after {
+            if sql::remove_edge(tx, *upstream, id)? {
+                sql::drop_follower(tx, *upstream)?;
+            }
+        }
+        return Ok((0, broken));
+    }
+    Ok((waiting_on, None))
+}
+
+/// Why a task that waited for `upstream` is cancelled.
+pub(super) fn not_completed(upstream: TaskId, state: TaskState) -> String {
+    format!("task {upstream}, which it waited for, was {}", state.word())
+}
+
+/// Makes tasks of which each waits for the one before.
+pub fn enqueue_chain(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    tasks: &[NewTask],
+) -> Result<Vec<TaskId>, TaskError> {
+    let nodes: Vec<Node> = tasks
+        .iter()
+        .enumerate()
+        .map(|(at, task)| Node {
+            task: task.clone(),
+            after: at.checked_sub(1).into_iter().collect(),
+        })
+        .collect();
+    enqueue_graph(tx, now, &nodes)
+}
+
+/// A task of a graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The task.
+    pub task: NewTask,
+    /// Places in the list of those that it waits for; each before its own, so there is no circle.
+    pub after: Vec<usize>,
+}
+
+/// Makes tasks that wait for each other. None of them may turn out to be a duplicate: what waits for
+/// it would wait for another's task.
+pub fn enqueue_graph(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    nodes: &[Node],
+) -> Result<Vec<TaskId>, TaskError> {
+    let mut ids: Vec<TaskId> = Vec::with_capacity(nodes.len());
+    for (at, node) in nodes.iter().enumerate() {
+        let invalid = |what: &str, reason: &str| {
+            TaskError::Invalid(vec![FieldError::new(format!("tasks[{at}].{what}"), reason)])
+        };
+        let mut task = node.task.clone();
+        for upstream in &node.after {
+            let id = ids.get(*upstream).ok_or_else(|| {
+                invalid("after", "must name tasks that stand before it in the list")
+            })?;
+            task.after.push(*id);
+        }
+        match enqueue(tx, now, &task)? {
+            Enqueued::New(id) => ids.push(id),
+            Enqueued::Duplicate(_) | Enqueued::PutOff(_) => {
+                return Err(invalid("unique", "another task holds this key"));
+            }
+        }
+    }
+    Ok(ids)
+}
+
+/// Tasks that are counted together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewBatch {
+    /// For people.
+    pub description: Option<String>,
+    /// The tasks.
+    pub tasks: Vec<NewTask>,
+    /// Enqueued once all are completed.
+    pub on_success: Option<NewTask>,
+    /// Enqueued once all are completed, cancelled or dead.
+    pub on_complete: Option<NewTask>,
+}
+
+/// A batch that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Key, UUIDv7.
+    pub id: String,
+    /// Its tasks.
+    pub tasks: Vec<Enqueued>,
+}
+
+/// Makes a batch with all its tasks.
+pub fn enqueue_batch(tx: &mut Tx<'_>, now: Timestamp, new: &NewBatch) -> Result<Batch, TaskError> {
+    let id = open_batch(
+        tx,
+        now,
+        new.description.as_deref(),
+        new.on_success.as_ref(),
+        new.on_complete.as_ref(),
+    )?;
+    let mut tasks = Vec::with_capacity(new.tasks.len());
+    for task in &new.tasks {
+        tasks.push(add_to_batch(tx, now, &id, task)?.ok_or_else(|| {
+            StoreError::Bug("a batch was complete before it was sealed".to_owned())
+        })?);
+    }
+    seal_batch(tx, now, &id)?;
+    Ok(Batch { id, tasks })
+}
+
+/// Begins a batch to which tasks can be added until [`seal_batch`].
+pub fn open_batch(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    description: Option<&str>,
+    on_success: Option<&NewTask>,
+    on_complete: Option<&NewTask>,
+) -> Result<String, TaskError> {
+    let text = |task: Option<&NewTask>| {
+        task.map(serde_json::to_string)
+            .transpose()
+            .map_err(|error| StoreError::Bug(error.to_string()))
+    };
+    let id = Uuid::now_v7().to_string();
+    sql::insert_batch(
+        tx,
+        now,
+        &id,
+        description,
+        text(on_success)?.as_deref(),
+        text(on_complete)?.as_deref(),
+    )?;
+    Ok(id)
+}
+
+/// Adds a task to a batch that is not complete; `None` if it is, or was never there.
+pub fn add_to_batch(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    batch_id: &str,
+    new: &NewTask,
+) -> Result<Option<Enqueued>, TaskError> {
+    if !sql::grow_batch(tx, batch_id, 1)? {
+        return Ok(None);
+    }
+    let enqueued = enqueue_in(tx, now, new, Some(batch_id))?;
+    if !matches!(enqueued, Enqueued::New(_)) {
+        // Another's task is not this batch's to count.
+        sql::grow_batch(tx, batch_id, -1)?;
+    }
+    Ok(Some(enqueued))
+}
+
+/// Ends the adding; a batch whose tasks are all finished is complete with this.
+pub fn seal_batch(tx: &mut Tx<'_>, now: Timestamp, batch_id: &str) -> Result<(), TaskError> {
+    sql::seal_batch(tx, now, batch_id)?;
+    close_batch_if_done(tx, now, batch_id)
+}
+
+/// Enqueues a batch's callbacks if nothing of it is pending. Done once: closing is conditional.
+pub(super) fn close_batch_if_done(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    batch_id: &str,
+) -> Result<(), TaskError> {
+    let Some((failed, on_success, on_complete)) = sql::close_batch(tx, now, batch_id)? else {
+        return Ok(());
+    };
+    let on_success = on_success.filter(|_| failed == 0);
+    for text in [on_success, on_complete].into_iter().flatten() {
+        let mut task: NewTask =
+            serde_json::from_str(&text).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        // What was "at once" when the batch was made means now.
+        task.run_at = task.run_at.filter(|at| *at > now);
+        enqueue(tx, now, &task)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,663 @@
+//! The delivery index: which task is next, by queue, priority and time.
+//!
+//! Owns the order of what waits, the leases of outside workers, and what each queue lets through
+//! (pause, concurrency, rate). The head of each queue is in memory, the rest on [`Disk`]. Invariants:
+//! everything in it may be stale or missing and nothing is lost by that, because a start is decided
+//! by the row; adding twice is adding once; every entry of a queue in memory comes before every one
+//! on disk; without a disk what does not fit into memory is forgotten and noted ([`Index::is_short`]),
+//! to be looked for in the rows again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::disk::{self, Disk, DiskError, Item, Key, Rest, Tree};
+use super::{Entry, QueueRow, TaskId};
+use crate::clock::Timestamp;
+use crate::config;
+
+/// An empty folder of sled, with its segments allocated, and what churn adds before it is compacted.
+const EMPTY_DISK_BYTES: u64 = 64 * 1_048_576;
+/// What an entry takes on disk, generously.
+const ENTRY_DISK_BYTES: u64 = 200;
+/// Entries that are due and moved from the scheduled to their queues in one step.
+const DUE_BATCH: usize = 2_000;
+
+fn key_of(first: u8, at: Timestamp, id: TaskId) -> Key {
+    let mut key = [0; 25];
+    key[0] = first;
+    // Times before 1970 do not occur; as bits they would sort after all others.
+    key[1..9].copy_from_slice(&at.0.max(0).to_be_bytes());
+    key[9..].copy_from_slice(id.0.as_bytes());
+    key
+}
+
+fn time_of(key: &Key) -> Timestamp {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&key[1..9]);
+    Timestamp(i64::from_be_bytes(bytes))
+}
+
+fn id_of(key: &Key) -> TaskId {
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&key[9..]);
+    TaskId(uuid::Uuid::from_bytes(bytes))
+}
+
+/// An ordered list with its head in memory.
+#[derive(Default)]
+struct Shelf {
+    head: BTreeMap<Key, (u8, Arc<str>)>,
+    on_disk: u64,
+    /// Whether entries were forgotten for want of a disk.
+    is_short: bool,
+}
+
+impl Shelf {
+    fn len(&self) -> u64 {
+        self.head.len() as u64 + self.on_disk
+    }
+}
+
+struct Queue {
+    name: Arc<str>,
+    waiting: Shelf,
+    running: u32,
+    row: QueueRow,
+    /// When the next start is allowed, in thousandths of a millisecond; for the rate.
+    next_free_us: u64,
+}
+
+impl Queue {
+    /// How many more may be handed out now, as far as concurrency and pause go.
+    fn room(&self) -> usize {
+        if self.row.paused_at.is_some() {
+            return 0;
+        }
+        self.row.concurrency_max.map_or(usize::MAX, |most| {
+            most.saturating_sub(self.running) as usize
+        })
+    }
+
+    /// Microseconds between two starts at the allowed rate, and how far a burst may run ahead.
+    fn pace(&self) -> Option<(u64, u64)> {
+        let limit = u64::from(self.row.rate_limit?);
+        let period_us = u64::try_from(self.row.rate_period_ms?)
+            .ok()?
+            .saturating_mul(1_000);
+        let step = (period_us / limit.max(1)).max(1);
+        Some((step, period_us.saturating_sub(step)))
+    }
+
+    /// Takes one start out of the rate, or says when to come back (ms).
+    fn pay(&mut self, now_ms: u64) -> Result<(), u64> {
+        let Some((step, burst)) = self.pace() else {
+            return Ok(());
+        };
+        let now_us = now_ms.saturating_mul(1_000);
+        let due = self.next_free_us.max(now_us);
+        if due - now_us > burst {
+            return Err((due - burst).div_ceil(1_000));
+        }
+        self.next_free_us = due + step;
+        Ok(())
+    }
+}
+
+struct Lease {
+    attempt: u32,
+    queue: Arc<str>,
+    deadline_ms: u64,
+    ends: Timestamp,
+}
+
+/// Figures of one queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Its name.
+    pub name: String,
+    /// Tasks that could be started. Some may have been cancelled since.
+    pub ready: u64,
+    /// Tasks that run.
+    pub running: u32,
+    /// When the first of the ready ones was due.
+    pub oldest_due_at: Option<Timestamp>,
+    /// Pause and limits.
+    pub row: QueueRow,
+}
+
+/// See the module.
+pub(super) struct Index {
+    queues: HashMap<Arc<str>, Queue>,
+    scheduled: Shelf,
+    leases: HashMap<TaskId, Lease>,
+    lease_ends: BTreeSet<(u64, TaskId)>,
+    handed: HashMap<TaskId, Arc<str>>,
+    disk: Option<Disk>,
+    spill: [Vec<Item>; 2],
+    folder: PathBuf,
+    memory_max: usize,
+    queues_max: usize,
+    timeout: Duration,
+}
+
+impl Index {
+    /// Opens what an orderly end left, or begins empty; `Some` of the id up to which rows have been
+    /// seen in the first case (`Some(None)` if there were none).
+    pub(super) fn open(folder: &Path, rules: &config::Tasks) -> (Self, Option<Option<TaskId>>) {
+        let mut index = Self::closed(folder, rules);
+        let timeout = index.timeout;
+        if !disk::exists(folder) {
+            index.start_over();
+            return (index, None);
+        }
+        match Disk::reopen(folder, timeout) {
+            Ok((disk, rest)) => {
+                let entries = rest.scheduled + rest.ready.values().sum::<u64>();
+                let fair = EMPTY_DISK_BYTES + 4 * ENTRY_DISK_BYTES * entries;
+                if disk::size_of(folder) > fair {
+                    tracing::info!(
+                        "the tasks' delivery index has grown too large; it is made anew"
+                    );
+                    drop(disk);
+                    index.start_over();
+                    return (index, None);
+                }
+                index.disk = Some(disk);
+                let seen = rest.seen;
+                index.take_up(rest);
+                (index, Some(seen))
+            }
+            Err(error) => {
+                tracing::info!(%error, "the tasks' delivery index can't be taken up; it is made anew from the rows");
+                index.start_over();
+                (index, None)
+            }
+        }
+    }
+
+    /// Empty, and without its disk.
+    pub(super) fn closed(folder: &Path, rules: &config::Tasks) -> Self {
+        Self {
+            queues: HashMap::new(),
+            scheduled: Shelf::default(),
+            leases: HashMap::new(),
+            lease_ends: BTreeSet::new(),
+            handed: HashMap::new(),
+            disk: None,
+            spill: [Vec::new(), Vec::new()],
+            folder: folder.to_owned(),
+            memory_max: rules.index_memory_max,
+            queues_max: rules.queues_max,
+            timeout: config::ms(rules.index_timeout_ms),
+        }
+    }
+
+    fn take_up(&mut self, rest: Rest) {
+        self.scheduled.on_disk = rest.scheduled;
+        for (name, entries) in rest.ready {
+            self.queue(&name).waiting.on_disk = entries;
+        }
+        // Their deadlines are set by the caller, who knows the time.
+        for (id, attempt, queue, ends) in rest.leases {
+            self.lease(id, attempt, &queue, 0, Timestamp(ends));
+        }
+    }
+
+    /// Forgets everything and begins with an empty folder, or without one if that can't be.
+    pub(super) fn start_over(&mut self) {
+        for queue in self.queues.values_mut() {
+            queue.waiting = Shelf::default();
+        }
+        self.scheduled = Shelf::default();
+        self.spill = [Vec::new(), Vec::new()];
+        self.disk = None;
+        match Disk::anew(&self.folder, self.timeout) {
+            Ok(disk) => {
+                self.disk = Some(disk);
+                if let Err(error) = disk::forget_aside(&self.folder) {
+                    tracing::debug!(%error, "the old delivery index could not be deleted");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "there is no disk for the tasks' delivery index; it goes on in memory");
+            }
+        }
+    }
+
+    /// Whether it has a disk.
+    pub(super) fn has_disk(&self) -> bool {
+        self.disk.is_some()
+    }
+
+    fn queue(&mut self, name: &str) -> &mut Queue {
+        let name: Arc<str> = match self.queues.get_key_value(name) {
+            Some((known, _)) => Arc::clone(known),
+            None => name.into(),
+        };
+        self.queues
+            .entry(Arc::clone(&name))
+            .or_insert_with(|| Queue {
+                waiting: Shelf::default(),
+                running: 0,
+                row: QueueRow {
+                    name: name.to_string(),
+                    ..QueueRow::default()
+                },
+                next_free_us: 0,
+                name,
+            })
+    }
+
+    /// Pause and limits of a queue.
+    pub(super) fn set_queue(&mut self, row: QueueRow) {
+        let name = row.name.clone();
+        self.queue(&name).row = row;
+    }
+
+    /// Adds a task that waits; answers whether it could be delivered at once.
+    pub(super) fn add(&mut self, now: Timestamp, entry: &Entry) -> bool {
+        if entry.run_at > now {
+            let name = Arc::clone(&self.queue(&entry.queue).name);
+            let key = key_of(0, entry.run_at, entry.id);
+            let spilled = place(
+                &mut self.scheduled,
+                key,
+                entry.priority,
+                name,
+                self.memory_max,
+                self.disk.is_some(),
+            );
+            self.spill[1].extend(spilled);
+            return false;
+        }
+        self.add_ready(entry.priority, entry.run_at, entry.id, &entry.queue);
+        true
+    }
+
+    fn add_ready(&mut self, priority: u8, run_at: Timestamp, id: TaskId, queue: &str) {
+        let (most, has_disk) = (self.memory_max, self.disk.is_some());
+        let queue = self.queue(queue);
+        let key = key_of(255 - priority, run_at, id);
+        let name = Arc::clone(&queue.name);
+        let spilled = place(&mut queue.waiting, key, priority, name, most, has_disk);
+        self.spill[0].extend(spilled);
+    }
+
+    /// Writes what did not fit into memory. To be called after a round of adding.
+    pub(super) fn settle(&mut self) -> Result<(), DiskError> {
+        for (at, tree) in [(0, Tree::Ready), (1, Tree::Scheduled)] {
+            if !self.spill[at].is_empty()
+                && let Some(disk) = &self.disk
+            {
+                disk.put(tree, std::mem::take(&mut self.spill[at]))?;
+            }
+            self.spill[at].clear();
+        }
+        Ok(())
+    }
+
+    /// Moves what is due to its queue, a bounded number at a time; answers whether there is more.
+    pub(super) fn ripen(&mut self, now: Timestamp) -> Result<bool, DiskError> {
+        for _ in 0..DUE_BATCH {
+            self.refill_scheduled()?;
+            let Some(first) = self.scheduled.head.first_entry() else {
+                return Ok(false);
+            };
+            if time_of(first.key()) > now {
+                return Ok(false);
+            }
+            let (key, (priority, queue)) = first.remove_entry();
+            self.add_ready(priority, time_of(&key), id_of(&key), &queue);
+        }
+        Ok(true)
+    }
+
+    fn refill_scheduled(&mut self) -> Result<(), DiskError> {
+        if !self.scheduled.head.is_empty() || self.scheduled.on_disk == 0 {
+            return Ok(());
+        }
+        self.settle()?;
+        let Some(disk) = &self.disk else {
+            return Ok(());
+        };
+        let items = disk.take(Tree::Scheduled, "", self.memory_max / 2)?;
+        self.scheduled.on_disk -= (items.len() as u64).min(self.scheduled.on_disk);
+        if items.is_empty() {
+            self.scheduled.on_disk = 0;
+        }
+        for (key, priority, queue) in items {
+            let name = Arc::clone(&self.queue(&queue).name);
+            self.scheduled.head.insert(key, (priority, name));
+        }
+        Ok(())
+    }
+
+    /// When the next scheduled task is due, as far as memory knows.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        self.scheduled.head.keys().next().map(time_of)
+    }
+
+    /// Hands out up to `most` tasks of a queue. `Err` inside `Ok` says when (ms) the rate allows more.
+    pub(super) fn hand_out(
+        &mut self,
+        name: &str,
+        most: usize,
+        now_ms: u64,
+        out: &mut Vec<Entry>,
+    ) -> Result<Option<u64>, DiskError> {
+        let Some(queue) = self.queues.get(name) else {
+            return Ok(None);
+        };
+        let most = most.min(queue.room());
+        for _ in 0..most {
+            self.refill(name)?;
+            let Some(queue) = self.queues.get_mut(name) else {
+                return Ok(None);
+            };
+            if queue.waiting.head.is_empty() {
+                return Ok(None);
+            }
+            if let Err(again_ms) = queue.pay(now_ms) {
+                return Ok(Some(again_ms));
+            }
+            if let Some((key, (priority, queue_name))) = queue.waiting.head.pop_first() {
+                let id = id_of(&key);
+                if self.handed.insert(id, Arc::clone(&queue_name)).is_none() {
+                    queue.running += 1;
+                }
+                out.push(Entry {
+                    queue: queue_name.to_string(),
+                    priority,
+                    run_at: time_of(&key),
+                    id,
+                });
+            }
+        }
+        Ok(None)
+    }
+
+    fn refill(&mut self, name: &str) -> Result<(), DiskError> {
+        let is_needed = self
+            .queues
+            .get(name)
+            .is_some_and(|queue| queue.waiting.head.is_empty() && queue.waiting.on_disk > 0);
+        if !is_needed {
+            return Ok(());
+        }
+        self.settle()?;
+        let most = self.memory_max / 2;
+        let Some(disk) = &self.disk else {
+            return Ok(());
+        };
+        let items = disk.take(Tree::Ready, name, most)?;
+        let queue = self.queue(name);
+        if items.is_empty() {
+            queue.waiting.on_disk = 0;
+        }
+        queue.waiting.on_disk -= (items.len() as u64).min(queue.waiting.on_disk);
+        for (key, priority, _) in items {
+            let queue_name = Arc::clone(&queue.name);
+            queue.waiting.head.insert(key, (priority, queue_name));
+        }
+        Ok(())
+    }
+
+    /// A task that was handed out runs no longer, or was never started.
+    pub(super) fn over(&mut self, id: TaskId) -> Option<Arc<str>> {
+        if let Some(lease) = self.leases.remove(&id) {
+            self.lease_ends.remove(&(lease.deadline_ms, id));
+        }
+        let name = self.handed.remove(&id)?;
+        let queue = self.queues.get_mut(&name)?;
+        queue.running = queue.running.saturating_sub(1);
+        Some(name)
+    }
+
+    /// A task that is known to run, whoever handed it out.
+    pub(super) fn note_running(&mut self, id: TaskId, queue: &str) {
+        let queue = self.queue(queue);
+        let name = Arc::clone(&queue.name);
+        if self.handed.insert(id, Arc::clone(&name)).is_none()
+            && let Some(queue) = self.queues.get_mut(&name)
+        {
+            queue.running += 1;
+        }
+    }
+
+    /// All that were handed out and are not over, as far as it was told.
+    pub(super) fn handed(&self) -> Vec<TaskId> {
+        self.handed.keys().copied().collect()
+    }
+
+    /// An outside worker has the task until `deadline_ms`; the row says `ends`.
+    pub(super) fn lease(
+        &mut self,
+        id: TaskId,
+        attempt: u32,
+        queue: &str,
+        deadline_ms: u64,
+        ends: Timestamp,
+    ) {
+        self.note_running(id, queue);
+        let queue = Arc::clone(&self.queue(queue).name);
+        let lease = Lease {
+            attempt,
+            queue,
+            deadline_ms,
+            ends,
+        };
+        if let Some(before) = self.leases.insert(id, lease) {
+            self.lease_ends.remove(&(before.deadline_ms, id));
+        }
+        self.lease_ends.insert((deadline_ms, id));
+    }
+
+    /// The worker was heard of.
+    pub(super) fn renew(&mut self, id: TaskId, deadline_ms: u64, ends: Timestamp) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            self.lease_ends.remove(&(lease.deadline_ms, id));
+            (lease.deadline_ms, lease.ends) = (deadline_ms, ends);
+            self.lease_ends.insert((deadline_ms, id));
+        }
+    }
+
+    /// All leases as `(id, end as the row says)`.
+    pub(super) fn lease_ends(&self) -> Vec<(TaskId, Timestamp)> {
+        self.leases
+            .iter()
+            .map(|(id, lease)| (*id, lease.ends))
+            .collect()
+    }
+
+    /// When the next lease runs out.
+    pub(super) fn next_lease_end(&self) -> Option<u64> {
+        self.lease_ends.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Leases that have run out: id, attempt, and the end that the row must still show. Each is
+    /// looked at again at `again_ms`, if nothing is heard of it by then.
+    pub(super) fn run_out(
+        &mut self,
+        now_ms: u64,
+        again_ms: u64,
+        most: usize,
+    ) -> Vec<(TaskId, u32, Timestamp)> {
+        let due: Vec<TaskId> = self
+            .lease_ends
+            .iter()
+            .take_while(|(deadline, _)| *deadline <= now_ms)
+            .take(most)
+            .map(|(_, id)| *id)
+            .collect();
+        due.into_iter()
+            .filter_map(|id| {
+                let (attempt, ends) = {
+                    let lease = self.leases.get(&id)?;
+                    (lease.attempt, lease.ends)
+                };
+                self.renew(id, again_ms, ends);
+                Some((id, attempt, ends))
+            })
+            .collect()
+    }
+
+    /// Whether entries of this queue were forgotten and none is left in memory: time to look into the
+    /// rows again.
+    pub(super) fn is_short(&self) -> bool {
+        let dry = |shelf: &Shelf| shelf.is_short && shelf.head.is_empty();
+        dry(&self.scheduled) || self.queues.values().any(|queue| dry(&queue.waiting))
+    }
+
+    /// The rows are being looked through again: nothing is forgotten so far.
+    pub(super) fn not_short(&mut self) {
+        self.scheduled.is_short = false;
+        for queue in self.queues.values_mut() {
+            queue.waiting.is_short = false;
+        }
+    }
+
+    /// Whether the disk is still sound.
+    pub(super) fn check(&self) -> Result<(), DiskError> {
+        self.disk.as_ref().map_or(Ok(()), Disk::check)
+    }
+
+    /// Forgets queues of which nothing waits or runs and that are served in the ordinary way, if
+    /// there are more than should be.
+    pub(super) fn forget_idle(&mut self) {
+        if self.queues.len() >= self.queues_max {
+            self.queues.retain(|_, queue| {
+                let row = &queue.row;
+                queue.running > 0
+                    || queue.waiting.len() > 0
+                    || row.paused_at.is_some()
+                    || row.concurrency_max.is_some()
+                    || row.rate_limit.is_some()
+            });
+        }
+    }
+
+    /// Figures of all queues, and how many tasks wait for their time.
+    pub(super) fn stats(&self) -> (Vec<QueueStats>, u64) {
+        let mut all: Vec<QueueStats> = self
+            .queues
+            .values()
+            .map(|queue| QueueStats {
+                name: queue.name.to_string(),
+                ready: queue.waiting.len(),
+                running: queue.running,
+                // The first of the highest priority; near enough to the oldest.
+                oldest_due_at: queue.waiting.head.keys().next().map(time_of),
+                row: queue.row.clone(),
+            })
+            .collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        (all, self.scheduled.len())
+    }
+
+    /// Everything that waits, in memory or on disk; empties the disk's lists. For tests.
+    #[cfg(test)]
+    pub(super) fn drain(&mut self) -> Result<Vec<Entry>, DiskError> {
+        let mut all = Vec::new();
+        let names: Vec<Arc<str>> = self.queues.keys().cloned().collect();
+        for name in names {
+            if let Some(queue) = self.queues.get_mut(&name) {
+                queue.row = QueueRow::default();
+            }
+            self.hand_out(&name, usize::MAX >> 1, 0, &mut all)?;
+        }
+        loop {
+            self.refill_scheduled()?;
+            let Some((key, (priority, queue))) = self.scheduled.head.pop_first() else {
+                break;
+            };
+            all.push(Entry {
+                queue: queue.to_string(),
+                priority,
+                run_at: time_of(&key),
+                id: id_of(&key),
+            });
+        }
+        all.sort_by_key(|entry| entry.id);
+        Ok(all)
+    }
+
+    /// Ends in order: the next start takes it up from here.
+    pub(super) fn close(mut self, seen: Option<TaskId>) -> Result<(), DiskError> {
+        let Some(disk) = self.disk.take() else {
+            return Ok(());
+        };
+        let mut rest = Rest {
+            seen,
+            ..Rest::default()
+        };
+        let to_items = |shelf: &mut Shelf| -> Vec<Item> {
+            std::mem::take(&mut shelf.head)
+                .into_iter()
+                .map(|(key, (priority, queue))| (key, priority, (*queue).into()))
+                .collect()
+        };
+        for tree in [Tree::Ready, Tree::Scheduled] {
+            let spill = std::mem::take(&mut self.spill[usize::from(tree == Tree::Scheduled)]);
+            disk.put(tree, spill)?;
+        }
+        rest.scheduled = self.scheduled.len();
+        disk.put(Tree::Scheduled, to_items(&mut self.scheduled))?;
+        for queue in self.queues.values_mut() {
+            if queue.waiting.len() > 0 {
+                rest.ready
+                    .insert(queue.name.to_string(), queue.waiting.len());
+                disk.put(Tree::Ready, to_items(&mut queue.waiting))?;
+            }
+        }
+        rest.leases = self
+            .leases
+            .iter()
+            .map(|(id, lease)| (*id, lease.attempt, lease.queue.to_string(), lease.ends.0))
+            .collect();
+        disk.close(rest)
+    }
+}
+
+/// Puts an entry where it belongs; answers what has to go to disk for it.
+fn place(
+    shelf: &mut Shelf,
+    key: Key,
+    priority: u8,
+    queue: Arc<str>,
+    most: usize,
+    has_disk: bool,
+) -> Vec<Item> {
+    // While there is more on disk (or forgotten), only what comes before the end of the head may
+    // enter it.
+    let is_beyond = (shelf.on_disk > 0 || shelf.is_short)
+        && shelf
+            .head
+            .last_key_value()
+            .is_none_or(|(last, _)| key > *last);
+    let mut spilled = Vec::new();
+    if is_beyond {
+        spilled.push((key, priority, (*queue).into()));
+    } else {
+        shelf.head.insert(key, (priority, queue));
+        if shelf.head.len() > most {
+            let middle = shelf.head.keys().nth(most / 2).copied();
+            if let Some(middle) = middle {
+                spilled = shelf
+                    .head
+                    .split_off(&middle)
+                    .into_iter()
+                    .map(|(key, (priority, queue))| (key, priority, (*queue).into()))
+                    .collect();
+            }
+        }
+    }
+    if has_disk {
+        shelf.on_disk += spilled.len() as u64;
+        spilled
+    } else {
+        shelf.is_short |= !spilled.is_empty();
+        Vec::new()
+    }
+}

@@ -1,0 +1,478 @@
+//! What happens to a task between its start and its end.
+//!
+//! Invariants: every change here is a conditional update on `(id, attempt, state)`; one that finds
+//! nothing says why ([`TaskError::Fenced`]) and leaves nothing behind. Finishing counts down what
+//! waits for it and its batch in the same transaction.
+
+use super::enqueue::{close_batch_if_done, not_completed};
+use super::{
+    AttemptOutcome, Changes, ENQUEUED, Entry, LogLevel, Over, TaskError, TaskId, TaskState, sql,
+};
+use crate::clock::Timestamp;
+use crate::config;
+use crate::store::Tx;
+
+/// A run of a task, as its worker sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// Which task.
+    pub id: TaskId,
+    /// Which run of it; a worker names both with whatever it says.
+    pub attempt: u32,
+    /// How often it may be started.
+    pub max_attempts: u32,
+    /// What is to be done.
+    pub name: String,
+    /// Where it waited.
+    pub queue: String,
+    /// JSON.
+    pub args: String,
+    /// JSON, of whoever enqueued it.
+    pub metadata: Option<String>,
+    /// W3C trace context of whoever enqueued it.
+    pub traceparent: Option<String>,
+    /// Longest run.
+    pub timeout_ms: i64,
+    /// When the handler is told that it takes long.
+    pub soft_timeout_ms: Option<i64>,
+    /// When it was enqueued.
+    pub created_at: Timestamp,
+    /// When it was due.
+    pub run_at: Timestamp,
+    /// The batch that counts it.
+    pub batch_id: Option<String>,
+    /// Until when an outside worker has it.
+    pub lease_expires_at: Option<Timestamp>,
+}
+
+/// What a start came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The worker has it, once this is committed.
+    Run(Box<Started>),
+    /// Its time was over; it is cancelled now.
+    Expired(Changes),
+    /// It is due only later.
+    NotDue(Entry),
+    /// It is not there, or in no state to be started: another was faster, or it was cancelled.
+    Stale,
+}
+
+/// Starts a task for `worker`, if it may be started. Without `lease_ms` it is this process's own and
+/// ends with it.
+pub fn start(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: TaskId,
+    worker: &str,
+    lease_ms: Option<i64>,
+) -> Result<Start, TaskError> {
+    let lease = lease_ms.map(|ms| plus_ms(now, ms));
+    if let Some((started, lock_key)) = sql::start(tx, now, id, worker, lease)? {
+        if let Some(key) = lock_key {
+            sql::release_started_lock(tx, &key, id)?;
+        }
+        return Ok(Start::Run(Box::new(started)));
+    }
+    let Some(found) = sql::waiting(tx, id)? else {
+        return Ok(Start::Stale);
+    };
+    if found.expires_at.is_some_and(|at| at <= now) {
+        let over = sql::finish_waiting(tx, now, id, TaskState::Cancelled, "expired")?;
+        let mut changes = Changes::default();
+        if let Some(ended) = over {
+            settle(tx, now, id, ended, TaskState::Cancelled, &mut changes)?;
+        }
+        return Ok(Start::Expired(changes));
+    }
+    Ok(Start::NotDue(found.entry))
+}
+
+/// The moment so many milliseconds later.
+pub(super) fn plus_ms(now: Timestamp, ms: i64) -> Timestamp {
+    Timestamp(now.0.saturating_add(ms.saturating_mul(1_000)))
+}
+
+/// What an ended task leaves to be settled.
+#[derive(Clone, Debug)]
+pub(super) struct Ended {
+    pub(super) name: String,
+    pub(super) queue: String,
+    pub(super) was_running: bool,
+    pub(super) started_at: Option<Timestamp>,
+    pub(super) lock_key: Option<String>,
+    pub(super) batch_id: Option<String>,
+    pub(super) followers: u32,
+}
+
+/// Frees a finished task's lock, counts down its batch and those that wait for it. What can't go on
+/// without it is cancelled, and what waits for that as well.
+pub(super) fn settle(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: TaskId,
+    ended: Ended,
+    state: TaskState,
+    changes: &mut Changes,
+) -> Result<(), TaskError> {
+    let mut open = vec![(id, ended, state)];
+    while let Some((id, ended, state)) = open.pop() {
+        if let Some(key) = &ended.lock_key {
+            sql::release_lock(tx, key, id)?;
+        }
+        if let Some(batch) = &ended.batch_id {
+            sql::count_down_batch(tx, batch, state != TaskState::Completed)?;
+            close_batch_if_done(tx, now, batch)?;
+        }
+        if ended.followers > 0 {
+            for (follower, runs_anyway) in sql::take_edges(tx, id)? {
+                if state == TaskState::Completed || runs_anyway {
+                    if let Some(entry) = sql::count_down(tx, now, follower)? {
+                        tx.touch(ENQUEUED);
+                        changes.ready.push(entry);
+                    }
+                } else {
+                    let why = not_completed(id, state);
+                    let cancelled =
+                        sql::finish_waiting(tx, now, follower, TaskState::Cancelled, &why)?;
+                    if let Some(ended) = cancelled {
+                        open.push((follower, ended, TaskState::Cancelled));
+                    }
+                }
+            }
+        }
+        changes.over.push(Over {
+            id,
+            name: ended.name,
+            queue: ended.queue,
+            was_running: ended.was_running,
+            state,
+            micros: ended.started_at.map(|at| now.micros_since(at)),
+        });
+    }
+    Ok(())
+}
+
+/// Why an update by `(id, attempt)` changed nothing.
+pub(super) fn refusal(tx: &mut Tx<'_>, id: TaskId, said: u32) -> Result<TaskError, TaskError> {
+    Ok(match sql::state(tx, id)? {
+        None => TaskError::NotFound(id),
+        Some((state, attempt)) => TaskError::Fenced {
+            said,
+            attempt,
+            state,
+        },
+    })
+}
+
+/// Notes that a run succeeded. Run it as the last part of the transaction that holds the effect.
+pub fn complete(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    rules: &config::Tasks,
+    id: TaskId,
+    attempt: u32,
+    result: Option<&str>,
+) -> Result<Changes, TaskError> {
+    let default = i64::try_from(rules.result_seconds).unwrap_or(i64::MAX);
+    let Some(ended) = sql::complete(tx, now, id, attempt, result, default)? else {
+        return Err(refusal(tx, id, attempt)?);
+    };
+    let mut changes = Changes::default();
+    settle(tx, now, id, ended, TaskState::Completed, &mut changes)?;
+    fail::fail_point!("task.completed");
+    Ok(changes)
+}
+
+/// How a run failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// How it is told of in the history.
+    pub outcome: AttemptOutcome,
+    /// For people.
+    pub error: String,
+    /// Whether another attempt makes sense.
+    pub is_final: bool,
+    /// When to try again; `None` for what the task's policy says.
+    pub retry_after_ms: Option<i64>,
+}
+
+impl Failure {
+    /// An ordinary failure: tried again as the policy says.
+    pub fn new(error: impl Into<String>) -> Self {
+        Self {
+            outcome: AttemptOutcome::Failed,
+            error: error.into(),
+            is_final: false,
+            retry_after_ms: None,
+        }
+    }
+}
+
+/// At most `chars` characters of a text, without control characters that a terminal would obey.
+pub(super) fn shortened(text: &str, chars: usize) -> String {
+    text.chars()
+        .take(chars)
+        .map(|c| {
+            if c.is_control() && c != '\n' && c != '\t' {
+                ' '
+            } else {
+                c
+            }
+        })
+        .collect()
+}
+
+/// Notes that a run failed: the task is tried again later, or is dead.
+pub fn fail(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    rules: &config::Tasks,
+    id: TaskId,
+    attempt: u32,
+    failure: &Failure,
+) -> Result<Changes, TaskError> {
+    let Some(run) = sql::running(tx, id, attempt)? else {
+        return Err(refusal(tx, id, attempt)?);
+    };
+    let error = shortened(&failure.error, rules.log_line_chars_max);
+    let is_crash = failure.outcome == AttemptOutcome::Crashed;
+    let crashes = run.crashes + u32::from(is_crash);
+    let (state, outcome, why) = if run.cancel_requested {
+        (
+            TaskState::Cancelled,
+            AttemptOutcome::Cancelled,
+            error.clone(),
+        )
+    } else if is_crash && crashes >= rules.crashes_max {
+        let why = format!(
+            "set aside after {crashes} attempts in which its process or worker went away; last: {error}"
+        );
+        (TaskState::Discarded, failure.outcome, why)
+    } else if failure.is_final || attempt >= run.max_attempts {
+        (TaskState::Discarded, failure.outcome, error.clone())
+    } else if is_crash || failure.retry_after_ms == Some(0) {
+        (TaskState::Available, failure.outcome, error.clone())
+    } else {
+        (TaskState::Retryable, failure.outcome, error.clone())
+    };
+    sql::insert_attempt(tx, now, id, attempt, &run, outcome, Some(&error))?;
+    let mut changes = Changes::default();
+    let next = match state {
+        TaskState::Available => now,
+        _ if state.is_final() => run.run_at,
+        _ => {
+            let policy = run.retry_policy.unwrap_or_default();
+            let tried = attempt.saturating_sub(run.crashes);
+            let wait = failure
+                .retry_after_ms
+                .unwrap_or_else(|| policy.delay_ms(id, tried));
+            plus_ms(now, wait.max(0))
+        }
+    };
+    let Some(ended) = sql::end_attempt(tx, now, id, attempt, state, next, crashes, 0, &why)? else {
+        return Err(refusal(tx, id, attempt)?);
+    };
+    if state.is_final() {
+        settle(tx, now, id, ended, state, &mut changes)?;
+    } else {
+        back_to_waiting(now, id, ended, state, next, run.priority, &mut changes);
+    }
+    fail::fail_point!("task.failed");
+    Ok(changes)
+}
+
+/// Tells that a run is over and its task waits again.
+fn back_to_waiting(
+    now: Timestamp,
+    id: TaskId,
+    ended: Ended,
+    state: TaskState,
+    run_at: Timestamp,
+    priority: u8,
+    changes: &mut Changes,
+) {
+    changes.ready.push(Entry {
+        queue: ended.queue.clone(),
+        priority,
+        run_at,
+        id,
+    });
+    changes.over.push(Over {
+        id,
+        name: ended.name,
+        queue: ended.queue,
+        was_running: ended.was_running,
+        state,
+        micros: ended.started_at.map(|at| now.micros_since(at)),
+    });
+}
+
+/// Puts a running task off; this attempt counts neither as a failure nor towards its limit.
+pub fn snooze(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: TaskId,
+    attempt: u32,
+    wait_ms: i64,
+) -> Result<Changes, TaskError> {
+    put_back(
+        tx,
+        now,
+        id,
+        attempt,
+        wait_ms,
+        AttemptOutcome::Snoozed,
+        "put off by its handler",
+    )
+}
+
+/// Hands a running task back, because its worker stops or never got it. As [`snooze`], at once.
+pub fn release(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: TaskId,
+    attempt: u32,
+) -> Result<Changes, TaskError> {
+    let why = "handed back by its worker";
+    put_back(tx, now, id, attempt, 0, AttemptOutcome::Released, why)
+}
+
+fn put_back(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: TaskId,
+    attempt: u32,
+    wait_ms: i64,
+    outcome: AttemptOutcome,
+    why: &str,
+) -> Result<Changes, TaskError> {
+    let Some(run) = sql::running(tx, id, attempt)? else {
+        return Err(refusal(tx, id, attempt)?);
+    };
+    let run_at = plus_ms(now, wait_ms.max(0));
+    let (state, outcome) = if run.cancel_requested {
+        (TaskState::Cancelled, AttemptOutcome::Cancelled)
+    } else if run_at > now {
+        (TaskState::Scheduled, outcome)
+    } else {
+        (TaskState::Available, outcome)
+    };
+    sql::insert_attempt(tx, now, id, attempt, &run, outcome, None)?;
+    let more = u32::from(!state.is_final());
+    let ended = sql::end_attempt(tx, now, id, attempt, state, run_at, run.crashes, more, why)?;
+    let Some(ended) = ended else {
+        return Err(refusal(tx, id, attempt)?);
+    };
+    let mut changes = Changes::default();
+    if state.is_final() {
+        settle(tx, now, id, ended, state, &mut changes)?;
+    } else {
+        back_to_waiting(now, id, ended, state, run_at, run.priority, &mut changes);
+    }
+    Ok(changes)
+}
+
+/// What a worker hears when it says that it is alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beat {
+    /// Until when it has the task now.
+    pub lease_expires_at: Timestamp,
+    /// Whether it should stop: the task was cancelled.
+    pub cancel_requested: bool,
+}
+
+/// Refuses a run that is this process's own: no outside worker speaks for it.
+pub(super) fn require_lease(tx: &mut Tx<'_>, id: TaskId, attempt: u32) -> Result<(), TaskError> {
+    match sql::running(tx, id, attempt)? {
+        Some(run) if run.lease_expires_at.is_some() => Ok(()),
+        Some(_) => Err(TaskError::State(TaskState::Running)),
+        None => Err(refusal(tx, id, attempt)?),
+    }
+}
+
+/// Renews an outside worker's lease.
+pub fn heartbeat(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: TaskId,
+    attempt: u32,
+    lease_ms: i64,
+) -> Result<Beat, TaskError> {
+    let lease_expires_at = plus_ms(now, lease_ms);
+    match sql::heartbeat(tx, id, attempt, lease_expires_at)? {
+        Some(cancel_requested) => Ok(Beat {
+            lease_expires_at,
+            cancel_requested,
+        }),
+        None => Err(refusal(tx, id, attempt)?),
+    }
+}
+
+/// Notes how far a run is; answers whether its cancellation was asked for.
+pub fn progress(
+    tx: &mut Tx<'_>,
+    rules: &config::Tasks,
+    id: TaskId,
+    attempt: u32,
+    percent: u32,
+    note: Option<&str>,
+) -> Result<bool, TaskError> {
+    let note = note.map(|note| shortened(note, rules.log_line_chars_max));
+    match sql::progress(tx, id, attempt, percent.min(100), note.as_deref())? {
+        Some(cancel_requested) => Ok(cancel_requested),
+        None => Err(refusal(tx, id, attempt)?),
+    }
+}
+
+/// Adds log lines of a run, as far as the limit for one attempt lets them in.
+pub fn append_logs(
+    tx: &mut Tx<'_>,
+    rules: &config::Tasks,
+    id: TaskId,
+    attempt: u32,
+    lines: &[(Timestamp, LogLevel, String)],
+) -> Result<(), TaskError> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    if sql::running(tx, id, attempt)?.is_none() {
+        return Err(refusal(tx, id, attempt)?);
+    }
+    let last = sql::last_log(tx, id, attempt)?;
+    for (seq, (at, level, line)) in (last + 1..=rules.log_lines_max).zip(lines) {
+        let line = shortened(line, rules.log_line_chars_max);
+        sql::insert_log(tx, id, attempt, seq, *at, *level, &line)?;
+    }
+    Ok(())
+}
+
+/// Takes a run back whose process or worker went away: an outside worker's, if its lease is still
+/// the one that ran out; one of this process's forerunners, whatever it was.
+pub fn recover(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    rules: &config::Tasks,
+    id: TaskId,
+    attempt: u32,
+    lease: Option<Timestamp>,
+) -> Result<Changes, TaskError> {
+    let Some(run) = sql::running(tx, id, attempt)? else {
+        return Ok(Changes::default());
+    };
+    if run.lease_expires_at != lease {
+        return Ok(Changes::default()); // it was renewed meanwhile
+    }
+    let who = run.worker.as_deref().unwrap_or("its worker").to_owned();
+    let error = match lease {
+        Some(_) => format!("{who} was not heard of until its lease ran out"),
+        None => format!("{who} ended while it ran"),
+    };
+    let failure = Failure {
+        outcome: AttemptOutcome::Crashed,
+        error,
+        is_final: false,
+        retry_after_ms: None,
+    };
+    fail(tx, now, rules, id, attempt, &failure)
+}

@@ -1,0 +1,723 @@
+//! The delivery: one thread that knows what waits, and gives it to whoever asks.
+//!
+//! It owns the [`Index`], reads new rows into it, moves what is due, takes back what a worker did not
+//! answer for, and matches tasks with those who wait for one. Invariants: it takes no input that it
+//! could not do without: what it is told only makes it faster, and what it was not told it finds in
+//! the rows; it never writes except to take back what crashed; trouble with the disk costs it the
+//! folder, never its life.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::index::Index;
+pub use super::index::QueueStats;
+use super::life::recover;
+use super::{Changes, ENQUEUED, Entry, QueueRow, TaskError, TaskId, TaskState, sql};
+use crate::clock::{Clock, Timestamp};
+use crate::config;
+use crate::monitor::Metrics;
+use crate::store::{Store, StoreError};
+
+/// New rows read at a time.
+const ROWS_AT_ONCE: u32 = 1_000;
+/// Rows read at a time when the index is filled anew.
+const WALK_ROWS: u32 = 2_000;
+/// Messages handled before the rows are looked at again.
+const MAIL_AT_ONCE: usize = 2_000;
+/// Runs taken back in one transaction.
+const RECOVER_AT_ONCE: usize = 200;
+/// How often the disk is looked after and the figures are published.
+const LOOK_AFTER_MS: u64 = 1_000;
+/// How soon a lease that ran out is looked at again if taking the task back failed.
+const LEASE_AGAIN_MS: u64 = 1_000;
+
+/// Figures of the queues, and how many tasks wait for their time.
+pub type Stats = (Vec<QueueStats>, u64);
+
+/// What the thread is told.
+pub(super) enum Mail {
+    Wake,
+    Changed(Changes),
+    Leased {
+        id: TaskId,
+        attempt: u32,
+        queue: String,
+        ends: Timestamp,
+    },
+    Renewed {
+        id: TaskId,
+        ends: Timestamp,
+    },
+    Take(Take),
+    /// Handed out, but not started: it waits again.
+    Back(Vec<Entry>),
+    /// Handed out, but it was not to be started (any more).
+    Dropped(TaskId),
+    Queue(QueueRow),
+    Look(oneshot::Sender<Stats>),
+    Stop {
+        is_orderly: bool,
+    },
+}
+
+/// Somebody who wants tasks.
+pub(super) struct Take {
+    pub(super) queues: Arc<[String]>,
+    pub(super) most: usize,
+    pub(super) reply: oneshot::Sender<Vec<Entry>>,
+}
+
+#[derive(Default)]
+struct Flags {
+    /// There are new rows, and the thread has been told so.
+    rows: AtomicBool,
+    /// A message was lost: the rows have to be looked through.
+    behind: AtomicBool,
+}
+
+/// The thread, as others see it.
+pub(super) struct Delivery {
+    mail: SyncSender<Mail>,
+    flags: Arc<Flags>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the thread works with.
+pub(super) struct Parts {
+    pub(super) store: Store,
+    pub(super) clock: Clock,
+    pub(super) rules: Arc<config::Tasks>,
+    pub(super) metrics: Metrics,
+    pub(super) folder: PathBuf,
+    /// Name of this process's own runs; rows of any other are orphans.
+    pub(super) worker: Arc<str>,
+    /// Told the names of the queues, now and then.
+    pub(super) names: Arc<ArcSwap<BTreeSet<String>>>,
+    /// Told what was taken back.
+    pub(super) on_changes: Arc<dyn Fn(&Changes) + Send + Sync>,
+}
+
+impl Delivery {
+    /// Starts the thread. It serves at once, while it looks through the rows.
+    pub(super) fn start(parts: Parts) -> Result<Self, StoreError> {
+        let (mail, letters) = sync_channel(parts.rules.index_queue_max);
+        let flags = Arc::new(Flags::default());
+        let told = Arc::clone(&flags);
+        let waker = mail.clone();
+        parts.store.on_commit(ENQUEUED, move || {
+            if !told.rows.swap(true, Ordering::AcqRel) {
+                // A full mailbox wakes it as well.
+                drop(waker.try_send(Mail::Wake));
+            }
+        });
+        let for_thread = Arc::clone(&flags);
+        let thread = std::thread::Builder::new()
+            .name("onrush-delivery".to_owned())
+            .spawn(move || Loop::new(parts, letters, for_thread).run())
+            .map_err(|error| {
+                StoreError::Unavailable(format!("no thread for the delivery: {error}"))
+            })?;
+        Ok(Self {
+            mail,
+            flags,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Tells it something that it could find out by itself. Never blocks.
+    pub(super) fn post(&self, mail: Mail) {
+        if let Err(TrySendError::Full(_)) = self.mail.try_send(mail) {
+            self.flags.behind.store(true, Ordering::Release);
+        }
+    }
+
+    /// Asks it for something; an error means that it has too much to do, or has ended.
+    pub(super) fn ask(&self, mail: Mail) -> Result<(), TaskError> {
+        self.mail.try_send(mail).map_err(|error| match error {
+            TrySendError::Full(_) => TaskError::Overloaded,
+            TrySendError::Disconnected(_) => TaskError::Stopped,
+        })
+    }
+
+    /// Ends it; in order, so that the next start takes up from here. Blocks.
+    pub(super) fn stop(&self, is_orderly: bool) {
+        let Some(thread) = self.thread.lock().take() else {
+            return;
+        };
+        if self.mail.send(Mail::Stop { is_orderly }).is_ok() && thread.join().is_err() {
+            tracing::error!("the delivery thread ended in a panic");
+        }
+    }
+}
+
+/// A look through all unfinished rows: which list is being read, and how far it got.
+struct Walk {
+    lists: VecDeque<Option<TaskState>>,
+    above: Option<TaskId>,
+    rows: u64,
+    /// Handed out before it began: those that no row shows as running are over.
+    handed: Vec<TaskId>,
+}
+
+struct Loop {
+    parts: Parts,
+    letters: Receiver<Mail>,
+    flags: Arc<Flags>,
+    index: Index,
+    /// Rows up to here have been read.
+    seen: Option<TaskId>,
+    walk: Option<Walk>,
+    orphans: Vec<(TaskId, u32)>,
+    takers: HashMap<u64, Take>,
+    lines: HashMap<String, VecDeque<u64>>,
+    next_taker: u64,
+    /// When the rate of some queue allows more.
+    again_ms: Option<u64>,
+    polled_ms: u64,
+    looked_after_ms: u64,
+    has_more: bool,
+    stop: Option<bool>,
+}
+
+impl Loop {
+    fn new(parts: Parts, letters: Receiver<Mail>, flags: Arc<Flags>) -> Self {
+        let (index, taken_up) = Index::open(&parts.folder, &parts.rules);
+        let now_ms = parts.clock.monotonic_ms();
+        let mut state = Self {
+            index,
+            seen: None,
+            walk: None,
+            orphans: Vec::new(),
+            takers: HashMap::new(),
+            lines: HashMap::new(),
+            next_taker: 0,
+            again_ms: None,
+            polled_ms: 0,
+            looked_after_ms: now_ms,
+            has_more: true,
+            stop: None,
+            parts,
+            letters,
+            flags,
+        };
+        match taken_up {
+            Some(seen) => {
+                state.seen = seen;
+                for (id, ends) in state.index.lease_ends() {
+                    let deadline = state.deadline(ends);
+                    state.index.renew(id, deadline, ends);
+                }
+            }
+            None => state.walk_anew(),
+        }
+        state.load_queues();
+        state
+    }
+
+    fn load_queues(&mut self) {
+        let rules = Arc::clone(&self.parts.rules);
+        let rows = self
+            .parts
+            .store
+            .read_blocking(move |tx| super::queues(tx, &rules));
+        match rows {
+            Ok(rows) => rows.into_iter().for_each(|row| self.index.set_queue(row)),
+            Err(error) => tracing::error!(%error, "the queues' settings could not be read"),
+        }
+    }
+
+    /// Begins a look through all rows that are there now; newer ones come the ordinary way.
+    fn walk_anew(&mut self) {
+        if self.seen.is_none() {
+            match self.parts.store.read_blocking(sql::last_id) {
+                Ok(last) => self.seen = last,
+                Err(error) => {
+                    tracing::warn!(%error, "the tasks could not be looked through; it is tried again");
+                    self.flags.behind.store(true, Ordering::Release);
+                    return;
+                }
+            }
+        }
+        self.index.not_short();
+        self.walk = Some(Walk {
+            lists: [None, Some(TaskState::Retryable), Some(TaskState::Scheduled)].into(),
+            above: None,
+            rows: 0,
+            handed: self.index.handed(),
+        });
+    }
+
+    /// Monotonic end of a lease that the row ends at `ends`: a jump of the clock does not end it, and
+    /// does not keep it longer than a lease may be.
+    fn deadline(&self, ends: Timestamp) -> u64 {
+        let left_ms = ends.micros_since(self.parts.clock.now()) / 1_000;
+        let most = self.parts.rules.lease_seconds_max.saturating_mul(1_000);
+        let left = u64::try_from(left_ms).unwrap_or(0).min(most);
+        self.parts.clock.monotonic_ms().saturating_add(left)
+    }
+
+    fn run(&mut self) {
+        loop {
+            match self.letters.recv_timeout(self.pause()) {
+                Ok(first) => {
+                    self.handle(first);
+                    for _ in 0..MAIL_AT_ONCE {
+                        match self.letters.try_recv() {
+                            Ok(mail) => self.handle(mail),
+                            Err(_) => break,
+                        }
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => self.stop = Some(false),
+            }
+            if let Some(is_orderly) = self.stop {
+                self.end(is_orderly);
+                return;
+            }
+            self.round();
+        }
+    }
+
+    /// How long to wait for mail.
+    fn pause(&self) -> Duration {
+        if self.has_more || self.walk.is_some() {
+            return Duration::ZERO;
+        }
+        let clock = &self.parts.clock;
+        let (now, now_ms) = (clock.now(), clock.monotonic_ms());
+        let mut wait = self.parts.rules.poll_interval_ms;
+        if let Some(due) = self.index.next_due() {
+            let left = due.micros_since(now).max(0) as u64;
+            wait = wait.min(left.div_ceil(1_000));
+        }
+        for at in [self.again_ms, self.index.next_lease_end()]
+            .into_iter()
+            .flatten()
+        {
+            wait = wait.min(at.saturating_sub(now_ms));
+        }
+        // Never none at all: what is due and can't be done must not make it spin.
+        Duration::from_millis(wait.max(1))
+    }
+
+    fn handle(&mut self, mail: Mail) {
+        match mail {
+            Mail::Wake => {}
+            Mail::Changed(changes) => self.apply(&changes),
+            Mail::Leased {
+                id,
+                attempt,
+                queue,
+                ends,
+            } => {
+                let deadline = self.deadline(ends);
+                self.index.lease(id, attempt, &queue, deadline, ends);
+            }
+            Mail::Renewed { id, ends } => {
+                let deadline = self.deadline(ends);
+                self.index.renew(id, deadline, ends);
+            }
+            Mail::Take(take) => self.take(take),
+            Mail::Back(entries) => {
+                let now = self.parts.clock.now();
+                for entry in entries {
+                    self.index.over(entry.id);
+                    self.index.add(now, &entry);
+                }
+            }
+            Mail::Dropped(id) => {
+                self.index.over(id);
+            }
+            Mail::Queue(row) => self.index.set_queue(row),
+            Mail::Look(reply) => {
+                // Whoever asked may have gone.
+                drop(reply.send(self.index.stats()));
+            }
+            Mail::Stop { is_orderly } => self.stop = Some(is_orderly),
+        }
+    }
+
+    fn apply(&mut self, changes: &Changes) {
+        for over in &changes.over {
+            self.index.over(over.id);
+        }
+        let now = self.parts.clock.now();
+        for entry in &changes.ready {
+            self.index.add(now, entry);
+        }
+    }
+
+    fn take(&mut self, take: Take) {
+        let now_ms = self.parts.clock.monotonic_ms();
+        let mut entries = Vec::new();
+        for queue in take.queues.iter() {
+            let most = take.most - entries.len();
+            if most == 0 {
+                break;
+            }
+            self.hand_out(queue, most, now_ms, &mut entries);
+        }
+        if !entries.is_empty() {
+            self.give(take, entries);
+            return;
+        }
+        let number = self.next_taker;
+        self.next_taker += 1;
+        for queue in take.queues.iter() {
+            let line = self.lines.entry(queue.clone()).or_default();
+            line.push_back(number);
+            if line.len() > 2 * self.takers.len() + 64 {
+                line.retain(|number| self.takers.contains_key(number));
+                line.push_back(number);
+            }
+        }
+        self.takers.insert(number, take);
+    }
+
+    fn hand_out(&mut self, queue: &str, most: usize, now_ms: u64, out: &mut Vec<Entry>) {
+        match self.index.hand_out(queue, most, now_ms, out) {
+            Ok(None) => {}
+            Ok(Some(wait_ms)) => {
+                let at = now_ms + wait_ms.max(1);
+                self.again_ms = Some(self.again_ms.map_or(at, |before| before.min(at)));
+            }
+            Err(error) => self.heal(&error.to_string()),
+        }
+    }
+
+    fn give(&mut self, take: Take, entries: Vec<Entry>) {
+        if let Err(entries) = take.reply.send(entries) {
+            // Whoever wanted them went away.
+            self.handle(Mail::Back(entries));
+        }
+    }
+
+    /// One look at everything that is not a message.
+    fn round(&mut self) {
+        let (now, now_ms) = (self.parts.clock.now(), self.parts.clock.monotonic_ms());
+        self.has_more = false;
+        if self.again_ms.is_some_and(|at| at <= now_ms) {
+            self.again_ms = None;
+        }
+        if self.flags.behind.swap(false, Ordering::AcqRel) {
+            tracing::info!("messages to the delivery were lost; the rows are looked through");
+            self.parts.metrics.task_index_rebuilds_total.inc();
+            self.index.start_over();
+            self.walk_anew();
+        }
+        let poll = now_ms.saturating_sub(self.polled_ms) >= self.parts.rules.poll_interval_ms;
+        if self.flags.rows.swap(false, Ordering::AcqRel) || poll {
+            self.polled_ms = now_ms;
+            self.read_new_rows(now);
+        }
+        self.walk_on(now);
+        if self.walk.is_none() && self.index.is_short() {
+            self.walk_anew();
+        }
+        match self.index.ripen(now) {
+            Ok(more) => self.has_more |= more,
+            Err(error) => self.heal(&error.to_string()),
+        }
+        self.take_back_orphans(now);
+        self.take_back_leases(now, now_ms);
+        self.serve_lines(now_ms);
+        if let Err(error) = self.index.settle() {
+            self.heal(&error.to_string());
+        }
+        if now_ms.saturating_sub(self.looked_after_ms) >= LOOK_AFTER_MS {
+            self.looked_after_ms = now_ms;
+            if let Err(error) = self.index.check() {
+                self.heal(&error.to_string());
+            }
+            self.publish(now);
+        }
+    }
+
+    /// The disk can't be used: begin anew, from the rows.
+    fn heal(&mut self, reason: &str) {
+        tracing::warn!(
+            reason,
+            "the tasks' delivery index failed; it is made anew from the rows"
+        );
+        self.parts.metrics.task_index_rebuilds_total.inc();
+        self.index.start_over();
+        self.walk_anew();
+    }
+
+    fn read_new_rows(&mut self, now: Timestamp) {
+        let above = self.seen;
+        let rows = self
+            .parts
+            .store
+            .read_blocking(move |tx| sql::rows_above(tx, above, ROWS_AT_ONCE));
+        match rows {
+            Ok(rows) => {
+                fail::fail_point!("task.relay");
+                if rows.len() == ROWS_AT_ONCE as usize {
+                    self.flags.rows.store(true, Ordering::Release);
+                    self.has_more = true;
+                }
+                for row in rows {
+                    self.seen = Some(row.entry.id);
+                    if row.waiting_on == 0 && waits(row.state) {
+                        self.index.add(now, &row.entry);
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "new tasks could not be read; it is tried again");
+                self.flags.rows.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    fn walk_on(&mut self, now: Timestamp) {
+        let Some(walk) = &mut self.walk else {
+            return;
+        };
+        let Some(list) = walk.lists.front().copied() else {
+            let walk = self.walk.take();
+            self.finish_walk(walk.map_or_else(Vec::new, |walk| {
+                tracing::debug!(rows = walk.rows, "the unfinished tasks were looked through");
+                walk.handed
+            }));
+            return;
+        };
+        let above = walk.above;
+        let rows = self
+            .parts
+            .store
+            .read_blocking(move |tx| sql::unfinished_above(tx, list, above, WALK_ROWS));
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::warn!(%error, "the tasks could not be looked through; it is tried again");
+                return;
+            }
+        };
+        walk.rows += rows.len() as u64;
+        walk.above = rows.last().map(|row| row.entry.id);
+        if rows.len() < WALK_ROWS as usize {
+            walk.lists.pop_front();
+            walk.above = None;
+        }
+        for row in rows {
+            if row.state != TaskState::Running {
+                if row.waiting_on == 0 {
+                    self.index.add(now, &row.entry);
+                }
+                continue;
+            }
+            let id = row.entry.id;
+            match row.lease_expires_at {
+                Some(ends) => {
+                    let deadline = self.deadline(ends);
+                    self.index
+                        .lease(id, row.attempt, &row.entry.queue, deadline, ends);
+                }
+                None if row.worker.as_deref() == Some(&*self.parts.worker) => {
+                    self.index.note_running(id, &row.entry.queue);
+                }
+                None => self.orphans.push((id, row.attempt)),
+            }
+        }
+    }
+
+    /// What was handed out before the walk and runs no longer has been over for some time.
+    fn finish_walk(&mut self, handed: Vec<TaskId>) {
+        for ids in handed.chunks(500) {
+            let asked = ids.to_vec();
+            let states = self.parts.store.read_blocking::<_, StoreError>(move |tx| {
+                asked
+                    .into_iter()
+                    .map(|id| Ok((id, sql::state(tx, id)?)))
+                    .collect::<Result<Vec<_>, _>>()
+            });
+            match states {
+                Ok(states) => {
+                    for (id, state) in states {
+                        if state.is_none_or(|(state, _)| state != TaskState::Running) {
+                            self.index.over(id);
+                        }
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "running tasks could not be counted"),
+            }
+        }
+    }
+
+    /// Takes back what processes before this one were running when they ended.
+    fn take_back_orphans(&mut self, now: Timestamp) {
+        if self.orphans.is_empty() {
+            return;
+        }
+        let count = self.orphans.len().min(RECOVER_AT_ONCE);
+        let some: Vec<(TaskId, u32)> = self.orphans.drain(..count).collect();
+        self.has_more |= !self.orphans.is_empty();
+        let (rules, asked) = (Arc::clone(&self.parts.rules), some.clone());
+        let done = self.parts.store.write_blocking(move |tx| {
+            let mut changes = Changes::default();
+            for (id, attempt) in asked {
+                changes.add(recover(tx, now, &rules, id, attempt, None)?);
+            }
+            Ok::<_, TaskError>(changes)
+        });
+        match done {
+            Ok(changes) => {
+                tracing::info!(
+                    tasks = count,
+                    "tasks that ran when the process ended wait again"
+                );
+                self.tell(&changes);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "orphaned tasks could not be taken back; it is tried again");
+                self.orphans.extend(some);
+                self.has_more = false;
+            }
+        }
+    }
+
+    /// Takes back what outside workers did not answer for in time.
+    fn take_back_leases(&mut self, now: Timestamp, now_ms: u64) {
+        let due = self
+            .index
+            .run_out(now_ms, now_ms + LEASE_AGAIN_MS, RECOVER_AT_ONCE);
+        if due.is_empty() {
+            return;
+        }
+        let rules = Arc::clone(&self.parts.rules);
+        let done = self.parts.store.write_blocking(move |tx| {
+            let (mut changes, mut left) = (Changes::default(), Vec::new());
+            for (id, attempt, ends) in due {
+                changes.add(recover(tx, now, &rules, id, attempt, Some(ends))?);
+                // It runs on: it was renewed, and nobody told.
+                let lease = sql::running(tx, id, attempt)?.map(|run| run.lease_expires_at);
+                left.push((id, lease.flatten()));
+            }
+            Ok::<_, TaskError>((changes, left))
+        });
+        match done {
+            Ok((changes, left)) => {
+                for (id, lease) in left {
+                    match lease {
+                        Some(ends) => {
+                            let deadline = self.deadline(ends);
+                            self.index.renew(id, deadline, ends);
+                        }
+                        None => {
+                            self.index.over(id);
+                        }
+                    }
+                }
+                self.tell(&changes);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "expired leases could not be taken back; it is tried again");
+            }
+        }
+    }
+
+    fn tell(&mut self, changes: &Changes) {
+        (self.parts.on_changes)(changes);
+        self.apply(changes);
+    }
+
+    /// Gives tasks to those who wait, first come, first served.
+    fn serve_lines(&mut self, now_ms: u64) {
+        let names: Vec<String> = self.lines.keys().cloned().collect();
+        for name in names {
+            loop {
+                let Some(number) = self.first_in_line(&name) else {
+                    self.lines.remove(&name);
+                    break;
+                };
+                let most = self.takers.get(&number).map_or(0, |take| take.most);
+                let mut entries = Vec::new();
+                self.hand_out(&name, most, now_ms, &mut entries);
+                if entries.is_empty() {
+                    break;
+                }
+                if let Some(line) = self.lines.get_mut(&name) {
+                    line.pop_front();
+                }
+                if let Some(take) = self.takers.remove(&number) {
+                    self.give(take, entries);
+                }
+            }
+        }
+    }
+
+    /// The first who still waits; drops those who were served elsewhere or went away.
+    fn first_in_line(&mut self, name: &str) -> Option<u64> {
+        let line = self.lines.get_mut(name)?;
+        while let Some(number) = line.front() {
+            match self.takers.get(number) {
+                Some(take) if !take.reply.is_closed() => return Some(*number),
+                Some(_) => {
+                    self.takers.remove(number);
+                }
+                None => {}
+            }
+            line.pop_front();
+        }
+        None
+    }
+
+    fn publish(&mut self, now: Timestamp) {
+        self.takers.retain(|_, take| !take.reply.is_closed());
+        self.index.forget_idle();
+        let (queues, scheduled) = self.index.stats();
+        let names = queues.iter().map(|queue| queue.name.clone()).collect();
+        self.parts.names.store(Arc::new(names));
+        self.parts.metrics.set_queues(
+            queues.iter().map(|queue| {
+                let age = queue
+                    .oldest_due_at
+                    .map_or(0, |at| now.micros_since(at).max(0));
+                (
+                    queue.name.as_str(),
+                    queue.ready,
+                    queue.running,
+                    age as f64 / 1_000_000.0,
+                )
+            }),
+            scheduled,
+        );
+    }
+
+    fn end(&mut self, is_orderly: bool) {
+        if !is_orderly || self.walk.is_some() || !self.orphans.is_empty() || !self.index.has_disk()
+        {
+            return; // the next start looks through the rows
+        }
+        if self.flags.behind.load(Ordering::Acquire) || self.index.is_short() {
+            return;
+        }
+        let empty = Index::closed(&self.parts.folder, &self.parts.rules);
+        let index = std::mem::replace(&mut self.index, empty);
+        if let Err(error) = index.close(self.seen) {
+            tracing::info!(%error, "the tasks' delivery index was not kept; the next start makes it anew");
+        }
+    }
+}
+
+/// Whether a row in this state may be delivered, now or at its time.
+fn waits(state: TaskState) -> bool {
+    match state {
+        TaskState::Scheduled | TaskState::Available | TaskState::Retryable => true,
+        TaskState::Running | TaskState::Completed | TaskState::Cancelled | TaskState::Discarded => {
+            false
+        }
+    }
+}

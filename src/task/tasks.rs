@@ -1,0 +1,556 @@
+//! The handle that everyone else holds: enqueue, fetch, answer, steer.
+//!
+//! Invariants: whatever changes a task goes through [`Tasks::change`], which tells the delivery once
+//! it is committed; a task that was handed out and not started, because its asker went away at any
+//! moment, waits again.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+use uuid::Uuid;
+
+use super::relay::{Delivery, Mail, Parts, Stats, Take};
+use super::{
+    Beat, Changes, Enqueued, Entry, Failure, NewTask, QueueRow, Registry, Start, Started,
+    TaskError, TaskId, sql,
+};
+use crate::clock::{Clock, Timestamp};
+use crate::config;
+use crate::monitor::Metrics;
+use crate::store::{Store, StoreError, Tx};
+
+/// See the module; clones share it.
+#[derive(Clone)]
+pub struct Tasks(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    clock: Clock,
+    rules: Arc<config::Tasks>,
+    metrics: Metrics,
+    registry: Registry,
+    worker: Arc<str>,
+    delivery: Mutex<Option<Arc<Delivery>>>,
+    fetchers: AtomicUsize,
+    /// Whether those who wait for tasks are sent away, because the process stops.
+    turned_away: watch::Sender<bool>,
+    /// Queues that there are, as of a second ago.
+    names: Arc<ArcSwap<BTreeSet<String>>>,
+    /// Runs in this process, and the way to tell them that they are cancelled.
+    running: Arc<Mutex<HashMap<TaskId, watch::Sender<bool>>>>,
+}
+
+/// Makes ids go on above those that are there. For whatever opens a data directory, before its
+/// first enqueue.
+pub fn continue_ids(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    if let Some(last) = sql::last_id(tx)? {
+        TaskId::start_above(last);
+    }
+    Ok(())
+}
+
+impl Tasks {
+    /// A handle that can change tasks and delivers none, until [`Tasks::deliver`].
+    pub fn new(
+        store: Store,
+        clock: Clock,
+        rules: Arc<config::Tasks>,
+        metrics: Metrics,
+        registry: Registry,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            clock,
+            rules,
+            metrics,
+            registry,
+            worker: format!("process:{}", Uuid::now_v7()).into(),
+            delivery: Mutex::new(None),
+            fetchers: AtomicUsize::new(0),
+            turned_away: watch::channel(false).0,
+            names: Arc::default(),
+            running: Arc::default(),
+        }))
+    }
+
+    /// Starts the delivery, with its index in `folder`. Blocks on the disk.
+    pub fn deliver(&self, folder: PathBuf) -> Result<(), StoreError> {
+        let inner = &self.0;
+        let (metrics, registry) = (inner.metrics.clone(), inner.registry.clone());
+        let delivery = Delivery::start(Parts {
+            store: inner.store.clone(),
+            clock: inner.clock.clone(),
+            rules: Arc::clone(&inner.rules),
+            metrics: inner.metrics.clone(),
+            folder,
+            worker: Arc::clone(&inner.worker),
+            names: Arc::clone(&inner.names),
+            on_changes: Arc::new(move |changes| count(&metrics, &registry, changes)),
+        })?;
+        *inner.delivery.lock() = Some(Arc::new(delivery));
+        Ok(())
+    }
+
+    /// From now on nobody waits for a task: the process is about to stop.
+    pub fn turn_away(&self) {
+        self.0.turned_away.send_replace(true);
+    }
+
+    /// Ends the delivery; in order if every run of this process is over. Blocks.
+    pub fn stop(&self) {
+        if let Some(delivery) = self.0.delivery.lock().take() {
+            let is_orderly = self.0.running.lock().is_empty();
+            delivery.stop(is_orderly);
+        }
+    }
+
+    /// The record.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Its clock.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    /// Its settings.
+    pub fn rules(&self) -> &Arc<config::Tasks> {
+        &self.0.rules
+    }
+
+    /// The built-in tasks.
+    pub fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// Whether a task may wait in this queue: there are only so many queues.
+    pub fn admits_queue(&self, name: &str) -> bool {
+        let names = self.0.names.load();
+        names.len() < self.0.rules.queues_max || names.contains(name)
+    }
+
+    /// The name under which this process runs tasks.
+    pub(super) fn worker(&self) -> &Arc<str> {
+        &self.0.worker
+    }
+
+    pub(super) fn running(&self) -> &Mutex<HashMap<TaskId, watch::Sender<bool>>> {
+        &self.0.running
+    }
+
+    fn delivery(&self) -> Option<Arc<Delivery>> {
+        self.0.delivery.lock().clone()
+    }
+
+    /// Tells the delivery, the counters and the running handlers of committed changes.
+    pub fn tell(&self, changes: &Changes) {
+        for id in &changes.cancelled {
+            if let Some(run) = self.0.running.lock().get(id) {
+                run.send_replace(true);
+            }
+        }
+        count(&self.0.metrics, &self.0.registry, changes);
+        if (!changes.ready.is_empty() || !changes.over.is_empty())
+            && let Some(delivery) = self.delivery()
+        {
+            delivery.post(Mail::Changed(changes.clone()));
+        }
+    }
+
+    fn post(&self, mail: Mail) {
+        if let Some(delivery) = self.delivery() {
+            delivery.post(mail);
+        }
+    }
+
+    /// Runs `work` in a transaction and tells what it changed, whether or not the caller still waits.
+    pub async fn change<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<(T, Changes), TaskError> + Send + 'static,
+    ) -> Result<T, TaskError> {
+        let tasks = self.clone();
+        let (value, _) = self
+            .0
+            .store
+            .write_then(work, move |done: &Result<(T, Changes), TaskError>| {
+                if let Ok((_, changes)) = done {
+                    tasks.tell(changes);
+                }
+            })
+            .await?;
+        Ok(value)
+    }
+
+    /// [`Tasks::change`] for what must not be lost to a full queue of writes.
+    pub(super) async fn change_patiently<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<(T, Changes), E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let tasks = self.clone();
+        let (value, _) = self
+            .0
+            .store
+            .write_patiently(work, move |done: &Result<(T, Changes), E>| {
+                if let Ok((_, changes)) = done {
+                    tasks.tell(changes);
+                }
+            })
+            .await?;
+        Ok(value)
+    }
+
+    /// Makes one task in a transaction of its own.
+    pub async fn enqueue(&self, new: NewTask) -> Result<Enqueued, TaskError> {
+        let now = self.0.clock.now();
+        self.0
+            .store
+            .write(move |tx| super::enqueue(tx, now, &new))
+            .await
+    }
+
+    /// Waits up to `wait` for a task of one of the queues, the first of them first, and starts it for
+    /// `worker`.
+    pub async fn fetch(
+        &self,
+        queues: &[String],
+        worker: &str,
+        lease_ms: i64,
+        wait: Duration,
+    ) -> Result<Option<Started>, TaskError> {
+        let _place = Place::take(&self.0.fetchers, self.0.rules.fetchers_max)
+            .ok_or(TaskError::Overloaded)?;
+        let queues: Arc<[String]> = queues.into();
+        let mut turned_away = self.0.turned_away.subscribe();
+        let until = tokio::time::sleep(wait);
+        tokio::pin!(until);
+        loop {
+            let mut offer = self.take(Arc::clone(&queues), 1)?;
+            let entries = tokio::select! {
+                biased;
+                entries = offer.wait() => entries?,
+                () = &mut until => return Ok(None),
+                _ = turned_away.wait_for(|is| *is) => return Ok(None),
+            };
+            if let Some(started) = self
+                .start(entries, worker, Some(lease_ms))
+                .await?
+                .into_iter()
+                .next()
+            {
+                return Ok(Some(started));
+            }
+        }
+    }
+
+    /// Asks for up to `most` tasks; the answer comes when there is at least one.
+    pub(super) fn take(&self, queues: Arc<[String]>, most: usize) -> Result<Offer<'_>, TaskError> {
+        let (reply, offer) = oneshot::channel();
+        let take = Take {
+            queues,
+            most,
+            reply,
+        };
+        self.delivery()
+            .ok_or(TaskError::Stopped)?
+            .ask(Mail::Take(take))?;
+        Ok(Offer {
+            tasks: self,
+            offer: Some(offer),
+        })
+    }
+
+    /// Gives handed-out tasks back.
+    pub(super) fn give_back(&self, entries: Vec<Entry>) {
+        self.post(Mail::Back(entries));
+    }
+
+    /// Starts tasks that were handed out, in one transaction; answers those that the worker has now.
+    /// If nobody waits for the answer any more, they wait again.
+    pub(super) async fn start(
+        &self,
+        entries: Vec<Entry>,
+        worker: &str,
+        lease_ms: Option<i64>,
+    ) -> Result<Vec<Started>, TaskError> {
+        let (now, worker) = (self.0.clock.now(), worker.to_owned());
+        let (tasks, asked) = (self.clone(), entries.clone());
+        let (answer, started) = oneshot::channel();
+        let work = move |tx: &mut Tx<'_>| {
+            fail::fail_point!("task.start");
+            asked
+                .into_iter()
+                .map(|entry| {
+                    let start = super::start(tx, now, entry.id, &worker, lease_ms)?;
+                    Ok((entry, start))
+                })
+                .collect::<Result<Vec<_>, TaskError>>()
+        };
+        let after = move |done: &Result<Vec<(Entry, Start)>, TaskError>| {
+            let result = match done {
+                Ok(starts) => Ok(tasks.after_start(starts)),
+                Err(error) => {
+                    tasks.give_back(entries);
+                    // What went wrong inside is told by the write itself.
+                    Err(error.to_string())
+                }
+            };
+            if let Err(Ok(starts)) = answer.send(result) {
+                tasks.release_all(starts);
+            }
+        };
+        // Not awaited as such: a caller that goes away must not leave its start unwatched.
+        let written = self.0.store.write_then(work, after);
+        tokio::pin!(written);
+        tokio::select! {
+            biased;
+            result = started => match result {
+                Ok(Ok(starts)) => Ok(starts),
+                Ok(Err(_)) | Err(_) => Err(written
+                    .await
+                    .err()
+                    .unwrap_or(TaskError::Store(StoreError::Stopped))),
+            },
+            result = &mut written => Err(result
+                .err()
+                .unwrap_or(TaskError::Store(StoreError::Stopped))),
+        }
+    }
+
+    fn after_start(&self, starts: &[(Entry, Start)]) -> Vec<Started> {
+        let mut running = Vec::with_capacity(starts.len());
+        for (entry, start) in starts {
+            match start {
+                Start::Run(started) => {
+                    if let Some(ends) = started.lease_expires_at {
+                        self.post(Mail::Leased {
+                            id: started.id,
+                            attempt: started.attempt,
+                            queue: started.queue.clone(),
+                            ends,
+                        });
+                    }
+                    running.push((**started).clone());
+                }
+                Start::Expired(changes) => {
+                    self.post(Mail::Dropped(entry.id));
+                    self.tell(changes);
+                }
+                Start::NotDue(later) => self.post(Mail::Back(vec![later.clone()])),
+                Start::Stale => self.post(Mail::Dropped(entry.id)),
+            }
+        }
+        running
+    }
+
+    /// Gives runs back that nobody will do. On the writer's thread, so it only begins it.
+    fn release_all(&self, starts: Vec<Started>) {
+        if starts.is_empty() {
+            return;
+        }
+        let (tasks, now) = (self.clone(), self.0.clock.now());
+        let after = move |done: &Result<Changes, TaskError>| {
+            if let Ok(changes) = done {
+                tasks.tell(changes);
+            }
+        };
+        // Not awaited: it was queued, and if it is lost the lease runs out.
+        self.0.store.begin_write(
+            move |tx| {
+                let mut changes = Changes::default();
+                for started in starts {
+                    changes.add(super::release(tx, now, started.id, started.attempt)?);
+                }
+                Ok::<_, TaskError>(changes)
+            },
+            after,
+        );
+    }
+
+    /// Notes that an outside worker's run succeeded.
+    pub async fn complete(
+        &self,
+        id: TaskId,
+        attempt: u32,
+        result: Option<String>,
+    ) -> Result<(), TaskError> {
+        let (now, rules) = (self.0.clock.now(), Arc::clone(&self.0.rules));
+        self.change(move |tx| {
+            let changes = super::complete(tx, now, &rules, id, attempt, result.as_deref())?;
+            Ok(((), changes))
+        })
+        .await
+    }
+
+    /// Notes that a run failed.
+    pub async fn fail(&self, id: TaskId, attempt: u32, failure: Failure) -> Result<(), TaskError> {
+        let (now, rules) = (self.0.clock.now(), Arc::clone(&self.0.rules));
+        self.change(move |tx| {
+            let changes = super::fail(tx, now, &rules, id, attempt, &failure)?;
+            Ok(((), changes))
+        })
+        .await
+    }
+
+    /// Hands a run back untried.
+    pub async fn release(&self, id: TaskId, attempt: u32) -> Result<(), TaskError> {
+        let now = self.0.clock.now();
+        self.change(move |tx| Ok(((), super::release(tx, now, id, attempt)?)))
+            .await
+    }
+
+    /// Renews an outside worker's lease.
+    pub async fn heartbeat(
+        &self,
+        id: TaskId,
+        attempt: u32,
+        lease_ms: i64,
+    ) -> Result<Beat, TaskError> {
+        let (now, tasks) = (self.0.clock.now(), self.clone());
+        self.0
+            .store
+            .write_then(
+                move |tx| super::heartbeat(tx, now, id, attempt, lease_ms),
+                move |done| {
+                    if let Ok(beat) = done {
+                        let ends = beat.lease_expires_at;
+                        tasks.post(Mail::Renewed { id, ends });
+                    }
+                },
+            )
+            .await
+    }
+
+    /// Notes how far a run is; answers whether its cancellation was asked for.
+    pub async fn progress(
+        &self,
+        id: TaskId,
+        attempt: u32,
+        percent: u32,
+        note: Option<String>,
+    ) -> Result<bool, TaskError> {
+        let rules = Arc::clone(&self.0.rules);
+        self.0
+            .store
+            .write(move |tx| super::progress(tx, &rules, id, attempt, percent, note.as_deref()))
+            .await
+    }
+
+    /// Cancels a task, or asks its run to stop.
+    pub async fn cancel(&self, id: TaskId) -> Result<(), TaskError> {
+        let now = self.0.clock.now();
+        self.change(move |tx| Ok(((), super::cancel(tx, now, id)?)))
+            .await
+    }
+
+    /// Lets a task run again.
+    pub async fn retry(&self, id: TaskId) -> Result<(), TaskError> {
+        let now = self.0.clock.now();
+        self.change(move |tx| Ok(((), super::retry_task(tx, now, id)?)))
+            .await
+    }
+
+    /// Changes how a queue is served.
+    pub async fn change_queue(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<QueueRow, TaskError> + Send + 'static,
+    ) -> Result<QueueRow, TaskError> {
+        let tasks = self.clone();
+        self.0
+            .store
+            .write_then(work, move |done: &Result<QueueRow, TaskError>| {
+                if let Ok(row) = done {
+                    tasks.post(Mail::Queue(row.clone()));
+                }
+            })
+            .await
+    }
+
+    /// What waits and runs, by queue.
+    pub async fn stats(&self) -> Result<Stats, TaskError> {
+        let (reply, stats) = oneshot::channel();
+        self.delivery()
+            .ok_or(TaskError::Stopped)?
+            .ask(Mail::Look(reply))?;
+        stats.await.map_err(|_| TaskError::Stopped)
+    }
+
+    /// The time now.
+    pub(super) fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+}
+
+/// A request for a task. When it is dropped before its answer was taken, what came goes back.
+pub(super) struct Offer<'a> {
+    tasks: &'a Tasks,
+    offer: Option<oneshot::Receiver<Vec<Entry>>>,
+}
+
+impl Offer<'_> {
+    pub(super) async fn wait(&mut self) -> Result<Vec<Entry>, TaskError> {
+        let Some(offer) = &mut self.offer else {
+            return Err(TaskError::Stopped);
+        };
+        let entries = offer.await.map_err(|_| TaskError::Stopped);
+        self.offer = None;
+        entries
+    }
+}
+
+impl Drop for Offer<'_> {
+    fn drop(&mut self) {
+        if let Some(mut offer) = self.offer.take() {
+            offer.close();
+            if let Ok(entries) = offer.try_recv() {
+                self.tasks.give_back(entries);
+            }
+        }
+    }
+}
+
+/// One of the places for those who wait.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(count: &'a AtomicUsize, most: usize) -> Option<Self> {
+        let place = Self(count);
+        if count.fetch_add(1, Ordering::AcqRel) >= most {
+            return None; // dropping it counts back
+        }
+        Some(place)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Names that are labels of metrics: those of the built-in tasks; everything else is `other`.
+fn label<'a>(registry: &Registry, name: &'a str) -> &'a str {
+    if registry.handler(name).is_some() {
+        name
+    } else {
+        "other"
+    }
+}
+
+fn count(metrics: &Metrics, registry: &Registry, changes: &Changes) {
+    for over in &changes.over {
+        let name = label(registry, &over.name);
+        let seconds = over.micros.map(|micros| micros as f64 / 1_000_000.0);
+        metrics.count_task(name, over.state.word(), seconds);
+    }
+}
