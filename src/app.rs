@@ -154,7 +154,7 @@ pub fn runtime(settings: &Settings) -> std::io::Result<tokio::runtime::Runtime> 
 }
 
 /// The built-in tasks.
-fn registry() -> Registry {
+pub fn registry() -> Registry {
     Registry::builder().with(ProcessOrder).build()
 }
 

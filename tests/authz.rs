@@ -19,6 +19,8 @@ enum Rule {
     Customer(&'static str),
     /// Staff and admins; a key of theirs needs the scope.
     Staff(&'static str),
+    /// Admins; a key of theirs needs the scope.
+    Admin(&'static str),
     /// Any account, but no key.
     Person,
     /// Staff and admins, but no key.
@@ -27,7 +29,7 @@ enum Rule {
 
 /// Every operation, who may use it, and a body that fits its schema.
 fn table() -> Vec<(&'static str, &'static str, Rule, Value)> {
-    use Rule::{Anyone, Caller, Customer, Person, Staff, StaffPerson};
+    use Rule::{Admin, Anyone, Caller, Customer, Person, Staff, StaffPerson};
     let product = json!({"name": "x", "unit_amount": 1, "currency": "CNY"});
     let sale = json!({
         "product_id": 999_999, "quantity": 1, "unit_amount": 1,
@@ -137,6 +139,95 @@ fn table() -> Vec<(&'static str, &'static str, Rule, Value)> {
             Customer("orders"),
             none.clone(),
         ),
+        (
+            "POST",
+            "/api/v1/tasks",
+            Admin("tasks"),
+            json!({"name": "x"}),
+        ),
+        (
+            "POST",
+            "/api/v1/tasks/batch",
+            Admin("tasks"),
+            json!({"tasks": [{"name": "x"}]}),
+        ),
+        (
+            "POST",
+            "/api/v1/tasks/bulk",
+            Admin("tasks"),
+            json!({"action": "retry", "name": "none"}),
+        ),
+        ("GET", "/api/v1/tasks", Staff("tasks"), none.clone()),
+        ("GET", "/api/v1/tasks/{id}", Staff("tasks"), none.clone()),
+        (
+            "PATCH",
+            "/api/v1/tasks/{id}",
+            Admin("tasks"),
+            json!({"priority": 1}),
+        ),
+        ("DELETE", "/api/v1/tasks/{id}", Admin("tasks"), none.clone()),
+        (
+            "POST",
+            "/api/v1/tasks/{id}/retry",
+            Admin("tasks"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/tasks/{id}/cancel",
+            Admin("tasks"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/tasks/{id}/ack",
+            Staff("work"),
+            json!({"attempt": 1}),
+        ),
+        (
+            "POST",
+            "/api/v1/tasks/{id}/fail",
+            Staff("work"),
+            json!({"attempt": 1, "error": "x"}),
+        ),
+        (
+            "POST",
+            "/api/v1/tasks/{id}/heartbeat",
+            Staff("work"),
+            json!({"attempt": 1}),
+        ),
+        (
+            "POST",
+            "/api/v1/tasks/{id}/progress",
+            Staff("work"),
+            json!({"attempt": 1, "percent": 1}),
+        ),
+        ("GET", "/api/v1/task-types", Staff("tasks"), none.clone()),
+        ("GET", "/api/v1/queues", Staff("tasks"), none.clone()),
+        (
+            "PATCH",
+            "/api/v1/queues/{name}",
+            Admin("tasks"),
+            json!({"concurrency_max": 1}),
+        ),
+        (
+            "POST",
+            "/api/v1/queues/{name}/pause",
+            Admin("tasks"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/queues/{name}/resume",
+            Admin("tasks"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/queues/{name}/fetch",
+            Staff("work"),
+            none.clone(),
+        ),
         // A user's own account needs `orders`, anyone else's `users`: tested apart.
         ("GET", "/api/v1/users/{id}", Customer("users"), none),
     ]
@@ -183,17 +274,27 @@ fn expected(rule: Rule, who: Who) -> Option<u16> {
         }
         (Rule::Caller, _) => None,
         (Rule::Person | Rule::Customer(_), Who::Account(_)) => None,
+        (Rule::Admin(_), Who::Account(role)) => (role != Role::Admin).then_some(403),
         (Rule::Staff(_) | Rule::StaffPerson, Who::Account(role)) => {
             (!is_staff(role)).then_some(403)
         }
         (Rule::Person | Rule::StaffPerson, Who::KeyWith(_) | Who::KeyWithout(_)) => Some(403),
         (_, Who::KeyWithout(_)) => Some(403),
         (Rule::Customer(_), Who::KeyWith(_)) => None,
+        (Rule::Admin(_), Who::KeyWith(role)) => (role != Role::Admin).then_some(403),
         (Rule::Staff(_), Who::KeyWith(role)) => (!is_staff(role)).then_some(403),
     }
 }
 
-const SCOPES: &[&str] = &["catalogue", "orders", "payments", "sales", "users"];
+const SCOPES: &[&str] = &[
+    "catalogue",
+    "orders",
+    "payments",
+    "sales",
+    "users",
+    "tasks",
+    "work",
+];
 
 struct Callers<'a> {
     shop: &'a Shop,
@@ -307,12 +408,13 @@ fn every_operation_answers_every_kind_of_caller_as_the_table_says() {
 
 fn check(callers: &Callers<'_>, method: &str, path: &str, rule: Rule, body: &Value, who: Who) {
     let needed = match rule {
-        Rule::Customer(scope) | Rule::Staff(scope) => scope,
+        Rule::Customer(scope) | Rule::Staff(scope) | Rule::Admin(scope) => scope,
         Rule::Anyone | Rule::Caller | Rule::Person | Rule::StaffPerson => "",
     };
     let real_path = path
         .replace("{id}", "999999")
-        .replace("{product_id}", "999999");
+        .replace("{product_id}", "999999")
+        .replace("{name}", "none");
     let mut ask = callers.shop.ask(method, &real_path);
     if let Some(token) = callers.token(who, needed) {
         ask = ask.token(&token);

@@ -10,6 +10,7 @@ mod import;
 mod rehearse;
 mod sample;
 mod serve;
+mod task;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -63,6 +64,9 @@ enum Command {
     /// API keys
     #[command(subcommand)]
     ApiKey(admin::ApiKeyCommand),
+    /// Tasks: enqueue one, list them, show one
+    #[command(subcommand)]
+    Task(task::TaskCommand),
     /// Stock and its ledger
     #[command(subcommand)]
     Stock(admin::StockCommand),
@@ -143,6 +147,7 @@ pub fn run() -> ExitCode {
         Command::Import(command) => import::import(&common, &command),
         Command::User(command) => admin::user(&common, &command),
         Command::ApiKey(command) => admin::api_key(&common, &command),
+        Command::Task(command) => task::task(&common, &command),
         Command::Stock(command) => admin::stock(&common, &command),
         Command::Config(command) => admin::config(&common, &command),
         Command::Openapi(args) => admin::openapi(&common, &args),

@@ -2,7 +2,7 @@
 //!
 //! Invariants: nothing here is the record of anything; sled runs on a thread of its own, and each
 //! call has a time limit, so that a panic, a hang or an error of it costs the folder and nothing
-//! else: it is set aside or deleted, and whoever uses it fills a new one from the rows. Nothing is
+//! else: it is given up, and whoever uses it fills a new one from the rows. Nothing is
 //! synced before the orderly end; a folder that had none is not used again. Keys are big-endian, so
 //! that their order is the order of delivery.
 
@@ -17,8 +17,6 @@ use super::TaskId;
 const FORMAT: &[u8] = b"1";
 /// Page cache of sled, in bytes on disk; in memory it takes up to four times that.
 const CACHE_BYTES: u64 = 8 * 1_048_576;
-/// Folders that were set aside; older ones are deleted.
-const ASIDE: &str = "queue.broken";
 
 /// Order within a list: 255 − priority (0 for lists by time alone), time, id.
 pub(super) type Key = [u8; 25];
@@ -50,7 +48,7 @@ pub(super) enum DiskError {
     /// What it holds makes no sense.
     #[error("what it holds makes no sense")]
     Nonsense,
-    /// The folder can't be made or moved.
+    /// The folder can't be made, or is gone.
     #[error("{0}")]
     Io(#[from] std::io::Error),
 }
@@ -90,36 +88,55 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Opens the folder if its last user ended in order; answers what that one left.
+    /// Opens what is in `folder`, if its last user ended in order; answers what that one left.
     pub(super) fn reopen(folder: &Path, timeout: Duration) -> Result<(Self, Rest), DiskError> {
-        let (disk, rest) = Self::open(folder, timeout)?;
+        let [only] = inside(folder).try_into().map_err(|_| DiskError::Nonsense)?;
+        let (disk, rest) = Self::open(only, timeout)?;
         match rest {
             Some(rest) => Ok((disk, rest)),
             None => Err(DiskError::Nonsense),
         }
     }
 
-    /// Sets what is there aside and opens an empty folder.
+    /// Opens an empty one in `folder` and deletes what else is there. Each gets a name of its own: a
+    /// sled that was given up may still be at work on the old one.
     pub(super) fn anew(folder: &Path, timeout: Duration) -> Result<Self, DiskError> {
-        set_aside(folder)?;
-        Ok(Self::open(folder, timeout)?.0)
+        let old = inside(folder);
+        std::fs::create_dir_all(folder)?;
+        let name = uuid::Uuid::now_v7().simple().to_string();
+        let disk = Self::open(folder.join(name), timeout)?.0;
+        for path in old {
+            let gone = match std::fs::metadata(&path) {
+                Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(&path),
+                _ => std::fs::remove_file(&path),
+            };
+            if let Err(error) = gone {
+                tracing::debug!(%error, path = %path.display(), "an old delivery index stays");
+            }
+        }
+        Ok(disk)
     }
 
-    fn open(folder: &Path, timeout: Duration) -> Result<(Self, Option<Rest>), DiskError> {
+    fn open(folder: PathBuf, timeout: Duration) -> Result<(Self, Option<Rest>), DiskError> {
         let (calls, waiting) = sync_channel(64);
         let (ready, is_ready) = sync_channel(1);
-        let path = folder.to_owned();
+        let path = folder.clone();
         std::thread::Builder::new()
             .name("onrush-queue".to_owned())
             .spawn(move || serve(&path, &ready, &waiting))?;
         let rest = answer(&is_ready, timeout)?;
         let disk = Self {
             calls,
-            inode: inode_of(folder),
-            folder: folder.to_owned(),
+            inode: inode_of(&folder),
+            folder,
             timeout,
         };
         Ok((disk, rest))
+    }
+
+    /// Bytes that it takes.
+    pub(super) fn size(&self) -> u64 {
+        std::fs::metadata(self.folder.join("db")).map_or(0, |meta| meta.len())
     }
 
     /// Adds entries. Their failure shows with the next call that is answered.
@@ -189,25 +206,14 @@ fn inode_of(folder: &Path) -> Option<u64> {
         .map(|meta| meta.ino())
 }
 
-/// Moves the folder out of the way; the one that was set aside before is deleted.
-fn set_aside(folder: &Path) -> std::io::Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    let aside = folder.with_file_name(ASIDE);
-    if aside.exists() {
-        std::fs::remove_dir_all(&aside)?;
-    }
-    std::fs::rename(folder, &aside)
-}
-
-/// Deletes what was set aside, once a new folder has taken its place.
-pub(super) fn forget_aside(folder: &Path) -> std::io::Result<()> {
-    let aside = folder.with_file_name(ASIDE);
-    if aside.exists() {
-        std::fs::remove_dir_all(aside)?;
-    }
-    Ok(())
+/// The folders of sled in `folder`: there is one, unless a start was cut off or another hand at work.
+fn inside(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect()
 }
 
 struct Open {
@@ -372,12 +378,7 @@ fn close(open: &Open, rest: &Rest) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// Whether there is a folder to be taken up.
+/// Whether there is anything to be taken up.
 pub(super) fn exists(folder: &Path) -> bool {
-    folder.join("db").exists()
-}
-
-/// Bytes that the folder takes.
-pub(super) fn size_of(folder: &Path) -> u64 {
-    std::fs::metadata(folder.join("db")).map_or(0, |meta| meta.len())
+    !inside(folder).is_empty()
 }

@@ -156,7 +156,7 @@ impl Index {
             Ok((disk, rest)) => {
                 let entries = rest.scheduled + rest.ready.values().sum::<u64>();
                 let fair = EMPTY_DISK_BYTES + 4 * ENTRY_DISK_BYTES * entries;
-                if disk::size_of(folder) > fair {
+                if disk.size() > fair {
                     tracing::info!(
                         "the tasks' delivery index has grown too large; it is made anew"
                     );
@@ -214,12 +214,7 @@ impl Index {
         self.spill = [Vec::new(), Vec::new()];
         self.disk = None;
         match Disk::anew(&self.folder, self.timeout) {
-            Ok(disk) => {
-                self.disk = Some(disk);
-                if let Err(error) = disk::forget_aside(&self.folder) {
-                    tracing::debug!(%error, "the old delivery index could not be deleted");
-                }
-            }
+            Ok(disk) => self.disk = Some(disk),
             Err(error) => {
                 tracing::warn!(%error, "there is no disk for the tasks' delivery index; it goes on in memory");
             }

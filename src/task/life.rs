@@ -52,23 +52,25 @@ pub enum Start {
     Run(Box<Started>),
     /// Its time was over; it is cancelled now.
     Expired(Changes),
-    /// It is due only later.
-    NotDue(Entry),
+    /// Its time or priority is another by now; this is its place.
+    Moved(Entry),
     /// It is not there, or in no state to be started: another was faster, or it was cancelled.
     Stale,
 }
 
-/// Starts a task for `worker`, if it may be started. Without `lease_ms` it is this process's own and
+/// Starts a task for `worker`, if it may be started and is still what the delivery knows of it, so
+/// that an old entry never jumps the queue. Without `lease_ms` it is this process's own and
 /// ends with it.
 pub fn start(
     tx: &mut Tx<'_>,
     now: Timestamp,
-    id: TaskId,
+    entry: &Entry,
     worker: &str,
     lease_ms: Option<i64>,
 ) -> Result<Start, TaskError> {
+    let id = entry.id;
     let lease = lease_ms.map(|ms| plus_ms(now, ms));
-    if let Some((started, lock_key)) = sql::start(tx, now, id, worker, lease)? {
+    if let Some((started, lock_key)) = sql::start(tx, now, entry, worker, lease)? {
         if let Some(key) = lock_key {
             sql::release_started_lock(tx, &key, id)?;
         }
@@ -85,7 +87,7 @@ pub fn start(
         }
         return Ok(Start::Expired(changes));
     }
-    Ok(Start::NotDue(found.entry))
+    Ok(Start::Moved(found.entry))
 }
 
 /// The moment so many milliseconds later.
@@ -359,6 +361,7 @@ fn put_back(
         (TaskState::Available, outcome)
     };
     sql::insert_attempt(tx, now, id, attempt, &run, outcome, None)?;
+    let run_at = if state.is_final() { run.run_at } else { run_at };
     let more = u32::from(!state.is_final());
     let ended = sql::end_attempt(tx, now, id, attempt, state, run_at, run.crashes, more, why)?;
     let Some(ended) = ended else {

@@ -29,6 +29,8 @@ pub mod handler;
 mod id;
 mod index;
 mod life;
+#[cfg(test)]
+mod model;
 mod pool;
 pub mod relay;
 mod retry;

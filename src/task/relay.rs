@@ -77,7 +77,7 @@ pub(super) struct Take {
 }
 
 #[derive(Default)]
-struct Flags {
+pub(super) struct Flags {
     /// There are new rows, and the thread has been told so.
     rows: AtomicBool,
     /// A message was lost: the rows have to be looked through.
@@ -168,7 +168,7 @@ struct Walk {
     handed: Vec<TaskId>,
 }
 
-struct Loop {
+pub(super) struct Loop {
     parts: Parts,
     letters: Receiver<Mail>,
     flags: Arc<Flags>,
@@ -189,7 +189,8 @@ struct Loop {
 }
 
 impl Loop {
-    fn new(parts: Parts, letters: Receiver<Mail>, flags: Arc<Flags>) -> Self {
+    /// With the index that an orderly end left, or an empty one that is filled from the rows.
+    pub(super) fn new(parts: Parts, letters: Receiver<Mail>, flags: Arc<Flags>) -> Self {
         let (index, taken_up) = Index::open(&parts.folder, &parts.rules);
         let now_ms = parts.clock.monotonic_ms();
         let mut state = Self {
@@ -288,6 +289,18 @@ impl Loop {
         }
     }
 
+    /// As if new rows had been told of.
+    #[cfg(test)]
+    pub(super) fn wake(&mut self) {
+        self.flags.rows.store(true, Ordering::Release);
+    }
+
+    /// Whether there is something to do without new messages.
+    #[cfg(test)]
+    pub(super) fn is_busy(&self) -> bool {
+        self.has_more || self.walk.is_some() || !self.orphans.is_empty()
+    }
+
     /// How long to wait for mail.
     fn pause(&self) -> Duration {
         if self.has_more || self.walk.is_some() {
@@ -310,7 +323,7 @@ impl Loop {
         Duration::from_millis(wait.max(1))
     }
 
-    fn handle(&mut self, mail: Mail) {
+    pub(super) fn handle(&mut self, mail: Mail) {
         match mail {
             Mail::Wake => {}
             Mail::Changed(changes) => self.apply(&changes),
@@ -403,7 +416,7 @@ impl Loop {
     }
 
     /// One look at everything that is not a message.
-    fn round(&mut self) {
+    pub(super) fn round(&mut self) {
         let (now, now_ms) = (self.parts.clock.now(), self.parts.clock.monotonic_ms());
         self.has_more = false;
         if self.again_ms.is_some_and(|at| at <= now_ms) {
@@ -696,7 +709,7 @@ impl Loop {
         );
     }
 
-    fn end(&mut self, is_orderly: bool) {
+    pub(super) fn end(&mut self, is_orderly: bool) {
         if !is_orderly || self.walk.is_some() || !self.orphans.is_empty() || !self.index.has_disk()
         {
             return; // the next start looks through the rows

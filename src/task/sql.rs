@@ -345,21 +345,24 @@ pub(super) fn any_old_batch(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, S
 pub(super) fn start(
     tx: &mut Tx<'_>,
     now: Timestamp,
-    id: TaskId,
+    entry: &Entry,
     worker: &str,
     lease: Option<Timestamp>,
 ) -> Result<Option<(Started, Option<String>)>, StoreError> {
+    let id = entry.id;
     tx.row(
         "UPDATE tasks SET state = 'running', attempt = attempt + 1, worker = $2, attempted_at = $3, \
          lease_expires_at = $4, progress = NULL, progress_note = NULL \
-         WHERE id = $1 AND state IN ('available', 'scheduled', 'retryable') AND run_at <= $3 AND waiting_on = 0 \
-         AND (expires_at IS NULL OR expires_at > $3) RETURNING attempt, max_attempts, name, queue, args, metadata, \
+         WHERE id = $1 AND state IN ('available', 'scheduled', 'retryable') AND run_at = $5 AND priority = $6 \
+         AND run_at <= $3 AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $3) RETURNING attempt, max_attempts, name, queue, args, metadata, \
          traceparent, timeout_ms, soft_timeout_ms, created_at, run_at, batch_id, lock_key",
         &[
             (&id.text()).into(),
             worker.into(),
             now.into(),
             lease.into(),
+            entry.run_at.into(),
+            i64::from(entry.priority).into(),
         ],
         |row| {
             let started = Started {
@@ -1066,4 +1069,13 @@ pub(super) fn queue_row(
         &[name.into()],
         queue,
     )
+}
+
+/// Removes every task. For tests.
+#[cfg(test)]
+pub(super) fn clear(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM tasks", &[])?;
+    tx.execute("DELETE FROM task_attempts", &[])?;
+    tx.execute("DELETE FROM task_logs", &[])?;
+    Ok(())
 }

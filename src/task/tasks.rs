@@ -291,7 +291,7 @@ impl Tasks {
             asked
                 .into_iter()
                 .map(|entry| {
-                    let start = super::start(tx, now, entry.id, &worker, lease_ms)?;
+                    let start = super::start(tx, now, &entry, &worker, lease_ms)?;
                     Ok((entry, start))
                 })
                 .collect::<Result<Vec<_>, TaskError>>()
@@ -346,7 +346,7 @@ impl Tasks {
                     self.post(Mail::Dropped(entry.id));
                     self.tell(changes);
                 }
-                Start::NotDue(later) => self.post(Mail::Back(vec![later.clone()])),
+                Start::Moved(place) => self.post(Mail::Back(vec![place.clone()])),
                 Start::Stale => self.post(Mail::Dropped(entry.id)),
             }
         }

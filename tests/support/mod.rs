@@ -152,6 +152,8 @@ impl Shop {
         settings.server.connections_per_address_max = 10_000;
         settings.auth.argon2_memory_kib = 8;
         settings.auth.argon2_passes = 1;
+        // The clock of a test does not wake anybody.
+        settings.tasks.poll_interval_ms = 20;
         // Orders stay as a test made them; a test of their processing turns it on.
         settings.orders.process = false;
         change(&mut settings);
@@ -179,6 +181,10 @@ impl Shop {
         let app = start(&self.runtime, &self.settings, &self.clock);
         self.address = app.address;
         self.app = Some(app);
+    }
+
+    pub fn data_dir(&self) -> &std::path::Path {
+        &self.settings.data.dir
     }
 
     pub fn app(&self) -> &App {

@@ -1,0 +1,567 @@
+//! The queue against a plain model of it, through thousands of histories with restarts.
+//!
+//! The delivery's own loop is driven by hand, on rows in a real database and a real folder of sled,
+//! with a clock that the history moves. Set `PROPTEST_CASES` for more histories.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::sample::Index as Pick;
+use tokio::sync::oneshot;
+
+use super::relay::{Flags, Loop, Mail, Parts, Take};
+use super::{AttemptOutcome, Failure, NewTask, RetryPolicy, Start, TaskError, TaskId, TaskState};
+use crate::clock::{Clock, Timestamp};
+use crate::config;
+use crate::monitor::Metrics;
+use crate::store::Store;
+
+const QUEUES: [&str; 2] = ["a", "b"];
+const LEASE_MS: i64 = 30_000;
+const RETRY_MS: i64 = 5_000;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Enqueue {
+        queue: usize,
+        priority: u8,
+        delay: i64,
+        expires: Option<i64>,
+        max_attempts: u32,
+    },
+    Fetch {
+        queue: usize,
+        is_own: bool,
+    },
+    Complete(Pick),
+    Fail {
+        run: Pick,
+        is_final: bool,
+    },
+    Snooze {
+        run: Pick,
+        wait: i64,
+    },
+    Release(Pick),
+    Beat(Pick),
+    Lie(Pick),
+    Cancel(Pick),
+    Retry(Pick),
+    Advance(u64),
+    Restart {
+        is_orderly: bool,
+    },
+    LoseFolder,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let pick = any::<Pick>;
+    prop_oneof![
+        8 => (0..2usize, prop::sample::select(vec![50u8, 100, 200]), prop::sample::select(vec![0i64, 0, 10, 40]),
+              prop::option::weighted(0.2, 1..60i64), 1..4u32)
+            .prop_map(|(queue, priority, delay, expires, max_attempts)| Step::Enqueue {
+                queue, priority, delay, expires: expires.map(|more| delay + more), max_attempts }),
+        8 => (0..2usize, any::<bool>()).prop_map(|(queue, is_own)| Step::Fetch { queue, is_own }),
+        4 => pick().prop_map(Step::Complete),
+        3 => (pick(), prop::bool::weighted(0.2)).prop_map(|(run, is_final)| Step::Fail { run, is_final }),
+        1 => (pick(), 0..20i64).prop_map(|(run, wait)| Step::Snooze { run, wait }),
+        1 => pick().prop_map(Step::Release),
+        2 => pick().prop_map(Step::Beat),
+        1 => pick().prop_map(Step::Lie),
+        2 => pick().prop_map(Step::Cancel),
+        2 => pick().prop_map(Step::Retry),
+        4 => (1..40u64).prop_map(Step::Advance),
+        1 => any::<bool>().prop_map(|is_orderly| Step::Restart { is_orderly }),
+        1 => Just(Step::LoseFolder),
+    ]
+}
+
+/// What the model knows of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    queue: usize,
+    priority: u8,
+    run_at: Timestamp,
+    expires_at: Option<Timestamp>,
+    state: TaskState,
+    attempt: u32,
+    max_attempts: u32,
+    crashes: u32,
+    is_cancelled: bool,
+    /// Of a running task: when its lease ends, or `None` for this process's own.
+    lease: Option<Timestamp>,
+}
+
+impl Known {
+    fn waits(&self) -> bool {
+        matches!(
+            self.state,
+            TaskState::Scheduled | TaskState::Available | TaskState::Retryable
+        )
+    }
+
+    fn fail(&mut self, now: Timestamp, is_final: bool) {
+        if self.is_cancelled {
+            self.state = TaskState::Cancelled;
+        } else if is_final || self.attempt >= self.max_attempts {
+            self.state = TaskState::Discarded;
+        } else {
+            self.state = TaskState::Retryable;
+            self.run_at = Timestamp(now.0 + RETRY_MS * 1_000);
+        }
+    }
+
+    fn crash(&mut self, now: Timestamp) {
+        self.crashes += 1;
+        if self.is_cancelled {
+            self.state = TaskState::Cancelled;
+        } else if self.crashes >= 3 || self.attempt >= self.max_attempts {
+            self.state = TaskState::Discarded;
+        } else {
+            self.state = TaskState::Available;
+            self.run_at = now;
+        }
+    }
+
+    fn put_back(&mut self, now: Timestamp, wait: i64) {
+        if self.is_cancelled {
+            self.state = TaskState::Cancelled;
+            return;
+        }
+        self.max_attempts += 1;
+        self.run_at = now.plus_seconds(wait);
+        self.state = if wait > 0 {
+            TaskState::Scheduled
+        } else {
+            TaskState::Available
+        };
+    }
+}
+
+struct World {
+    store: Store,
+    clock: Clock,
+    rules: Arc<config::Tasks>,
+    dir: tempfile::TempDir,
+    state: Option<Loop>,
+    worker: u32,
+    known: BTreeMap<TaskId, Known>,
+}
+
+impl World {
+    fn new(store: &Store) -> Self {
+        let mut world = Self {
+            store: store.clone(),
+            clock: Clock::manual(Timestamp(1_800_000_000_000_000)),
+            rules: Arc::new(config::Tasks {
+                index_memory_max: 4, // so that most of it is on disk
+                ..config::Tasks::default()
+            }),
+            dir: tempfile::tempdir().expect("a directory"),
+            state: None,
+            worker: 0,
+            known: BTreeMap::new(),
+        };
+        world.start();
+        world
+    }
+
+    fn start(&mut self) {
+        self.worker += 1;
+        let (_mail, letters) = sync_channel(64);
+        let parts = Parts {
+            store: self.store.clone(),
+            clock: self.clock.clone(),
+            rules: Arc::clone(&self.rules),
+            metrics: Metrics::new().expect("metrics"),
+            folder: self.dir.path().join("queue"),
+            worker: format!("process:{}", self.worker).into(),
+            names: Arc::default(),
+            on_changes: Arc::new(|_| ()),
+        };
+        self.state = Some(Loop::new(parts, letters, Arc::<Flags>::default()));
+        self.settle();
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn delivery(&mut self) -> &mut Loop {
+        self.state.as_mut().expect("it runs")
+    }
+
+    /// Rounds until nothing is left to be done.
+    fn settle(&mut self) {
+        let delivery = self.delivery();
+        delivery.wake();
+        delivery.round();
+        while delivery.is_busy() {
+            delivery.round();
+        }
+    }
+
+    fn change(
+        &mut self,
+        work: impl FnOnce(&mut crate::store::Tx<'_>) -> Result<super::Changes, TaskError>
+        + Send
+        + 'static,
+    ) -> Result<(), TaskError> {
+        let changes = self.store.write_blocking(work)?;
+        self.delivery().handle(Mail::Changed(changes));
+        Ok(())
+    }
+
+    /// Those in one of the states, by id.
+    fn pick(&self, pick: Pick, fits: impl Fn(&Known) -> bool) -> Option<TaskId> {
+        let all: Vec<TaskId> = self
+            .known
+            .iter()
+            .filter(|(_, known)| fits(known))
+            .map(|(id, _)| *id)
+            .collect();
+        (!all.is_empty()).then(|| *pick.get(&all))
+    }
+
+    fn fetch(&mut self, queue: usize, is_own: bool) -> Option<(TaskId, u32)> {
+        let worker = format!("process:{}", self.worker);
+        loop {
+            let (reply, mut offer) = oneshot::channel();
+            self.delivery().handle(Mail::Take(Take {
+                queues: Arc::from([QUEUES[queue].to_owned()]),
+                most: 1,
+                reply,
+            }));
+            let entry = offer.try_recv().ok()?.pop().expect("one");
+            let (now, id, name) = (self.now(), entry.id, worker.clone());
+            let lease = (!is_own).then_some(LEASE_MS);
+            let start = self
+                .store
+                .write_blocking(move |tx| super::start(tx, now, &entry, &name, lease))
+                .expect("a start");
+            match start {
+                Start::Run(run) => {
+                    if let Some(ends) = run.lease_expires_at {
+                        self.delivery().handle(Mail::Leased {
+                            id,
+                            attempt: run.attempt,
+                            queue: run.queue.clone(),
+                            ends,
+                        });
+                    }
+                    return Some((id, run.attempt));
+                }
+                Start::Expired(changes) => {
+                    self.delivery().handle(Mail::Dropped(id));
+                    self.delivery().handle(Mail::Changed(changes));
+                    self.known.get_mut(&id).expect("known").state = TaskState::Cancelled;
+                }
+                Start::Moved(place) => self.delivery().handle(Mail::Back(vec![place])),
+                Start::Stale => self.delivery().handle(Mail::Dropped(id)),
+            }
+        }
+    }
+
+    /// What a fetch must give: the first by priority, time and id.
+    fn expected(&self, queue: usize) -> Option<TaskId> {
+        let now = self.now();
+        self.known
+            .iter()
+            .filter(|(_, known)| {
+                known.queue == queue
+                    && known.waits()
+                    && known.run_at <= now
+                    && known.expires_at.is_none_or(|at| at > now)
+            })
+            .min_by_key(|(id, known)| (255 - known.priority, known.run_at, **id))
+            .map(|(id, _)| *id)
+    }
+
+    fn run(&mut self, step: Step) {
+        let now = self.now();
+        let rules = Arc::clone(&self.rules);
+        let running = |known: &Known| known.state == TaskState::Running;
+        match step {
+            Step::Enqueue {
+                queue,
+                priority,
+                delay,
+                expires,
+                max_attempts,
+            } => {
+                let mut new =
+                    NewTask::named("x".to_owned(), QUEUES[queue].to_owned(), "{}".to_owned());
+                new.priority = priority;
+                new.max_attempts = max_attempts;
+                new.retry_policy = Some(RetryPolicy::Fixed { delay_ms: RETRY_MS });
+                new.run_at = (delay > 0).then(|| now.plus_seconds(delay));
+                new.expires_at = expires.map(|seconds| now.plus_seconds(seconds));
+                let known = Known {
+                    queue,
+                    priority,
+                    run_at: new.run_at.unwrap_or(now),
+                    expires_at: new.expires_at,
+                    state: if delay > 0 {
+                        TaskState::Scheduled
+                    } else {
+                        TaskState::Available
+                    },
+                    attempt: 0,
+                    max_attempts,
+                    crashes: 0,
+                    is_cancelled: false,
+                    lease: None,
+                };
+                let id = self
+                    .store
+                    .write_blocking(move |tx| super::enqueue(tx, now, &new))
+                    .expect("a task")
+                    .id();
+                self.known.insert(id, known);
+            }
+            Step::Fetch { queue, is_own } => {
+                let expected = self.expected(queue);
+                let got = self.fetch(queue, is_own);
+                assert_eq!(got.map(|(id, _)| id), expected, "the next task of {queue}");
+                if let Some((id, attempt)) = got {
+                    let known = self.known.get_mut(&id).expect("known");
+                    known.attempt += 1;
+                    known.state = TaskState::Running;
+                    known.lease = (!is_own).then(|| Timestamp(now.0 + LEASE_MS * 1_000));
+                    assert_eq!(attempt, known.attempt);
+                }
+            }
+            Step::Complete(run) => {
+                let Some(id) = self.pick(run, running) else {
+                    return;
+                };
+                let attempt = self.known[&id].attempt;
+                self.change(move |tx| super::complete(tx, now, &rules, id, attempt, Some("1")))
+                    .expect("completed");
+                self.known.get_mut(&id).expect("known").state = TaskState::Completed;
+            }
+            Step::Fail { run, is_final } => {
+                let Some(id) = self.pick(run, running) else {
+                    return;
+                };
+                let attempt = self.known[&id].attempt;
+                let failure = Failure {
+                    is_final,
+                    outcome: AttemptOutcome::Failed,
+                    ..Failure::new("no")
+                };
+                self.change(move |tx| super::fail(tx, now, &rules, id, attempt, &failure))
+                    .expect("failed");
+                self.known.get_mut(&id).expect("known").fail(now, is_final);
+            }
+            Step::Snooze { run, wait } => {
+                let Some(id) = self.pick(run, running) else {
+                    return;
+                };
+                let attempt = self.known[&id].attempt;
+                self.change(move |tx| super::snooze(tx, now, id, attempt, wait * 1_000))
+                    .expect("put off");
+                self.known.get_mut(&id).expect("known").put_back(now, wait);
+            }
+            Step::Release(run) => {
+                if let Some(id) = self.pick(run, running) {
+                    self.release(id);
+                }
+            }
+            Step::Beat(run) => {
+                let leased = |known: &Known| running(known) && known.lease.is_some();
+                let Some(id) = self.pick(run, leased) else {
+                    return;
+                };
+                let attempt = self.known[&id].attempt;
+                let beat = self
+                    .store
+                    .write_blocking(move |tx| super::heartbeat(tx, now, id, attempt, LEASE_MS))
+                    .expect("a beat");
+                self.delivery().handle(Mail::Renewed {
+                    id,
+                    ends: beat.lease_expires_at,
+                });
+                let known = self.known.get_mut(&id).expect("known");
+                assert_eq!(beat.cancel_requested, known.is_cancelled);
+                known.lease = Some(beat.lease_expires_at);
+            }
+            Step::Lie(run) => {
+                let Some(id) = self.pick(run, |known| known.attempt > 0) else {
+                    return;
+                };
+                let known = &self.known[&id];
+                let attempt = known.attempt - u32::from(running(known));
+                let refused =
+                    self.change(move |tx| super::complete(tx, now, &rules, id, attempt, None));
+                assert!(
+                    matches!(refused, Err(TaskError::Fenced { .. })),
+                    "{refused:?}"
+                );
+            }
+            Step::Cancel(task) => {
+                let Some(id) = self.pick(task, |_| true) else {
+                    return;
+                };
+                let cancelled = self.change(move |tx| super::cancel(tx, now, id));
+                let known = self.known.get_mut(&id).expect("known");
+                assert_eq!(cancelled.is_ok(), !known.state.is_final());
+                if known.waits() {
+                    known.state = TaskState::Cancelled;
+                } else if known.state == TaskState::Running {
+                    known.is_cancelled = true;
+                }
+            }
+            Step::Retry(task) => {
+                let Some(id) = self.pick(task, |_| true) else {
+                    return;
+                };
+                let retried = self.change(move |tx| super::retry_task(tx, now, id));
+                let known = self.known.get_mut(&id).expect("known");
+                let may = match known.state {
+                    TaskState::Cancelled
+                    | TaskState::Discarded
+                    | TaskState::Retryable
+                    | TaskState::Scheduled => true,
+                    TaskState::Available | TaskState::Running | TaskState::Completed => false,
+                };
+                assert_eq!(retried.is_ok(), may, "{known:?}");
+                if may {
+                    known.state = TaskState::Available;
+                    known.run_at = now;
+                    known.expires_at = None;
+                    known.crashes = 0;
+                    known.is_cancelled = false;
+                    if known.attempt >= known.max_attempts {
+                        known.max_attempts = known.attempt + 1;
+                    }
+                }
+            }
+            Step::Advance(seconds) => {
+                self.clock.advance(Duration::from_secs(seconds));
+                let now = self.now();
+                for known in self.known.values_mut() {
+                    if running(known) && known.lease.is_some_and(|ends| ends <= now) {
+                        known.crash(now);
+                    }
+                }
+            }
+            Step::Restart { is_orderly } => {
+                let own: Vec<TaskId> = self
+                    .known
+                    .iter()
+                    .filter(|(_, known)| running(known) && known.lease.is_none())
+                    .map(|(id, _)| *id)
+                    .collect();
+                if is_orderly {
+                    own.into_iter().for_each(|id| self.release(id));
+                } else {
+                    for id in own {
+                        self.known.get_mut(&id).expect("known").crash(now);
+                    }
+                }
+                self.settle();
+                self.state.take().expect("it runs").end(is_orderly);
+                self.start();
+            }
+            Step::LoseFolder => {
+                // It may have been lost before.
+                let _gone = std::fs::remove_dir_all(self.dir.path().join("queue"));
+            }
+        }
+        self.settle();
+    }
+
+    fn release(&mut self, id: TaskId) {
+        let (now, attempt) = (self.now(), self.known[&id].attempt);
+        self.change(move |tx| super::release(tx, now, id, attempt))
+            .expect("released");
+        self.known.get_mut(&id).expect("known").put_back(now, 0);
+    }
+
+    /// Every row is what the model says, and everything that waits is handed out in the end.
+    fn verify(&mut self) {
+        for (id, known) in &self.known {
+            let (id, now) = (*id, self.clock.now());
+            let (task, attempts, _) = self
+                .store
+                .read_blocking(move |tx| super::get(tx, now, id))
+                .expect("a task");
+            let seen = (
+                task.state,
+                task.attempt,
+                task.crashes,
+                task.max_attempts,
+                task.run_at,
+            );
+            let expected = (
+                known.state,
+                known.attempt,
+                known.crashes,
+                known.max_attempts,
+                known.run_at,
+            );
+            assert_eq!(seen, expected, "{id}");
+            assert!(attempts.len() <= known.attempt as usize);
+        }
+        self.clock.advance(Duration::from_secs(100));
+        self.run(Step::Advance(0));
+        for queue in 0..QUEUES.len() {
+            while self.expected(queue).is_some() {
+                self.run(Step::Fetch {
+                    queue,
+                    is_own: true,
+                });
+            }
+            assert_eq!(self.fetch(queue, true), None);
+        }
+    }
+}
+
+fn store(dir: &std::path::Path) -> Store {
+    let metrics = Metrics::new().expect("metrics");
+    let settings = config::Database::default();
+    Store::open(&dir.join("onrush.db"), &settings, metrics, |_| ()).expect("a store")
+}
+
+#[test]
+fn every_history_is_as_the_model_says() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut store_now = store(dir.path());
+    let mut histories = 0;
+    let config = ProptestConfig {
+        failure_persistence: None,
+        max_shrink_iters: 300,
+        ..ProptestConfig::with_cases(
+            std::env::var("PROPTEST_CASES")
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(150),
+        )
+    };
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    let shared = std::cell::RefCell::new((&mut store_now, &mut histories));
+    runner
+        .run(&prop::collection::vec(step(), 1..60), |steps| {
+            let store = {
+                let mut shared = shared.borrow_mut();
+                *shared.1 += 1;
+                shared.0.clone()
+            };
+            // Each history begins without tasks.
+            store
+                .write_blocking(super::sql::clear)
+                .expect("an empty table");
+            let mut world = World::new(&store);
+            for step in steps {
+                world.run(step);
+            }
+            world.verify();
+            Ok(())
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+    store_now.close();
+}

@@ -1,0 +1,626 @@
+//! Tasks, queues and workers over HTTP.
+
+use std::time::Duration;
+
+use onrush::auth::Role;
+use serde_json::{Value, json};
+
+use crate::support::{Shop, text};
+
+/// A shop with an admin.
+fn open() -> (Shop, String) {
+    let shop = Shop::open();
+    let admin = shop.token(Role::Admin);
+    (shop, admin)
+}
+
+fn enqueue(shop: &Shop, admin: &str, body: Value) -> String {
+    let answer = shop.post("/api/v1/tasks").token(admin).json(&body).send();
+    text(&answer.expect(202)["id"])
+}
+
+fn task(shop: &Shop, admin: &str, id: &str) -> Value {
+    let answer = shop.get(&format!("/api/v1/tasks/{id}")).token(admin).send();
+    answer.expect(200)
+}
+
+fn state(shop: &Shop, admin: &str, id: &str) -> String {
+    text(&task(shop, admin, id)["state"])
+}
+
+/// Fetches from a queue; waits up to ten seconds for a task.
+fn fetch(shop: &Shop, admin: &str, queue: &str) -> Value {
+    fetch_for(shop, admin, queue, 10)
+}
+
+fn fetch_for(shop: &Shop, admin: &str, queue: &str, seconds: u32) -> Value {
+    let answer = shop
+        .post(&format!("/api/v1/queues/{queue}/fetch"))
+        .token(admin)
+        .json(&json!({"worker": "w", "wait_seconds": seconds, "lease_seconds": 30}))
+        .send();
+    answer.expect(200)["task"].clone()
+}
+
+fn say(shop: &Shop, admin: &str, run: &Value, what: &str, more: Value) -> String {
+    let mut body = json!({"attempt": run["attempt"]});
+    for (key, value) in more.as_object().expect("an object") {
+        body[key] = value.clone();
+    }
+    let path = format!("/api/v1/tasks/{}/{what}", text(&run["id"]));
+    shop.post(&path).token(admin).json(&body).send().outcome()
+}
+
+#[test]
+fn a_worker_fetches_beats_and_acknowledges_once() {
+    let (shop, admin) = open();
+    let body = json!({"name": "resize", "args": {"image": 7}, "queue": "images", "metadata": {"by": "me"}});
+    let answer = shop.post("/api/v1/tasks").token(&admin).json(&body).send();
+    let location = answer.header("location").expect("Location").to_owned();
+    let id = text(&answer.expect(202)["id"]);
+    assert_eq!(location, format!("/api/v1/tasks/{id}"));
+    let run = fetch(&shop, &admin, "images");
+    assert_eq!(
+        (&run["id"], &run["attempt"], &run["args"]),
+        (&json!(id), &json!(1), &json!({"image": 7}))
+    );
+    assert_eq!(state(&shop, &admin, &id), "running");
+    assert_eq!(say(&shop, &admin, &run, "heartbeat", json!({})), "200");
+    let more = json!({"percent": 50, "note": "half", "log": ["one", "two"]});
+    assert_eq!(say(&shop, &admin, &run, "progress", more), "200");
+    // Whoever lies about the attempt changes nothing.
+    let lie = json!({"id": id, "attempt": 2});
+    assert_eq!(say(&shop, &admin, &lie, "ack", json!({})), "409 fenced");
+    let done = json!({"result": {"bytes": 12}});
+    assert_eq!(say(&shop, &admin, &run, "ack", done.clone()), "204");
+    assert_eq!(say(&shop, &admin, &run, "ack", done), "409 fenced");
+    let late = json!({"error": "late"});
+    assert_eq!(say(&shop, &admin, &run, "fail", late), "409 fenced");
+    let seen = task(&shop, &admin, &id);
+    assert_eq!(seen["state"], "completed");
+    assert_eq!(seen["result"], json!({"bytes": 12}));
+    assert_eq!(
+        (&seen["progress"], &seen["metadata"]),
+        (&json!(50), &json!({"by": "me"}))
+    );
+    assert_eq!(seen["logs"][0]["line"], "two");
+    assert_eq!(seen["attempts"], json!([]));
+    assert_eq!(fetch_for(&shop, &admin, "images", 0), Value::Null);
+    // The result is kept for a time.
+    shop.clock.advance(Duration::from_secs(86_400));
+    let admin = shop.token(Role::Admin);
+    assert_eq!(task(&shop, &admin, &id)["result"], Value::Null);
+}
+
+#[test]
+fn failures_are_retried_after_a_while_and_die_at_last() {
+    let (shop, admin) = open();
+    let body = json!({"name": "x", "queue": "q", "max_attempts": 2,
+        "retry_policy": {"kind": "fixed", "delay_ms": 60_000}});
+    let id = enqueue(&shop, &admin, body);
+    let run = fetch(&shop, &admin, "q");
+    let failed = json!({"error": "no such image"});
+    assert_eq!(say(&shop, &admin, &run, "fail", failed.clone()), "204");
+    assert_eq!(state(&shop, &admin, &id), "retryable");
+    assert_eq!(
+        fetch_for(&shop, &admin, "q", 0),
+        Value::Null,
+        "not before its time"
+    );
+    shop.clock.advance(Duration::from_secs(60));
+    let run = fetch(&shop, &admin, "q");
+    assert_eq!(run["attempt"], 2);
+    assert_eq!(say(&shop, &admin, &run, "fail", failed), "204");
+    let dead = task(&shop, &admin, &id);
+    assert_eq!(
+        (&dead["state"], &dead["error"]),
+        (&json!("discarded"), &json!("no such image"))
+    );
+    assert_eq!(dead["attempts"].as_array().expect("a list").len(), 2);
+    let edit = shop
+        .ask("PATCH", &format!("/api/v1/tasks/{id}"))
+        .token(&admin);
+    let edit = edit.json(&json!({"priority": 1})).send();
+    assert_eq!(edit.outcome(), "409 task_state");
+    assert!(edit.body.contains("can be retried"), "{edit:?}");
+    // By hand it gets one more.
+    let retried = shop
+        .post(&format!("/api/v1/tasks/{id}/retry"))
+        .token(&admin)
+        .send();
+    assert_eq!(retried.expect(200)["state"], "available");
+    let run = fetch(&shop, &admin, "q");
+    assert_eq!((&run["id"], &run["attempt"]), (&json!(id), &json!(3)));
+    let last = json!({"error": "never", "retry": false});
+    assert_eq!(say(&shop, &admin, &run, "fail", last), "204");
+    assert_eq!(state(&shop, &admin, &id), "discarded");
+    let gone = shop
+        .ask("DELETE", &format!("/api/v1/tasks/{id}"))
+        .token(&admin)
+        .send();
+    assert_eq!(gone.outcome(), "204");
+    let gone = shop
+        .get(&format!("/api/v1/tasks/{id}"))
+        .token(&admin)
+        .send();
+    assert_eq!(gone.outcome(), "404 task_not_found");
+}
+
+#[test]
+fn a_lease_that_runs_out_frees_the_task_and_poison_is_set_aside() {
+    let (shop, admin) = open();
+    let id = enqueue(&shop, &admin, json!({"name": "poison", "queue": "q"}));
+    for attempt in 1..=3 {
+        let run = fetch(&shop, &admin, "q");
+        assert_eq!(run["attempt"], attempt);
+        assert_eq!(
+            say(
+                &shop,
+                &admin,
+                &run,
+                "heartbeat",
+                json!({"lease_seconds": 60})
+            ),
+            "200"
+        );
+        shop.clock.advance(Duration::from_secs(59));
+        assert_eq!(state(&shop, &admin, &id), "running");
+        shop.clock.advance(Duration::from_secs(2));
+        shop.wait_until("the lease is taken back", || {
+            state(&shop, &admin, &id) != "running"
+        });
+        assert_eq!(say(&shop, &admin, &run, "ack", json!({})), "409 fenced");
+    }
+    let dead = task(&shop, &admin, &id);
+    assert_eq!(
+        (&dead["state"], &dead["crashes"]),
+        (&json!("discarded"), &json!(3))
+    );
+    assert!(text(&dead["error"]).contains("set aside after 3"), "{dead}");
+}
+
+#[test]
+fn order_is_by_priority_then_time_and_pause_and_limits_hold() {
+    let (shop, admin) = open();
+    let of = |name: &str, priority: u8| {
+        enqueue(
+            &shop,
+            &admin,
+            json!({"name": name, "queue": "q", "priority": priority}),
+        )
+    };
+    of("low", 1);
+    of("first", 100);
+    of("second", 100);
+    of("high", 200);
+    let take = || text(&fetch(&shop, &admin, "q")["name"]);
+    let limits = |body: Value| {
+        let answer = shop
+            .ask("PATCH", "/api/v1/queues/q")
+            .token(&admin)
+            .json(&body)
+            .send();
+        answer.expect(200)
+    };
+    shop.wait_until("all are ready", || limits(json!({}))["ready"] == 4);
+    assert_eq!(take(), "high");
+    limits(json!({"concurrency_max": 2}));
+    assert_eq!(take(), "first");
+    assert_eq!(fetch_for(&shop, &admin, "q", 0), Value::Null, "two run");
+    limits(json!({"concurrency_max": 0}));
+    shop.post("/api/v1/queues/q/pause")
+        .token(&admin)
+        .send()
+        .expect(200);
+    assert_eq!(
+        fetch_for(&shop, &admin, "q", 0),
+        Value::Null,
+        "it is paused"
+    );
+    let view = shop
+        .post("/api/v1/queues/q/resume")
+        .token(&admin)
+        .send()
+        .expect(200);
+    assert_eq!((&view["ready"], &view["running"]), (&json!(2), &json!(2)));
+    limits(json!({"rate_limit": 1, "rate_period_ms": 60_000}));
+    assert_eq!(take(), "second");
+    assert_eq!(
+        fetch_for(&shop, &admin, "q", 0),
+        Value::Null,
+        "one a minute"
+    );
+    shop.clock.advance(Duration::from_secs(60));
+    assert_eq!(take(), "low");
+}
+
+#[test]
+fn scheduled_tasks_wait_for_their_time_and_expire_after_it() {
+    let (shop, admin) = open();
+    let later = enqueue(
+        &shop,
+        &admin,
+        json!({"name": "a", "queue": "q", "countdown_seconds": 60}),
+    );
+    assert_eq!(state(&shop, &admin, &later), "scheduled");
+    let start = shop.clock.now();
+    let soon = json!({"name": "b", "queue": "q", "expires_at": start.plus_seconds(30)});
+    let short = enqueue(&shop, &admin, soon);
+    shop.clock.advance(Duration::from_secs(60));
+    assert_eq!(fetch(&shop, &admin, "q")["id"], json!(later));
+    shop.wait_until("it expires", || state(&shop, &admin, &short) == "cancelled");
+    assert_eq!(task(&shop, &admin, &short)["error"], "expired");
+}
+
+#[test]
+fn unique_debounced_chained_and_counted_together() {
+    let (shop, admin) = open();
+    let post = |body: Value| {
+        let answer = shop.post("/api/v1/tasks").token(&admin).json(&body).send();
+        answer.expect(202)
+    };
+    let unique = json!({"name": "u", "queue": "u", "args": [1], "unique_args": true});
+    let first = post(unique.clone());
+    let second = post(unique.clone());
+    assert_eq!(
+        (&second["outcome"], &second["id"]),
+        (&json!("duplicate"), &first["id"])
+    );
+    let run = fetch(&shop, &admin, "u");
+    assert_eq!(
+        post(unique.clone())["outcome"],
+        "duplicate",
+        "it is not finished"
+    );
+    assert_eq!(say(&shop, &admin, &run, "ack", json!({})), "204");
+    assert_eq!(post(unique)["outcome"], "enqueued");
+
+    let debounced = |value: u32| {
+        post(
+            json!({"name": "d", "queue": "d", "args": value, "countdown_seconds": 10, "debounce_key": "d"}),
+        )
+    };
+    let first = debounced(1);
+    shop.clock.advance(Duration::from_secs(8));
+    assert_eq!(debounced(2)["id"], first["id"]);
+    shop.clock.advance(Duration::from_secs(8));
+    assert_eq!(
+        fetch_for(&shop, &admin, "d", 0),
+        Value::Null,
+        "it was put off"
+    );
+    shop.clock.advance(Duration::from_secs(2));
+    assert_eq!(fetch(&shop, &admin, "d")["args"], 2);
+    assert_eq!(debounced(3)["outcome"], "enqueued", "the first has started");
+
+    let many = |body: Value| {
+        let answer = shop
+            .post("/api/v1/tasks/batch")
+            .token(&admin)
+            .json(&body)
+            .send();
+        answer.expect(202)
+    };
+    let made = many(json!({"chain": true, "tasks": [
+        {"name": "one", "queue": "c"}, {"name": "two", "queue": "c"}, {"name": "three", "queue": "c"}]}));
+    let third = text(&made["tasks"][2]["id"]);
+    let run = fetch(&shop, &admin, "c");
+    assert_eq!(run["name"], "one");
+    assert_eq!(fetch_for(&shop, &admin, "c", 0), Value::Null);
+    assert_eq!(say(&shop, &admin, &run, "ack", json!({})), "204");
+    let run = fetch(&shop, &admin, "c");
+    assert_eq!(run["name"], "two");
+    assert_eq!(
+        say(
+            &shop,
+            &admin,
+            &run,
+            "fail",
+            json!({"error": "x", "retry": false})
+        ),
+        "204"
+    );
+    assert_eq!(
+        state(&shop, &admin, &third),
+        "cancelled",
+        "it waited for one that died"
+    );
+
+    many(
+        json!({"batch": true, "tasks": [{"name": "b1", "queue": "b"}, {"name": "b2", "queue": "b"}],
+        "on_success": {"name": "all", "queue": "after"}, "on_complete": {"name": "done", "queue": "after"}}),
+    );
+    for (what, more) in [
+        ("ack", json!({})),
+        ("fail", json!({"error": "x", "retry": false})),
+    ] {
+        assert_eq!(fetch_for(&shop, &admin, "after", 0), Value::Null);
+        let run = fetch(&shop, &admin, "b");
+        assert_eq!(say(&shop, &admin, &run, what, more), "204");
+    }
+    assert_eq!(fetch(&shop, &admin, "after")["name"], "done");
+    assert_eq!(
+        fetch_for(&shop, &admin, "after", 0),
+        Value::Null,
+        "not all were completed"
+    );
+}
+
+#[test]
+fn a_cancelled_task_never_starts_and_a_running_one_is_told() {
+    let (shop, admin) = open();
+    let waiting = enqueue(&shop, &admin, json!({"name": "w", "queue": "q"}));
+    let cancel = |id: &str| {
+        shop.post(&format!("/api/v1/tasks/{id}/cancel"))
+            .token(&admin)
+            .send()
+    };
+    assert_eq!(cancel(&waiting).expect(200)["state"], "cancelled");
+    assert_eq!(cancel(&waiting).outcome(), "409 task_state");
+    assert_eq!(fetch_for(&shop, &admin, "q", 0), Value::Null);
+    let id = enqueue(&shop, &admin, json!({"name": "r", "queue": "q"}));
+    let run = fetch(&shop, &admin, "q");
+    assert_eq!(cancel(&id).expect(200)["state"], "running");
+    let path = format!("/api/v1/tasks/{id}/heartbeat");
+    let beat = shop
+        .post(&path)
+        .token(&admin)
+        .json(&json!({"attempt": 1}))
+        .send()
+        .expect(200);
+    assert_eq!(beat["cancel_requested"], true);
+    assert_eq!(
+        say(&shop, &admin, &run, "fail", json!({"error": "stopped"})),
+        "204"
+    );
+    assert_eq!(state(&shop, &admin, &id), "cancelled");
+}
+
+#[test]
+fn many_are_changed_by_filter_and_found_by_it() {
+    let (shop, admin) = open();
+    for at in 0..5 {
+        enqueue(
+            &shop,
+            &admin,
+            json!({"name": format!("n{}", at % 2), "queue": "q"}),
+        );
+    }
+    let list = |query: &str| {
+        let answer = shop
+            .get(&format!("/api/v1/tasks?{query}"))
+            .token(&admin)
+            .send();
+        answer.expect(200)["items"]
+            .as_array()
+            .expect("a list")
+            .len()
+    };
+    assert_eq!(
+        (list("queue=q"), list("name=n0"), list("state=available")),
+        (5, 3, 5)
+    );
+    assert_eq!(
+        (
+            list("state=scheduled"),
+            list("queue=other"),
+            list("limit=2")
+        ),
+        (0, 0, 2)
+    );
+    let bulk = |body: Value| {
+        let answer = shop
+            .post("/api/v1/tasks/bulk")
+            .token(&admin)
+            .json(&body)
+            .send();
+        answer.expect(200)["changed"].clone()
+    };
+    assert_eq!(bulk(json!({"action": "cancel", "name": "n0"})), 3);
+    assert_eq!(
+        (list("state=cancelled"), list("state=available&name=n0")),
+        (3, 0)
+    );
+    assert_eq!(bulk(json!({"action": "retry", "state": "cancelled"})), 3);
+    assert_eq!(bulk(json!({"action": "cancel"})), 5);
+    assert_eq!(bulk(json!({"action": "remove", "queue": "q"})), 5);
+    assert_eq!(list(""), 0);
+}
+
+#[test]
+fn bad_input_is_refused_with_field_and_reason() {
+    let (shop, admin) = open();
+    let refused = |body: Value| {
+        let answer = shop.post("/api/v1/tasks").token(&admin).json(&body).send();
+        let errors = answer.json()["errors"].clone();
+        (
+            answer.outcome(),
+            text(&errors[0]["field"]),
+            text(&errors[0]["reason"]),
+        )
+    };
+    let (code, field, reason) = refused(json!({"name": "proces_order", "queue": "orders"}));
+    assert_eq!(
+        (code.as_str(), field.as_str()),
+        ("422 unknown_task", "name")
+    );
+    assert!(reason.contains("did you mean process_order?"), "{reason}");
+    let order = |args: Value| refused(json!({"name": "process_order", "args": args}));
+    let (code, field, reason) = order(json!({}));
+    assert_eq!(
+        (code.as_str(), field.as_str(), reason.as_str()),
+        ("422 validation_failed", "args.order_id", "is required")
+    );
+    assert_eq!(order(json!({"order_id": 1, "x": 2})).1, "args.x");
+    assert_eq!(order(json!({"order_id": "1"})).1, "args.order_id");
+    for (more, expected) in [
+        (json!({"queue": "a b"}), "queue"),
+        (json!({"max_attempts": 0}), "max_attempts"),
+        (json!({"eta": "9999-01-01T00:00:00Z"}), "eta"),
+        (
+            json!({"countdown_seconds": 1, "eta": "2030-01-01T00:00:00Z"}),
+            "countdown_seconds",
+        ),
+        (json!({"expires_at": "2020-01-01T00:00:00Z"}), "expires_at"),
+        (json!({"args": "x".repeat(70_000)}), "args"),
+        (json!({"unique_key": ""}), "unique_key"),
+        (
+            json!({"unique_args": true, "unique_until": "never"}),
+            "unique_until",
+        ),
+        (
+            json!({"retry_policy": {"kind": "fixed"}}),
+            "retry_policy.delay_ms",
+        ),
+        (
+            json!({"retry_policy": {"kind": "fixed", "delay_ms": -1}}),
+            "retry_policy",
+        ),
+        (
+            json!({"after": ["018f0000-0000-7000-8000-000000000000"]}),
+            "after",
+        ),
+    ] {
+        let mut body = json!({"name": "x"});
+        for (key, value) in more.as_object().expect("an object") {
+            body[key] = value.clone();
+        }
+        let (code, field, _) = refused(body.clone());
+        assert_eq!(
+            (code.as_str(), field.as_str()),
+            ("422 validation_failed", expected),
+            "{body}"
+        );
+    }
+    let built_in = shop
+        .post("/api/v1/queues/orders/fetch")
+        .token(&admin)
+        .send();
+    assert_eq!(built_in.outcome(), "422 validation_failed");
+    for path in ["nonsense", "018f0000-0000-7000-8000-000000000000"] {
+        let answer = shop
+            .get(&format!("/api/v1/tasks/{path}"))
+            .token(&admin)
+            .send();
+        assert_eq!(answer.outcome(), "404 task_not_found");
+    }
+    let types = shop
+        .get("/api/v1/task-types")
+        .token(&admin)
+        .send()
+        .expect(200);
+    assert_eq!(types["items"][0]["name"], "process_order");
+    assert_eq!(
+        types["items"][0]["args_schema"]["required"],
+        json!(["order_id"])
+    );
+}
+
+#[test]
+fn the_same_key_is_the_same_task() {
+    let (shop, admin) = open();
+    let post = |name: &str| {
+        let post = shop
+            .post("/api/v1/tasks")
+            .token(&admin)
+            .header("Idempotency-Key", "k");
+        post.json(&json!({"name": name, "queue": "q"})).send()
+    };
+    let first = post("a").expect(202);
+    let again = post("a");
+    assert_eq!(again.header("idempotent-replayed"), Some("true"));
+    assert_eq!(again.expect(202), first);
+    assert_eq!(post("b").outcome(), "422 validation_failed");
+}
+
+#[test]
+fn paid_orders_are_processed_once_also_across_a_restart() {
+    let mut shop = Shop::open_with(|settings| settings.orders.process = true);
+    let (staff, customer) = (shop.token(Role::Staff), shop.token(Role::Customer));
+    let product = shop.product(&staff, 100);
+    let orders: Vec<String> = (0..20)
+        .map(|at| {
+            let body = json!({"items": [{"product_id": product, "quantity": 1}]});
+            let order = shop
+                .post("/api/v1/orders")
+                .token(&customer)
+                .json(&body)
+                .send();
+            let id = order.expect(201)["id"].to_string();
+            if at == 10 {
+                shop.restart();
+            }
+            shop.post(&format!("/api/v1/orders/{id}/pay"))
+                .token(&staff)
+                .send()
+                .expect(200);
+            id
+        })
+        .collect();
+    for id in orders {
+        let order = || {
+            shop.get(&format!("/api/v1/orders/{id}"))
+                .token(&staff)
+                .send()
+                .expect(200)
+        };
+        shop.wait_until("it is processed", || order()["state"] == "processed");
+        assert!(order()["processed_at"].is_string());
+    }
+    let tasks = shop
+        .get("/api/v1/tasks?name=process_order")
+        .token(&staff)
+        .send()
+        .expect(200);
+    let tasks = tasks["items"].as_array().expect("a list").clone();
+    assert_eq!(tasks.len(), 20);
+    shop.wait_until("all are completed", || {
+        let done = shop
+            .get("/api/v1/tasks?state=completed")
+            .token(&staff)
+            .send()
+            .expect(200);
+        done["items"].as_array().expect("a list").len() == 20
+    });
+    let claimed = {
+        let sale = shop.sale(&staff, product, 5, json!({"payment_window_seconds": 0}));
+        let claims = format!("/api/v1/flash-sales/{sale}/claims");
+        shop.post(&claims).token(&customer).send().expect(201)["order_id"].to_string()
+    };
+    let path = format!("/api/v1/orders/{claimed}");
+    shop.wait_until("a claim is processed", || {
+        shop.get(&path).token(&staff).send().expect(200)["state"] == "processed"
+    });
+}
+
+#[test]
+fn a_restart_and_a_lost_queue_folder_lose_nothing() {
+    let (mut shop, admin) = open();
+    let mut expected: Vec<String> = (0..30)
+        .map(|at| {
+            enqueue(
+                &shop,
+                &admin,
+                json!({"name": "x", "queue": "q", "countdown_seconds": at % 3}),
+            )
+        })
+        .collect();
+    let leased = fetch(&shop, &admin, "q");
+    shop.restart();
+    assert_eq!(
+        say(&shop, &admin, &leased, "ack", json!({})),
+        "204",
+        "its lease outlives a restart"
+    );
+    expected.retain(|id| json!(id) != leased["id"]);
+    std::fs::remove_dir_all(shop.data_dir().join("queue")).expect("deleted while it runs");
+    shop.clock.advance(Duration::from_secs(5));
+    let mut got: Vec<String> = (0..15)
+        .map(|_| text(&fetch(&shop, &admin, "q")["id"]))
+        .collect();
+    shop.restart();
+    got.extend((0..14).map(|_| text(&fetch(&shop, &admin, "q")["id"])));
+    got.sort();
+    assert_eq!(got, expected);
+    assert_eq!(fetch_for(&shop, &admin, "q", 0), Value::Null);
+}
