@@ -75,6 +75,7 @@ enum Call {
         SyncSender<Result<Vec<Item>, DiskError>>,
     ),
     Check(SyncSender<Result<(), DiskError>>),
+    Count(SyncSender<Result<(HashMap<String, u64>, u64), DiskError>>),
     Close(Box<Rest>, SyncSender<Result<(), DiskError>>),
 }
 
@@ -154,6 +155,20 @@ impl Disk {
         let (reply, taken) = sync_channel(1);
         self.send(Call::Take(tree, queue.into(), most, reply))?;
         answer(&taken, self.timeout)
+    }
+
+    /// Reads every entry, and holds their number against what was counted at the orderly end.
+    pub(super) fn verify(&self, rest: &Rest) -> Result<(), DiskError> {
+        let entries = rest.scheduled + rest.ready.values().sum::<u64>();
+        let (reply, counted) = sync_channel(1);
+        self.send(Call::Count(reply))?;
+        let more = u32::try_from(entries / 200_000).unwrap_or(u32::MAX);
+        let (ready, scheduled) = answer(&counted, self.timeout.saturating_mul(1 + more))?;
+        if scheduled == rest.scheduled && ready == rest.ready {
+            Ok(())
+        } else {
+            Err(DiskError::Nonsense)
+        }
     }
 
     /// Whether sled answers and the folder is where it was.
@@ -289,6 +304,9 @@ fn serve(
                 };
                 drop(reply.send(state));
             }
+            Call::Count(reply) => {
+                drop(reply.send(count(&open)));
+            }
             Call::Close(rest, reply) => {
                 let closed = match failed.take() {
                     Some(error) => Err(error),
@@ -366,6 +384,40 @@ fn take(open: &Open, tree: Tree, queue: &str, most: usize) -> Result<Vec<Item>, 
     }
     tree_of.apply_batch(batch)?;
     Ok(items)
+}
+
+fn count(open: &Open) -> Result<(HashMap<String, u64>, u64), DiskError> {
+    let mut ready: HashMap<String, u64> = HashMap::new();
+    let mut current: (Vec<u8>, u64) = (Vec::new(), 0);
+    let mut note = |(name, entries): (Vec<u8>, u64)| -> Result<(), DiskError> {
+        if entries > 0 {
+            let name = String::from_utf8(name).map_err(|_| DiskError::Nonsense)?;
+            *ready.entry(name).or_default() += entries;
+        }
+        Ok(())
+    };
+    for pair in &open.ready {
+        let (full, _) = pair?;
+        let end = full
+            .len()
+            .checked_sub(26)
+            .filter(|end| full[*end] == 0)
+            .ok_or(DiskError::Nonsense)?;
+        if current.0 != full[..end] {
+            note(std::mem::replace(&mut current, (full[..end].to_vec(), 0)))?;
+        }
+        current.1 += 1;
+    }
+    note(current)?;
+    let mut scheduled = 0;
+    for pair in &open.scheduled {
+        let (full, value) = pair?;
+        if full.len() != 25 || value.is_empty() {
+            return Err(DiskError::Nonsense);
+        }
+        scheduled += 1;
+    }
+    Ok((ready, scheduled))
 }
 
 fn close(open: &Open, rest: &Rest) -> Result<(), DiskError> {

@@ -98,7 +98,7 @@ impl Queue {
         let now_us = now_ms.saturating_mul(1_000);
         let due = self.next_free_us.max(now_us);
         if due - now_us > burst {
-            return Err((due - burst).div_ceil(1_000));
+            return Err((due - now_us - burst).div_ceil(1_000));
         }
         self.next_free_us = due + step;
         Ok(())
@@ -160,6 +160,13 @@ impl Index {
                     tracing::info!(
                         "the tasks' delivery index has grown too large; it is made anew"
                     );
+                    drop(disk);
+                    index.start_over();
+                    return (index, None);
+                }
+                // Damage can show as entries that are simply not there.
+                if let Err(error) = disk.verify(&rest) {
+                    tracing::warn!(%error, "the tasks' delivery index is damaged; it is made anew from the rows");
                     drop(disk);
                     index.start_over();
                     return (index, None);
@@ -320,7 +327,9 @@ impl Index {
         let items = disk.take(Tree::Scheduled, "", self.memory_max / 2)?;
         self.scheduled.on_disk -= (items.len() as u64).min(self.scheduled.on_disk);
         if items.is_empty() {
+            // Counted and not there: the rows know.
             self.scheduled.on_disk = 0;
+            self.scheduled.is_short = true;
         }
         for (key, priority, queue) in items {
             let name = Arc::clone(&self.queue(&queue).name);
@@ -390,6 +399,7 @@ impl Index {
         let queue = self.queue(name);
         if items.is_empty() {
             queue.waiting.on_disk = 0;
+            queue.waiting.is_short = true;
         }
         queue.waiting.on_disk -= (items.len() as u64).min(queue.waiting.on_disk);
         for (key, priority, _) in items {
@@ -654,5 +664,182 @@ fn place(
     } else {
         shelf.is_short |= !spilled.is_empty();
         Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_800_000_000_000_000);
+
+    fn rules() -> config::Tasks {
+        config::Tasks {
+            index_memory_max: 100,
+            ..config::Tasks::default()
+        }
+    }
+
+    fn entries(count: usize) -> Vec<Entry> {
+        (0..count)
+            .map(|at| Entry {
+                queue: ["a", "b", "c"][at % 3].to_owned(),
+                priority: (at % 7) as u8,
+                run_at: NOW.plus_seconds((at % 11) as i64 - 5),
+                id: TaskId::next(),
+            })
+            .collect()
+    }
+
+    fn filled(folder: &Path, entries: &[Entry]) -> Index {
+        let (mut index, taken_up) = Index::open(folder, &rules());
+        assert_eq!(taken_up, None);
+        for entry in entries {
+            index.add(NOW, entry);
+        }
+        index.settle().expect("written");
+        index
+    }
+
+    #[test]
+    fn more_than_memory_holds_comes_out_in_order_and_survives_an_orderly_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let folder = dir.path().join("queue");
+        let all = entries(3_000);
+        let mut index = filled(&folder, &all);
+        let mut got = Vec::new();
+        index.hand_out("a", 200, 0, &mut got).expect("handed out");
+        index.close(Some(all[2_999].id)).expect("closed");
+        let (mut index, taken_up) = Index::open(&folder, &rules());
+        assert_eq!(taken_up, Some(Some(all[2_999].id)));
+        let later = NOW.plus_seconds(60);
+        while index.ripen(later).expect("ripe") {}
+        assert_eq!(index.next_due(), None);
+        let rest = index.drain().expect("drained");
+        let mut expected: Vec<Entry> = all.clone();
+        expected.retain(|entry| !got.contains(entry));
+        expected.sort_by_key(|entry| entry.id);
+        assert_eq!(rest, expected);
+        let mut order: Vec<Entry> = all
+            .into_iter()
+            .filter(|entry| entry.queue == "a" && entry.run_at <= NOW)
+            .collect();
+        order.sort_by_key(|entry| (255 - entry.priority, entry.run_at, entry.id));
+        assert_eq!(got, order[..200]);
+    }
+
+    #[test]
+    fn a_damaged_or_unfinished_folder_is_never_taken_up_wrong() {
+        let damages: [(&str, fn(&Path)); 5] = [
+            ("deleted", |db| std::fs::remove_file(db).expect("removed")),
+            ("empty", |db| std::fs::write(db, "").expect("written")),
+            ("half", |db| {
+                let bytes = std::fs::read(db).expect("read");
+                std::fs::write(db, &bytes[..bytes.len() / 2]).expect("written");
+            }),
+            ("flipped", |db| {
+                let mut bytes = std::fs::read(db).expect("read");
+                bytes.iter_mut().step_by(61).for_each(|byte| *byte ^= 1);
+                std::fs::write(db, bytes).expect("written");
+            }),
+            ("noise", |db| {
+                std::fs::write(db, "noise".repeat(100_000)).expect("written");
+            }),
+        ];
+        let all = entries(1_000);
+        for (what, damage) in damages {
+            let dir = tempfile::tempdir().expect("a directory");
+            let folder = dir.path().join("queue");
+            filled(&folder, &all).close(None).expect("closed");
+            let inside = std::fs::read_dir(&folder).expect("a folder");
+            let inside = inside.flatten().next().expect("one").path();
+            damage(&inside.join("db"));
+            let (mut index, taken_up) = Index::open(&folder, &rules());
+            // Either it was noticed at once, or the contents are whole, or they fail when read.
+            match (taken_up, index.drain()) {
+                (None, Ok(found)) => assert_eq!(found, [], "{what}"),
+                (Some(_), Ok(found)) => assert_eq!(found.len(), 1_000, "{what}"),
+                (_, Err(_)) => {}
+            }
+            assert!(index.has_disk(), "{what}: a new folder was made");
+        }
+    }
+
+    #[test]
+    fn an_end_without_order_is_noticed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let folder = dir.path().join("queue");
+        drop(filled(&folder, &entries(500)));
+        let (mut index, taken_up) = Index::open(&folder, &rules());
+        assert_eq!(taken_up, None);
+        assert_eq!(index.drain().expect("empty"), []);
+    }
+
+    #[test]
+    fn without_a_disk_it_goes_on_with_what_memory_holds_and_says_so() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let folder = dir.path().join("queue");
+        std::fs::write(&folder, "in the way").expect("written");
+        let (mut index, taken_up) = Index::open(&folder, &rules());
+        assert!(taken_up.is_none() && !index.has_disk());
+        for entry in entries(1_000) {
+            index.add(NOW, &entry);
+        }
+        assert!(!index.is_short());
+        let mut got = Vec::new();
+        for queue in ["a", "b", "c"] {
+            index
+                .hand_out(queue, 1_000, 0, &mut got)
+                .expect("handed out");
+        }
+        assert!(got.len() >= 100 && index.is_short());
+    }
+
+    #[test]
+    fn rate_concurrency_and_pause_bound_what_is_handed_out() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut index = filled(&dir.path().join("queue"), &[]);
+        for _ in 0..50 {
+            let entry = Entry {
+                queue: "a".to_owned(),
+                priority: 1,
+                run_at: NOW,
+                id: TaskId::next(),
+            };
+            index.add(NOW, &entry);
+        }
+        let take = |index: &mut Index, now_ms| {
+            let mut got = Vec::new();
+            let again = index
+                .hand_out("a", 100, now_ms, &mut got)
+                .expect("handed out");
+            (got, again)
+        };
+        let row = |paused: bool, most: Option<u32>, rate: Option<u32>| QueueRow {
+            name: "a".to_owned(),
+            paused_at: paused.then_some(NOW),
+            concurrency_max: most,
+            rate_limit: rate,
+            rate_period_ms: rate.map(|_| 1_000),
+        };
+        index.set_queue(row(true, None, None));
+        assert_eq!(take(&mut index, 0).0.len(), 0);
+        index.set_queue(row(false, Some(3), None));
+        let (three, _) = take(&mut index, 0);
+        assert_eq!(three.len(), 3);
+        assert_eq!(take(&mut index, 0).0.len(), 0);
+        assert!(index.over(three[0].id).is_some());
+        assert!(index.over(three[0].id).is_none(), "over twice is over once");
+        assert_eq!(take(&mut index, 0).0.len(), 1);
+        index.set_queue(row(false, None, Some(4)));
+        let (burst, again) = take(&mut index, 10_000);
+        assert_eq!((burst.len(), again), (4, Some(250)));
+        assert_eq!(take(&mut index, 10_249).0.len(), 0);
+        assert_eq!(take(&mut index, 10_250).0.len(), 1);
+        assert_eq!(
+            take(&mut index, 20_000).0.len(),
+            4,
+            "a burst is one period's worth"
+        );
     }
 }

@@ -352,3 +352,233 @@ async fn note_success(
         })
         .await
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use schemars::JsonSchema;
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config;
+    use crate::monitor::Metrics;
+    use crate::store::Store;
+    use crate::task::{
+        Attempt, Enqueued, Handler, LogLevel, LogLine, NewTask, Registry, RetryPolicy, Task,
+        TaskId, TaskState,
+    };
+
+    /// Does what its arguments say.
+    struct Odd {
+        effects: Arc<AtomicU32>,
+    }
+
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct OddArgs {
+        what: String,
+    }
+
+    impl Handler for Odd {
+        type Args = OddArgs;
+        const NAME: &'static str = "odd";
+        const QUEUE: &'static str = "maintenance";
+        const ABOUT: &'static str = "For tests.";
+        const MAX_ATTEMPTS: u32 = 2;
+        const TIMEOUT_MS: i64 = 2_000;
+        const SOFT_TIMEOUT_MS: Option<i64> = Some(10);
+        const RETRY_POLICY: Option<RetryPolicy> = Some(RetryPolicy::Fixed { delay_ms: 1 });
+
+        async fn run(&self, context: TaskContext, args: OddArgs) -> Result<Outcome, TaskFailure> {
+            let effects = Arc::clone(&self.effects);
+            context.log(LogLevel::Info, format!("attempt {}", context.attempt()));
+            match args.what.as_str() {
+                "done" => Ok(Outcome::Done(Some(serde_json::json!({"odd": 1})))),
+                "commit" => Ok(Outcome::commit(move |_, _| {
+                    effects.fetch_add(1, Ordering::AcqRel);
+                    Ok(None)
+                })),
+                "commit fails" => Ok(Outcome::commit(|_, _| Err(TaskFailure::discard("no")))),
+                "commit panics" => Ok(Outcome::commit(|_, _| panic!("in the effect"))),
+                "fails" => Err(TaskFailure::retry("always")),
+                "panics" => panic!("on purpose"),
+                "hangs" => std::future::pending().await,
+                "soft" => {
+                    context.soft_limit().await;
+                    context.progress(70, Some("told")).await;
+                    Ok(Outcome::Done(None))
+                }
+                "cancelled" => {
+                    context.cancelled().await;
+                    Err(TaskFailure::retry("stopped"))
+                }
+                "snoozes" if context.attempt() < 4 => Ok(Outcome::Snooze(Duration::from_millis(1))),
+                "too large" => Ok(Outcome::Done(Some("x".repeat(100_000).into()))),
+                _ => Ok(Outcome::Done(None)),
+            }
+        }
+    }
+
+    struct Place {
+        tasks: Tasks,
+        effects: Arc<AtomicU32>,
+        stop: watch::Sender<bool>,
+        pool: tokio::task::JoinHandle<()>,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Place {
+        async fn open(change: impl FnOnce(&mut config::Tasks)) -> Self {
+            let dir = tempfile::tempdir().expect("a directory");
+            let metrics = Metrics::new().expect("metrics");
+            let database = config::Database::default();
+            let path = dir.path().join("onrush.db");
+            let store = Store::open(&path, &database, metrics.clone(), |_| ()).expect("a store");
+            let effects = Arc::new(AtomicU32::new(0));
+            let registry = Registry::builder()
+                .with(Odd {
+                    effects: Arc::clone(&effects),
+                })
+                .build();
+            let mut rules = config::Tasks::default();
+            change(&mut rules);
+            let tasks = Tasks::new(store, Clock::system(), Arc::new(rules), metrics, registry);
+            tasks.deliver(dir.path().join("queue")).expect("delivery");
+            let (stop, stopped) = watch::channel(false);
+            let pool = tokio::spawn(Pool::new(tasks.clone()).run(stopped));
+            Self {
+                tasks,
+                effects,
+                stop,
+                pool,
+                _dir: dir,
+            }
+        }
+
+        async fn enqueue(&self, what: &str) -> TaskId {
+            let args = OddArgs {
+                what: what.to_owned(),
+            };
+            let new = NewTask::of::<Odd>(&args).expect("a task");
+            let made = self.tasks.enqueue(new).await.expect("enqueued");
+            assert!(matches!(made, Enqueued::New(_)));
+            made.id()
+        }
+
+        async fn look(&self, id: TaskId) -> (Task, Vec<Attempt>, Vec<LogLine>) {
+            let now = self.tasks.now();
+            let found = self
+                .tasks
+                .store()
+                .read(move |tx| crate::task::get(tx, now, id));
+            found.await.expect("a task")
+        }
+
+        async fn until(&self, id: TaskId, state: TaskState) -> (Task, Vec<Attempt>, Vec<LogLine>) {
+            let watch = Stopwatch::start();
+            loop {
+                let found = self.look(id).await;
+                if found.0.state == state {
+                    return found;
+                }
+                assert!(watch.elapsed() < Duration::from_secs(30), "{:?}", found.0);
+                tokio::task::yield_now().await;
+            }
+        }
+
+        async fn close(self) {
+            self.stop.send_replace(true);
+            self.pool.await.expect("the pool ends");
+            let tasks = self.tasks.clone();
+            tokio::task::spawn_blocking(move || {
+                tasks.stop();
+                tasks.store().close();
+            })
+            .await
+            .expect("closed");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_run_ends_as_its_handler_says_and_never_worse() {
+        let place = Place::open(|_| ()).await;
+        let (done, attempts, logs) = place
+            .until(place.enqueue("done").await, TaskState::Completed)
+            .await;
+        assert_eq!(done.result.as_deref(), Some("{\"odd\":1}"));
+        assert_eq!((attempts.len(), logs[0].line.as_str()), (0, "attempt 1"));
+        place
+            .until(place.enqueue("commit").await, TaskState::Completed)
+            .await;
+        assert_eq!(place.effects.load(Ordering::Acquire), 1);
+        for (what, error, runs) in [
+            ("commit fails", "no", 1),
+            ("commit panics", "its effect panicked: in the effect", 2),
+            ("fails", "always", 2),
+            ("panics", "it panicked: on purpose", 2),
+            ("too large", "its result is larger than 65536 bytes", 1),
+        ] {
+            let (task, attempts, logs) = place
+                .until(place.enqueue(what).await, TaskState::Discarded)
+                .await;
+            assert_eq!(task.error.as_deref(), Some(error));
+            assert_eq!(
+                (task.attempt, attempts.len()),
+                (runs, runs as usize),
+                "{what}"
+            );
+            assert!(!logs.is_empty() || what.starts_with("commit") || what == "too large");
+        }
+        let (soft, _, _) = place
+            .until(place.enqueue("soft").await, TaskState::Completed)
+            .await;
+        assert_eq!(
+            (soft.progress, soft.progress_note.as_deref()),
+            (Some(70), Some("told"))
+        );
+        let (snoozed, attempts, _) = place
+            .until(place.enqueue("snoozes").await, TaskState::Completed)
+            .await;
+        assert_eq!(
+            (snoozed.attempt, snoozed.max_attempts, attempts.len()),
+            (4, 5, 3)
+        );
+        let (hung, attempts, _) = place
+            .until(place.enqueue("hangs").await, TaskState::Discarded)
+            .await;
+        assert_eq!(attempts[0].outcome, AttemptOutcome::TimedOut);
+        assert_eq!(hung.error.as_deref(), Some("it ran longer than 2000 ms"));
+        place.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_running_task_is_cancelled_and_at_the_stop_handed_back() {
+        let place = Place::open(|rules| rules.shutdown_grace_ms = 50).await;
+        let id = place.enqueue("cancelled").await;
+        place.until(id, TaskState::Running).await;
+        place.tasks.cancel(id).await.expect("asked");
+        place.until(id, TaskState::Cancelled).await;
+        let id = place.enqueue("cancelled").await;
+        place.until(id, TaskState::Running).await;
+        place.stop.send_replace(true);
+        let (back, attempts, _) = place.until(id, TaskState::Available).await;
+        assert_eq!((back.attempt, back.crashes, back.max_attempts), (1, 0, 3));
+        assert_eq!(attempts[0].outcome, AttemptOutcome::Released);
+        place.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn many_are_done_once_each() {
+        let place = Place::open(|rules| rules.index_memory_max = 100).await;
+        let ids: Vec<TaskId> =
+            futures_util::future::join_all((0..2_000).map(|_| place.enqueue("commit"))).await;
+        for id in ids {
+            let (task, _, _) = place.until(id, TaskState::Completed).await;
+            assert_eq!(task.attempt, 1);
+        }
+        assert_eq!(place.effects.load(Ordering::Acquire), 2_000);
+        place.close().await;
+    }
+}

@@ -113,6 +113,7 @@ pub(super) fn read_answer(stream: &mut impl BufRead) -> Option<Answer> {
             stream.read_exact(&mut body).ok()?;
             answer.body = String::from_utf8(body).ok()?;
         }
+        None if answer.status == 204 => {}
         None => {
             stream.read_to_string(&mut answer.body).ok()?;
         }

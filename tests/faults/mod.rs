@@ -13,6 +13,7 @@ mod power;
 mod sale;
 mod server;
 mod syscalls;
+mod tasks;
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
