@@ -93,6 +93,10 @@ fn read_alone<T>(
     Store::read_alone(&path, &settings.database, work).map_err(explained)
 }
 
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or(serde_json::Value::Null)
+}
+
 fn brief(task: &Task) -> serde_json::Value {
     serde_json::json!({
         "id": task.id, "name": task.name, "queue": task.queue, "state": task.state,
@@ -205,7 +209,6 @@ fn show(common: &Common, settings: &Settings, id: &str) -> Outcome {
     let (task, attempts, logs) = read_alone(settings, |tx| task::get(tx, now, id))?;
     if common.json {
         let mut view = brief(&task);
-        let json = |text: &str| serde_json::from_str(text).unwrap_or(serde_json::Value::Null);
         view["args"] = json(&task.args);
         view["result"] = task.result.as_deref().map_or(serde_json::Value::Null, json);
         view["attempts"] = attempts

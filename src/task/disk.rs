@@ -66,6 +66,9 @@ pub(super) struct Rest {
     pub(super) leases: Vec<(TaskId, u32, String, i64)>,
 }
 
+/// Entries by queue, and those that wait for their time.
+type Counts = (HashMap<String, u64>, u64);
+
 enum Call {
     Put(Tree, Vec<Item>),
     Take(
@@ -75,7 +78,7 @@ enum Call {
         SyncSender<Result<Vec<Item>, DiskError>>,
     ),
     Check(SyncSender<Result<(), DiskError>>),
-    Count(SyncSender<Result<(HashMap<String, u64>, u64), DiskError>>),
+    Count(SyncSender<Result<Counts, DiskError>>),
     Close(Box<Rest>, SyncSender<Result<(), DiskError>>),
 }
 
@@ -386,7 +389,7 @@ fn take(open: &Open, tree: Tree, queue: &str, most: usize) -> Result<Vec<Item>, 
     Ok(items)
 }
 
-fn count(open: &Open) -> Result<(HashMap<String, u64>, u64), DiskError> {
+fn count(open: &Open) -> Result<Counts, DiskError> {
     let mut ready: HashMap<String, u64> = HashMap::new();
     let mut current: (Vec<u8>, u64) = (Vec::new(), 0);
     let mut note = |(name, entries): (Vec<u8>, u64)| -> Result<(), DiskError> {

@@ -730,7 +730,8 @@ mod tests {
 
     #[test]
     fn a_damaged_or_unfinished_folder_is_never_taken_up_wrong() {
-        let damages: [(&str, fn(&Path)); 5] = [
+        type Damage = (&'static str, fn(&Path));
+        let damages: [Damage; 5] = [
             ("deleted", |db| std::fs::remove_file(db).expect("removed")),
             ("empty", |db| std::fs::write(db, "").expect("written")),
             ("half", |db| {

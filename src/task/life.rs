@@ -394,7 +394,7 @@ pub(super) fn require_lease(tx: &mut Tx<'_>, id: TaskId, attempt: u32) -> Result
     }
 }
 
-/// Renews an outside worker's lease.
+/// Renews an outside worker's lease, though not beyond the longest run that the task may have.
 pub fn heartbeat(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -402,9 +402,8 @@ pub fn heartbeat(
     attempt: u32,
     lease_ms: i64,
 ) -> Result<Beat, TaskError> {
-    let lease_expires_at = plus_ms(now, lease_ms);
-    match sql::heartbeat(tx, id, attempt, lease_expires_at)? {
-        Some(cancel_requested) => Ok(Beat {
+    match sql::heartbeat(tx, id, attempt, plus_ms(now, lease_ms))? {
+        Some((lease_expires_at, cancel_requested)) => Ok(Beat {
             lease_expires_at,
             cancel_requested,
         }),
@@ -467,12 +466,20 @@ pub fn recover(
         return Ok(Changes::default()); // it was renewed meanwhile
     }
     let who = run.worker.as_deref().unwrap_or("its worker").to_owned();
-    let error = match lease {
-        Some(_) => format!("{who} was not heard of until its lease ran out"),
-        None => format!("{who} ended while it ran"),
+    let is_over_time = plus_ms(run.started_at, run.timeout_ms) <= now;
+    let (outcome, error) = match lease {
+        Some(_) if is_over_time => (
+            AttemptOutcome::TimedOut,
+            format!("it ran longer than {} ms", run.timeout_ms),
+        ),
+        Some(_) => (
+            AttemptOutcome::Crashed,
+            format!("{who} was not heard of until its lease ran out"),
+        ),
+        None => (AttemptOutcome::Crashed, format!("{who} ended while it ran")),
     };
     let failure = Failure {
-        outcome: AttemptOutcome::Crashed,
+        outcome,
         error,
         is_final: false,
         retry_after_ms: None,

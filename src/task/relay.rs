@@ -435,6 +435,9 @@ impl Loop {
         }
         self.walk_on(now);
         if self.walk.is_none() && self.index.is_short() {
+            if !self.index.has_disk() {
+                self.index.start_over(); // there may be one again
+            }
             self.walk_anew();
         }
         match self.index.ripen(now) {

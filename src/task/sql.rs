@@ -470,6 +470,7 @@ pub(super) struct Running {
     pub(super) lease_expires_at: Option<Timestamp>,
     pub(super) run_at: Timestamp,
     pub(super) priority: u8,
+    pub(super) timeout_ms: i64,
 }
 
 pub(super) fn running(
@@ -479,7 +480,7 @@ pub(super) fn running(
 ) -> Result<Option<Running>, StoreError> {
     tx.row(
         "SELECT worker, attempted_at, max_attempts, crashes, retry_policy, cancel_requested_at, lease_expires_at, \
-         run_at, priority FROM tasks WHERE id = $1 AND attempt = $2 AND state = 'running'",
+         run_at, priority, timeout_ms FROM tasks WHERE id = $1 AND attempt = $2 AND state = 'running'",
         &[(&id.text()).into(), attempt.into()],
         |row| {
             Ok(Running {
@@ -492,6 +493,7 @@ pub(super) fn running(
                 lease_expires_at: row.get(6)?,
                 run_at: row.get(7)?,
                 priority: small(row, 8)?,
+                timeout_ms: row.get(9)?,
             })
         },
     )
@@ -566,17 +568,20 @@ pub(super) fn state(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<(TaskState, u3
     )
 }
 
+/// Renews a lease, though not beyond the end of the longest run; answers its end, and whether the
+/// task was cancelled.
 pub(super) fn heartbeat(
     tx: &mut Tx<'_>,
     id: TaskId,
     attempt: u32,
     lease: Timestamp,
-) -> Result<Option<bool>, StoreError> {
+) -> Result<Option<(Timestamp, bool)>, StoreError> {
     tx.row(
-        "UPDATE tasks SET lease_expires_at = $3 WHERE id = $1 AND attempt = $2 AND state = 'running' \
-         AND lease_expires_at IS NOT NULL RETURNING cancel_requested_at",
+        "UPDATE tasks SET lease_expires_at = CASE WHEN attempted_at + timeout_ms * 1000 < $3 \
+         THEN attempted_at + timeout_ms * 1000 ELSE $3 END WHERE id = $1 AND attempt = $2 AND state = 'running' \
+         AND lease_expires_at IS NOT NULL RETURNING lease_expires_at, cancel_requested_at",
         &[(&id.text()).into(), attempt.into(), lease.into()],
-        |row| Ok(row.get::<Option<Timestamp>>(0)?.is_some()),
+        |row| Ok((row.get(0)?, row.get::<Option<Timestamp>>(1)?.is_some())),
     )
 }
 
@@ -988,6 +993,10 @@ pub(super) struct Old {
     pub(super) finished_at: Option<Timestamp>,
     pub(super) expires_at: Option<Timestamp>,
     pub(super) result_expires_at: Option<Timestamp>,
+    pub(super) attempt: u32,
+    pub(super) attempted_at: Option<Timestamp>,
+    /// Who runs it without a lease: a process, for itself.
+    pub(super) process: Option<String>,
 }
 
 pub(super) fn old_above(
@@ -997,7 +1006,9 @@ pub(super) fn old_above(
 ) -> Result<Vec<Old>, StoreError> {
     let above = above.map(|id| id.to_string()).unwrap_or_default();
     tx.rows(
-        "SELECT id, state, finished_at, expires_at, result_expires_at FROM tasks WHERE id > $1 ORDER BY id LIMIT $2",
+        "SELECT id, state, finished_at, expires_at, result_expires_at, attempt, attempted_at, \
+         CASE WHEN state = 'running' AND lease_expires_at IS NULL THEN worker END FROM tasks \
+         WHERE id > $1 ORDER BY id LIMIT $2",
         &[above.as_str().into(), limit.into()],
         |row| {
             Ok(Old {
@@ -1006,6 +1017,9 @@ pub(super) fn old_above(
                 finished_at: row.get(2)?,
                 expires_at: row.get(3)?,
                 result_expires_at: row.get(4)?,
+                attempt: row.get(5)?,
+                attempted_at: row.get(6)?,
+                process: row.get(7)?,
             })
         },
     )

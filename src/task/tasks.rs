@@ -285,7 +285,7 @@ impl Tasks {
     ) -> Result<Vec<Started>, TaskError> {
         let (now, worker) = (self.0.clock.now(), worker.to_owned());
         let (tasks, asked) = (self.clone(), entries.clone());
-        let (answer, started) = oneshot::channel();
+        let (answer, mut started) = oneshot::channel();
         let work = move |tx: &mut Tx<'_>| {
             fail::fail_point!("task.start");
             asked
@@ -296,34 +296,19 @@ impl Tasks {
                 })
                 .collect::<Result<Vec<_>, TaskError>>()
         };
-        let after = move |done: &Result<Vec<(Entry, Start)>, TaskError>| {
-            let result = match done {
-                Ok(starts) => Ok(tasks.after_start(starts)),
-                Err(error) => {
-                    tasks.give_back(entries);
-                    // What went wrong inside is told by the write itself.
-                    Err(error.to_string())
+        let after = move |done: &Result<Vec<(Entry, Start)>, TaskError>| match done {
+            Ok(starts) => {
+                if let Err(unclaimed) = answer.send(tasks.after_start(starts)) {
+                    tasks.release_all(unclaimed);
                 }
-            };
-            if let Err(Ok(starts)) = answer.send(result) {
-                tasks.release_all(starts);
             }
+            Err(_) => tasks.give_back(entries),
         };
-        // Not awaited as such: a caller that goes away must not leave its start unwatched.
-        let written = self.0.store.write_then(work, after);
-        tokio::pin!(written);
-        tokio::select! {
-            biased;
-            result = started => match result {
-                Ok(Ok(starts)) => Ok(starts),
-                Ok(Err(_)) | Err(_) => Err(written
-                    .await
-                    .err()
-                    .unwrap_or(TaskError::Store(StoreError::Stopped))),
-            },
-            result = &mut written => Err(result
-                .err()
-                .unwrap_or(TaskError::Store(StoreError::Stopped))),
+        // The runs come by `answer`, which notices when nobody waits any more; by then `after` has
+        // been called, because that comes before the write's own answer.
+        match self.0.store.write_then(work, after).await {
+            Ok(_) => started.try_recv().map_err(|_| TaskError::Stopped),
+            Err(error) => Err(error),
         }
     }
 

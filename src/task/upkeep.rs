@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::life::settle;
+use super::life::{recover, settle};
 use super::{Changes, TaskError, TaskId, TaskState, Tasks, sql};
 use crate::clock::Timestamp;
 use crate::config::{self, ms};
 
+/// How long a run may go between its start and its handler.
+const LOST_AFTER_SECONDS: i64 = 60;
 /// Pages between two looks at locks and batches.
 const PAGES_PER_LOOK: u32 = 50;
 
@@ -72,7 +74,7 @@ impl Upkeep {
         self.pages = self.pages.wrapping_add(1);
         let dues: Vec<Due> = page
             .iter()
-            .filter_map(|row| due(now, &rules, row))
+            .filter_map(|row| due(now, &rules, row).or_else(|| self.lost(now, row)))
             .collect();
         if dues.is_empty() {
             return Ok(false);
@@ -86,6 +88,9 @@ impl Upkeep {
                             sql::remove(tx, id)?;
                         }
                         Due::ForgetResult(id) => sql::forget_result(tx, now, id)?,
+                        Due::TakeBack(id, attempt) => {
+                            changes.add(recover(tx, now, &rules, id, attempt, None)?);
+                        }
                         Due::Expire(id) => {
                             let state = TaskState::Cancelled;
                             if let Some(ended) = sql::finish_waiting(tx, now, id, state, "expired")?
@@ -99,6 +104,16 @@ impl Upkeep {
             })
             .await?;
         Ok(true)
+    }
+
+    /// A run that this process began and does not know: its start was answered to nobody.
+    fn lost(&self, now: Timestamp, row: &sql::Old) -> Option<Due> {
+        let is_own = row.process.as_deref() == Some(&**self.tasks.worker());
+        let is_old = row
+            .attempted_at
+            .is_some_and(|at| at.plus_seconds(LOST_AFTER_SECONDS) <= now);
+        (is_own && is_old && !self.tasks.running().lock().contains_key(&row.id))
+            .then_some(Due::TakeBack(row.id, row.attempt))
     }
 
     async fn look_at_locks_and_batches(
@@ -131,6 +146,7 @@ enum Due {
     Remove(TaskId),
     ForgetResult(TaskId),
     Expire(TaskId),
+    TakeBack(TaskId, u32),
 }
 
 fn seconds_ago(now: Timestamp, seconds: u64) -> Timestamp {
