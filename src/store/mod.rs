@@ -26,7 +26,7 @@ use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
 use crate::monitor::Metrics;
 use checkpoint::Checkpointer;
-use writer::{OnFatal, Writer};
+use writer::{Answer, OnFatal, Writer};
 
 /// What can go wrong with the database, as far as a caller can act on it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -225,7 +225,7 @@ impl Store {
     {
         let answer = self.0.writer.submit(false, work, after);
         match tokio::time::timeout(self.0.write_timeout, answer).await {
-            Ok(Ok(result)) => result,
+            Ok(Ok(answer)) => answer.result(),
             Ok(Err(_)) => Err(E::from(StoreError::Stopped)),
             Err(_) => Err(E::from(StoreError::Timeout)),
         }
@@ -245,7 +245,7 @@ impl Store {
             .writer
             .submit(true, work, |_| ())
             .blocking_recv()
-            .unwrap_or_else(|_| Err(E::from(StoreError::Stopped)))
+            .map_or_else(|_| Err(E::from(StoreError::Stopped)), Answer::result)
     }
 
     /// Runs `work` on one consistent snapshot, off the async threads, under the statement limit.
