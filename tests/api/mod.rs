@@ -5,3 +5,4 @@ mod catalogue;
 mod input;
 mod orders;
 mod sales;
+mod tls;
