@@ -48,6 +48,10 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     }
     tell("making a shop");
     let shop = Shop::new(2 * ROUNDS, BUYERS)?;
+    if options.tenfold {
+        tell("making it ten times as large");
+        shop.grow()?;
+    }
     for round in 0..rounds {
         if options.wants("a sale") {
             tell(&format!("a sale, round {}", round + 1));

@@ -47,6 +47,9 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_RESPONSE_TIME: HeaderName = HeaderName::from_static("x-response-time");
 pub(super) const CORP: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
+/// Fields that an answer has when it leaves: room for them is made once.
+pub(super) const HEADERS_USUAL: usize = 12;
+
 const API_POLICY: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
@@ -761,7 +764,7 @@ mod tests {
                 13 => panic!("unlucky"),
                 14 => std::future::pending().await,
                 15 => Err(Problem::internal("disk on fire").into()),
-                size => Ok(Tagged::new(Thing {
+                size => Ok(Tagged(Thing {
                     name: "x".repeat(
                         usize::try_from(size).unwrap_or_default()
                             + limit.0.unwrap_or_default() as usize,

@@ -347,20 +347,15 @@ impl OrderApi {
             Some("orders") => true,
             Some(_) => return Err(vec![FieldError::new("include", "must be orders")].into()),
         };
-        let filter = Filter {
-            user_id: Some(id),
-            status: None,
-            before: i64::MAX,
-            limit: default_limit(),
-        };
         let (user, orders) = self
             .store
             .read(move |tx| {
-                let user = user::get(tx, id)?;
-                let orders = with_orders
-                    .then(|| super::sql::list(tx, &filter))
-                    .transpose()?;
-                Ok::<_, UserError>((user, orders))
+                if !with_orders {
+                    return Ok((user::get(tx, id)?, None));
+                }
+                let (user, orders) = super::sql::user_with_orders(tx, id, default_limit())?
+                    .ok_or(UserError::NotFound(id))?;
+                Ok::<_, UserError>((user, Some(orders)))
             })
             .await
             .map_err(Problem::from)?;

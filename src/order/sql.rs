@@ -1,24 +1,47 @@
 //! Every statement about orders and their lines.
 
 use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, ReleasedToSale};
-use crate::auth::UserId;
+use crate::auth::{Account, UserId};
 use crate::clock::Timestamp;
 use crate::store::{Row, StoreError, Tx};
 
 fn order(row: &Row<'_>) -> Result<Order, StoreError> {
+    order_at(row, 0)
+}
+
+/// An order whose columns begin at `first`.
+fn order_at(row: &Row<'_>, first: usize) -> Result<Order, StoreError> {
     Ok(Order {
-        id: row.get(0)?,
-        user_id: row.get(1)?,
-        status: row.get(2)?,
-        total_amount: row.get(3)?,
-        currency: row.get(4)?,
-        sale_id: row.get(5)?,
-        created_at: row.get(6)?,
-        expires_at: row.get(7)?,
-        paid_at: row.get(8)?,
-        processed_at: row.get(9)?,
+        id: row.get(first)?,
+        user_id: row.get(first + 1)?,
+        status: row.get(first + 2)?,
+        total_amount: row.get(first + 3)?,
+        currency: row.get(first + 4)?,
+        sale_id: row.get(first + 5)?,
+        created_at: row.get(first + 6)?,
+        expires_at: row.get(first + 7)?,
+        paid_at: row.get(first + 8)?,
+        processed_at: row.get(first + 9)?,
         items: Vec::new(),
     })
+}
+
+/// Adds a row of an order joined with its lines, both of whose columns begin at `first`, to the
+/// orders before it.
+fn gather(row: &Row<'_>, first: usize, orders: &mut Vec<Order>) -> Result<(), StoreError> {
+    let id: OrderId = row.get(first)?;
+    if orders.last().is_none_or(|last| last.id != id) {
+        orders.push(order_at(row, first)?);
+    }
+    if let (Some(order), Some(product_id)) = (orders.last_mut(), row.get(first + 10)?) {
+        order.items.push(OrderItem {
+            product_id,
+            quantity: row.get(first + 11)?,
+            unit_amount: row.get(first + 12)?,
+            amount: row.get(first + 13)?,
+        });
+    }
+    Ok(())
 }
 
 pub(super) fn insert(
@@ -126,23 +149,37 @@ pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Order>, Store
             filter.user_id.into(),
             filter.status.into(),
         ],
-        |row| {
-            let id: OrderId = row.get(0)?;
-            if orders.last().is_none_or(|last| last.id != id) {
-                orders.push(order(row)?);
-            }
-            if let (Some(order), Some(product_id)) = (orders.last_mut(), row.get(10)?) {
-                order.items.push(OrderItem {
-                    product_id,
-                    quantity: row.get(11)?,
-                    unit_amount: row.get(12)?,
-                    amount: row.get(13)?,
-                });
-            }
-            Ok(())
-        },
+        |row| gather(row, 0, &mut orders),
     )?;
     Ok(orders)
+}
+
+/// A user and the newest orders with their lines, in one statement.
+pub(super) fn user_with_orders(
+    tx: &mut Tx<'_>,
+    user: UserId,
+    limit: i64,
+) -> Result<Option<(Account, Vec<Order>)>, StoreError> {
+    let (mut account, mut orders) = (None, Vec::new());
+    tx.each(
+        "SELECT u.id, u.email, u.name, u.role, u.status, u.created_at, u.last_seen_at, \
+         o.id, o.user_id, o.status, o.total_amount, o.currency, o.sale_id, o.created_at, o.expires_at, o.paid_at, o.processed_at, \
+         i.product_id, i.quantity, i.unit_amount, i.amount FROM users u \
+         LEFT JOIN (SELECT id, user_id, status, total_amount, currency, sale_id, created_at, expires_at, paid_at, \
+         processed_at FROM orders WHERE user_id = $1 ORDER BY id DESC LIMIT $2) o ON o.user_id = u.id \
+         LEFT JOIN order_items i ON i.order_id = o.id WHERE u.id = $1 ORDER BY o.id DESC, i.line",
+        &[user.into(), limit.into()],
+        |row| {
+            if account.is_none() {
+                account = Some(Account::read(row)?);
+            }
+            match row.get::<Option<OrderId>>(7)? {
+                Some(_) => gather(row, 7, &mut orders),
+                None => Ok(()), // a user without orders
+            }
+        },
+    )?;
+    Ok(account.map(|account| (account, orders)))
 }
 
 /// Moves an order from one state to another; `false` when it is not in the first.

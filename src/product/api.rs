@@ -424,7 +424,7 @@ impl ProductApi {
             .await
             .map_err(Problem::from)?;
         self.metrics.product_views.inc(id.0);
-        Ok(Tagged::new(product.into()))
+        Ok(Tagged(product.into()))
     }
 
     /// Make a product

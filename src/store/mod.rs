@@ -26,7 +26,7 @@ use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
 use crate::monitor::Metrics;
 use checkpoint::Checkpointer;
-use writer::{OnFatal, Writer};
+use writer::{Answer, OnFatal, Writer};
 
 /// What can go wrong with the database, as far as a caller can act on it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -228,7 +228,7 @@ impl Store {
     {
         let answer = self.0.writer.submit(false, work, after);
         match tokio::time::timeout(self.0.write_timeout, answer).await {
-            Ok(Ok(result)) => result,
+            Ok(Ok(answer)) => answer.result(),
             Ok(Err(_)) => Err(E::from(StoreError::Stopped)),
             Err(_) => Err(E::from(StoreError::Timeout)),
         }
@@ -248,7 +248,7 @@ impl Store {
             .writer
             .submit(true, work, |_| ())
             .blocking_recv()
-            .unwrap_or_else(|_| Err(E::from(StoreError::Stopped)))
+            .map_or_else(|_| Err(E::from(StoreError::Stopped)), Answer::result)
     }
 
     /// Calls `listener` after each commit that touched `topic` ([`Tx::touch`]), on the writer's thread
@@ -276,9 +276,10 @@ impl Store {
                 .await
                 .map_err(|error| E::from(StoreError::Panicked(error.to_string())))?
         };
-        answer
-            .await
-            .unwrap_or_else(|_| Err(E::from(StoreError::Stopped)))
+        answer.await.map_or_else(
+            |_| Err(E::from(StoreError::Stopped)),
+            writer::Answer::result,
+        )
     }
 
     /// Queues a write that nobody waits for; only `after` hears of it. For threads that must not wait.

@@ -256,3 +256,27 @@ fn sqlite_is_compiled_as_it_was_measured() {
         );
     }
 }
+
+/// Callers are woken in turns; one who does not go on must not keep the others' turns.
+#[tokio::test]
+async fn callers_that_stand_still_hold_nobody_up() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    let mut still: Vec<_> = (0..100)
+        .map(|number| Box::pin(store.write(move |tx| insert(tx, &format!("still {number:02}")))))
+        .collect();
+    let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
+    for write in &mut still {
+        assert!(write.as_mut().poll(&mut nobody).is_pending());
+    }
+    for number in 0..100 {
+        store
+            .write(move |tx| insert(tx, &format!("other {number:02}")))
+            .await
+            .expect("answered beside those who stand still");
+    }
+    assert_eq!(store.read(keys).await.expect("keys").len(), 200);
+    for write in still {
+        write.await.expect("kept for them");
+    }
+}

@@ -3,13 +3,16 @@
 //! Invariants: a caller hears "yes" only after the commit that holds its work was synced to disk;
 //! each job runs in its own savepoint, so its `Err` or its panic undoes it alone; the queue is
 //! bounded and a full one refuses at once; after a failed sync nothing more is written (retrying
-//! fsync is unsafe: Rebello et al., USENIX ATC 2020), the process must start anew.
+//! fsync is unsafe: Rebello et al., USENIX ATC 2020), the process must start anew; callers who share
+//! a commit are woken a few at a time, so that other requests need not wait behind all of them.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rusqlite::{CachedStatement, Connection};
@@ -20,23 +23,46 @@ use super::{StoreError, Tx, sqlite};
 use crate::clock::Stopwatch;
 use crate::monitor::Metrics;
 
+/// Callers that are awake at once with an answer, for each processor. Woken all together, those of a
+/// large batch fill the async threads' queues, and a request that has nothing to do with them waits
+/// behind all of their answers: measured, 20 to 30 ms at the 99th percentile in place of 6 to 10.
+const AWAKE_PER_CPU: usize = 2;
+/// A woken caller that has not gone on for this long is not waited for: it may be part of something
+/// that waits for another write.
+const WAKING_WAIT: Duration = Duration::from_millis(20);
+
 /// Work for the writer thread.
 trait Job: Send {
-    /// Whether nobody waits for the answer any more and the work has not begun.
+    /// Whether nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;
     /// Runs inside a savepoint; `true` keeps what was written.
     fn run(&mut self, tx: &mut Tx<'_>) -> bool;
-    /// Tells the caller, once the commit that holds the work has succeeded or failed.
-    fn finish(self: Box<Self>, commit: Result<(), StoreError>);
+    /// Learns whether the commit that holds the work has succeeded, and calls what comes after.
+    fn settle(&mut self, commit: Result<(), StoreError>);
+    /// Tells the caller, who gives the turn back on waking.
+    fn answer(self: Box<Self>, turn: Option<Turn>);
 }
 
 /// A closure, its result, its caller, and what is to be done between the commit and the answer.
 struct Call<F, A, T, E> {
     work: Option<F>,
-    after: A,
+    after: Option<A>,
     result: Option<Result<T, E>>,
     /// `None` where nobody waits from the beginning.
-    reply: Option<oneshot::Sender<Result<T, E>>>,
+    reply: Option<oneshot::Sender<Answer<T, E>>>,
+}
+
+/// What a caller hears.
+pub(super) struct Answer<T, E> {
+    result: Result<T, E>,
+    _turn: Option<Turn>,
+}
+
+impl<T, E> Answer<T, E> {
+    /// What the work came to. The next caller is woken.
+    pub(super) fn result(self) -> Result<T, E> {
+        self.result
+    }
 }
 
 impl<F, A, T, E> Job for Call<F, A, T, E>
@@ -67,19 +93,112 @@ where
         keep
     }
 
-    fn finish(self: Box<Self>, commit: Result<(), StoreError>) {
-        let result = match (commit, self.result) {
+    fn settle(&mut self, commit: Result<(), StoreError>) {
+        let result = match (commit, self.result.take()) {
             // Even a refusal may rest on what others wrote in the same batch: it holds only if
             // that does.
             (Err(error), _) => Err(E::from(error)),
             (Ok(()), Some(result)) => result,
             (Ok(()), None) => Err(E::from(StoreError::Stopped)),
         };
-        (self.after)(&result);
+        if let Some(after) = self.after.take() {
+            after(&result);
+        }
+        self.result = Some(result);
+    }
+
+    fn answer(self: Box<Self>, turn: Option<Turn>) {
+        let Some(result) = self.result else {
+            return; // never settled, and so never to be answered
+        };
+        let answer = Answer {
+            result,
+            _turn: turn,
+        };
         if let Some(reply) = self.reply {
             // A caller that went away does not want to know.
-            drop(reply.send(result));
+            drop(reply.send(answer));
         }
+    }
+}
+
+/// Settled jobs whose callers are to be woken, a few at once.
+struct Outbox {
+    letters: Mutex<Letters>,
+    awake_max: usize,
+}
+
+struct Letters {
+    waiting: VecDeque<Box<dyn Job>>,
+    awake: usize,
+    last_waking: Stopwatch,
+}
+
+impl Outbox {
+    fn new() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            letters: Mutex::new(Letters {
+                waiting: VecDeque::new(),
+                awake: 0,
+                last_waking: Stopwatch::start(),
+            }),
+            awake_max: processors * AWAKE_PER_CPU,
+        }
+    }
+
+    fn post(self: &Arc<Self>, jobs: impl Iterator<Item = Box<dyn Job>>) {
+        self.letters.lock().waiting.extend(jobs);
+        self.wake();
+    }
+
+    /// When to call [`Outbox::wake`] again; `None` when nobody waits.
+    fn patience(&self) -> Option<Duration> {
+        (!self.letters.lock().waiting.is_empty()).then_some(WAKING_WAIT)
+    }
+
+    /// Wakes who may be woken, whatever those do who were woken long ago.
+    fn wake(self: &Arc<Self>) {
+        {
+            let mut letters = self.letters.lock();
+            if letters.last_waking.elapsed() >= WAKING_WAIT {
+                letters.awake = 0;
+            }
+        }
+        self.pass_on();
+    }
+
+    /// Wakes callers while there are turns.
+    fn pass_on(self: &Arc<Self>) {
+        loop {
+            let mut letters = self.letters.lock();
+            if letters.awake >= self.awake_max {
+                return;
+            }
+            let Some(job) = letters.waiting.pop_front() else {
+                return;
+            };
+            if job.is_abandoned() {
+                continue;
+            }
+            letters.awake += 1;
+            letters.last_waking = Stopwatch::start();
+            drop(letters);
+            job.answer(Some(Turn(Arc::clone(self))));
+        }
+    }
+}
+
+/// One of the few turns in which a woken caller goes on. Dropped, wherever that happens, it is the
+/// next caller's.
+struct Turn(Arc<Outbox>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut letters = self.0.letters.lock();
+        letters.awake = letters.awake.saturating_sub(1);
+        drop(letters);
+        self.0.pass_on();
     }
 }
 
@@ -123,6 +242,7 @@ impl Writer {
             broken: Arc::clone(&broken),
             listeners: Arc::clone(&listeners),
             touched: Topics::default(),
+            outbox: Arc::new(Outbox::new()),
             metrics,
             on_fatal: Some(on_fatal),
         };
@@ -150,7 +270,7 @@ impl Writer {
         patience: bool,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
         after: impl FnOnce(&Result<T, E>) + Send + 'static,
-    ) -> oneshot::Receiver<Result<T, E>>
+    ) -> oneshot::Receiver<Answer<T, E>>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
@@ -177,19 +297,19 @@ impl Writer {
         patience: bool,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
         after: impl FnOnce(&Result<T, E>) + Send + 'static,
-        reply: Option<oneshot::Sender<Result<T, E>>>,
+        reply: Option<oneshot::Sender<Answer<T, E>>>,
     ) where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
         let job = Box::new(Call {
             work: Some(work),
-            after,
+            after: Some(after),
             result: None,
             reply,
         });
         if self.broken.load(Ordering::Acquire) {
-            job.finish(Err(StoreError::Stopped));
+            refuse(job, StoreError::Stopped);
             return;
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -206,7 +326,7 @@ impl Writer {
                 TrySendError::Disconnected(message) => (message, StoreError::Stopped),
             };
             if let Message::Run(job) = message {
-                job.finish(Err(error));
+                refuse(job, error);
             }
         }
     }
@@ -232,6 +352,12 @@ impl Writer {
     }
 }
 
+/// Answers a job that was not begun, at once.
+fn refuse(mut job: Box<dyn Job>, error: StoreError) {
+    job.settle(Err(error));
+    job.answer(None);
+}
+
 struct Loop {
     conn: Connection,
     jobs: Receiver<Message>,
@@ -241,6 +367,7 @@ struct Loop {
     listeners: Arc<Mutex<Vec<Listener>>>,
     /// What the batch in hand touched, as far as it was not undone.
     touched: Topics,
+    outbox: Arc<Outbox>,
     metrics: Metrics,
     on_fatal: Option<OnFatal>,
 }
@@ -248,7 +375,7 @@ struct Loop {
 impl Loop {
     fn run(&mut self) {
         let mut batch: Vec<Box<dyn Job>> = Vec::with_capacity(self.batch_max);
-        while let Ok(first) = self.jobs.recv() {
+        while let Some(first) = self.next() {
             let mut stop = !self.take(first, &mut batch);
             while !stop && batch.len() < self.batch_max {
                 match self.jobs.try_recv() {
@@ -267,8 +394,20 @@ impl Loop {
         // Whoever slipped in behind the end hears that it came too late.
         while let Ok(Message::Run(job)) = self.jobs.try_recv() {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
-            job.finish(Err(StoreError::Stopped));
+            refuse(job, StoreError::Stopped);
         }
+    }
+
+    /// The next message; `None` when nobody is left to send one.
+    fn next(&self) -> Option<Message> {
+        while let Some(wait) = self.outbox.patience() {
+            match self.jobs.recv_timeout(wait) {
+                Ok(message) => return Some(message),
+                Err(RecvTimeoutError::Timeout) => self.outbox.wake(),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        self.jobs.recv().ok()
     }
 
     /// Puts a job into the batch; `false` for the order to stop.
@@ -277,7 +416,7 @@ impl Loop {
             Message::Run(job) => {
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
                 if job.is_abandoned() {
-                    job.finish(Err(StoreError::Timeout));
+                    refuse(job, StoreError::Timeout);
                 } else {
                     batch.push(job);
                 }
@@ -304,9 +443,10 @@ impl Loop {
                 }
             }
         }
-        for job in batch.drain(..) {
-            job.finish(outcome.clone());
+        for job in batch.iter_mut() {
+            job.settle(outcome.clone());
         }
+        self.outbox.post(batch.drain(..));
         if let Err(error) = outcome
             && error.is_fatal()
         {

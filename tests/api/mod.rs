@@ -6,3 +6,4 @@ mod input;
 mod orders;
 mod sales;
 mod tasks;
+mod tls;

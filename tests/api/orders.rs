@@ -186,7 +186,26 @@ fn unpaid_orders_expire_and_a_late_payment_is_never_paid_without_units() {
         .token(&staff)
         .send()
         .expect(200);
-    assert_eq!(user["orders"].as_array().expect("orders").len(), 3);
+    let orders = user["orders"].as_array().expect("orders");
+    assert_eq!(orders.len(), 3);
+    assert!(orders.is_sorted_by_key(|order| -order["id"].as_i64().expect("an id")));
+    assert_eq!(orders[0]["items"][0]["product_id"], product);
+    let nobody = shop.account("nobody@example.com", Role::Customer);
+    let user = shop
+        .get(&format!("/api/v1/users/{nobody}?include=orders"))
+        .token(&staff)
+        .send()
+        .expect(200);
+    assert_eq!(
+        (&user["id"], &user["orders"]),
+        (&json!(nobody), &json!([])),
+        "a user without orders"
+    );
+    let none = shop
+        .get("/api/v1/users/999999?include=orders")
+        .token(&staff)
+        .send();
+    assert_eq!(none.status, 404);
 }
 
 #[test]

@@ -157,6 +157,9 @@ fn work(server: &Server, sale: &Sale, count: usize, what: &str) -> Vec<String> {
     done
 }
 
+/// What is done to the folder, and how.
+type Damage<'a> = (&'static str, Box<dyn Fn() + 'a>);
+
 #[test]
 fn whatever_is_done_to_the_queue_folder_every_task_is_given_out_once() {
     let root = tempfile::tempdir().expect("temporary directory");
@@ -170,7 +173,7 @@ fn whatever_is_done_to_the_queue_folder_every_task_is_given_out_once() {
         let inside = inside.flatten().next().expect("one inside").path();
         inside.join("db")
     };
-    let damages: [(&str, Box<dyn Fn()>); 5] = [
+    let damages: [Damage<'_>; 5] = [
         ("nothing", Box::new(|| ())),
         (
             "deleted",

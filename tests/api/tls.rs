@@ -1,0 +1,129 @@
+//! TLS as a client from outside meets it: HTTP/2 or 1.1 by agreement, and a new certificate without
+//! a restart.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::{http1, http2};
+use hyper::{Request, Response, Version, body::Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::support::Shop;
+
+struct Certificate {
+    cert_pem: String,
+    key_pem: String,
+    der: CertificateDer<'static>,
+}
+
+fn certificate() -> Certificate {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("made");
+    Certificate {
+        cert_pem: made.cert.pem(),
+        key_pem: made.signing_key.serialize_pem(),
+        der: made.cert.der().clone(),
+    }
+}
+
+/// What a client hears that trusts these certificates and offers these protocols.
+struct Heard {
+    version: Version,
+    status: u16,
+    is_strict: bool,
+    body: Bytes,
+    presented: CertificateDer<'static>,
+}
+
+async fn ask(address: SocketAddr, trusted: &[&Certificate], alpn: &[&str]) -> Heard {
+    let mut roots = RootCertStore::empty();
+    for certificate in trusted {
+        roots.add(certificate.der.clone()).expect("a root");
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let tcp = TcpStream::connect(address).await.expect("connected");
+    let name = ServerName::try_from("localhost").expect("a name");
+    let tls = TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await
+        .expect("a certificate that is trusted");
+    let session = tls.get_ref().1;
+    let presented = session.peer_certificates().expect("presented")[0].clone();
+    let is_h2 = session.alpn_protocol() == Some(b"h2");
+    let request = Request::get("https://localhost/livez")
+        .header("host", "localhost")
+        .body(Empty::<Bytes>::new())
+        .expect("a request");
+    let io = TokioIo::new(tls);
+    let answer: Response<Incoming> = if is_h2 {
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io)
+            .await
+            .expect("HTTP/2");
+        tokio::spawn(connection);
+        sender.send_request(request).await.expect("answered")
+    } else {
+        let (mut sender, connection) = http1::handshake(io).await.expect("HTTP/1.1");
+        tokio::spawn(connection);
+        sender.send_request(request).await.expect("answered")
+    };
+    Heard {
+        version: answer.version(),
+        status: answer.status().as_u16(),
+        is_strict: answer.headers().contains_key("strict-transport-security"),
+        body: answer
+            .into_body()
+            .collect()
+            .await
+            .expect("a body")
+            .to_bytes(),
+        presented,
+    }
+}
+
+#[test]
+fn http2_and_http1_are_spoken_and_a_new_certificate_needs_no_restart() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let write = |certificate: &Certificate| {
+        std::fs::write(&cert, &certificate.cert_pem).expect("written");
+        std::fs::write(&key, &certificate.key_pem).expect("written");
+    };
+    let (first, second) = (certificate(), certificate());
+    write(&first);
+    let shop = Shop::open_with(|settings| {
+        settings.server.tls_cert = cert.clone();
+        settings.server.tls_key = key.clone();
+    });
+    let client = tokio::runtime::Runtime::new().expect("a runtime");
+    let ask =
+        |trusted: &[&Certificate], alpn: &[&str]| client.block_on(ask(shop.address, trusted, alpn));
+    for (alpn, version) in [
+        (&["h2", "http/1.1"][..], Version::HTTP_2),
+        (&["http/1.1"][..], Version::HTTP_11),
+        (&[][..], Version::HTTP_11),
+    ] {
+        let heard = ask(&[&first], alpn);
+        assert_eq!((heard.version, heard.status), (version, 200), "{alpn:?}");
+        assert!(heard.is_strict && !heard.body.is_empty(), "{alpn:?}");
+    }
+    // Between the two writes the pair does not fit; the old one must serve until the new one does.
+    write(&second);
+    shop.wait_until("the new certificate is presented", || {
+        let heard = ask(&[&first, &second], &["h2"]);
+        assert_eq!(heard.status, 200);
+        heard.presented == second.der
+    });
+    std::fs::write(&key, "no key").expect("written");
+    assert_eq!(ask(&[&second], &["h2"]).status, 200);
+}
