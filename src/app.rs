@@ -33,8 +33,10 @@ use crate::monitor::{Health, Metrics};
 use crate::order::api::OrderApi;
 use crate::order::tasks::ProcessOrder;
 use crate::product::api::ProductApi;
-use crate::product::stock;
-use crate::store::{DataDir, Store, StoreError};
+use crate::product::tasks::VerifyStock;
+use crate::schedule::api::ScheduleApi;
+use crate::schedule::{self, BuiltIn, Schedules, Ticker, When};
+use crate::store::{DataDir, Store, StoreError, database_in};
 use crate::task::api::TaskApi;
 use crate::task::{self, Pool, Registry, Tasks, Upkeep};
 use crate::user::api::UserApi;
@@ -47,7 +49,7 @@ const CHECK_BEHIND: Duration = Duration::from_secs(600);
 /// Exit code for a failed disk (EX_IOERR of sysexits.h).
 const EXIT_IO: i32 = 74;
 /// The stock ledger is checked for the first time when the rush of the start is over.
-const FIRST_LEDGER_CHECK_SECONDS: u64 = 60;
+const FIRST_LEDGER_CHECK_SECONDS: u32 = 60;
 /// How often sessions' last use is written down.
 const LAST_SEEN_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -154,8 +156,39 @@ pub fn runtime(settings: &Settings) -> std::io::Result<tokio::runtime::Runtime> 
 }
 
 /// The built-in tasks.
-pub fn registry() -> Registry {
-    Registry::builder().with(ProcessOrder).build()
+pub fn registry(settings: &Settings, metrics: &Metrics) -> Registry {
+    Registry::builder()
+        .with(ProcessOrder)
+        .with(VerifyStock::new(
+            database_in(&settings.data.dir),
+            settings.database.clone(),
+            metrics.clone(),
+        ))
+        .build()
+}
+
+/// The built-in schedules.
+fn built_in_schedules(settings: &Settings) -> Vec<BuiltIn> {
+    let mut all = Vec::new();
+    let ledger_check_seconds = settings.orders.ledger_check_seconds;
+    if ledger_check_seconds > 0 {
+        let every = When::Every(u32::try_from(ledger_check_seconds).unwrap_or(u32::MAX));
+        // What the last process found, this one's gauges don't tell.
+        all.push(BuiltIn::of::<VerifyStock>(every).soon_after_start(FIRST_LEDGER_CHECK_SECONDS));
+    }
+    all
+}
+
+/// Checks the schedules that the settings declare, without a data directory.
+pub fn check_schedules(settings: &Settings) -> anyhow::Result<()> {
+    let basis = schedule::Basis {
+        rules: Arc::new(settings.schedules.clone()),
+        task_rules: Arc::new(settings.tasks.clone()),
+        registry: registry(settings, &Metrics::new()?),
+    };
+    let now = Clock::system().now();
+    schedule::declarations(&basis, now, &built_in_schedules(settings))?;
+    Ok(())
 }
 
 /// The handles that the API is made of.
@@ -167,6 +200,7 @@ struct Handles {
     auth: Auth,
     gate: Gate,
     tasks: Tasks,
+    schedules: Schedules,
 }
 
 /// The whole API, in the order of the document's tags.
@@ -178,6 +212,7 @@ type Api = (
     FlashSaleApi,
     SeckillApi,
     TaskApi,
+    ScheduleApi,
 );
 
 fn service(handles: &Handles) -> OpenApiService<Api, ()> {
@@ -215,6 +250,10 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.tasks.clone(),
             handles.settings.orders.idempotency_seconds,
         ),
+        ScheduleApi::new(
+            handles.schedules.clone(),
+            handles.settings.orders.idempotency_seconds,
+        ),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
         .description("A shop's catalogue, orders, stock and flash sales in one process.")
@@ -235,6 +274,18 @@ pub fn openapi() -> anyhow::Result<(String, String)> {
             |_| (),
         )?;
         let clock = Clock::system();
+        let tasks = Tasks::new(
+            store.clone(),
+            clock.clone(),
+            Arc::new(settings.tasks.clone()),
+            metrics.clone(),
+            registry(&settings, &metrics),
+        );
+        let schedules = Schedules::new(
+            &tasks,
+            Arc::new(settings.schedules.clone()),
+            metrics.clone(),
+        );
         let handles = Handles {
             auth: Auth::new(
                 store.clone(),
@@ -246,13 +297,8 @@ pub fn openapi() -> anyhow::Result<(String, String)> {
                 clock.clone(),
                 metrics.clone(),
             ),
-            tasks: Tasks::new(
-                store.clone(),
-                clock.clone(),
-                Arc::new(settings.tasks.clone()),
-                metrics.clone(),
-                registry(),
-            ),
+            tasks,
+            schedules,
             settings: Arc::new(settings),
             store,
             clock,
@@ -379,10 +425,16 @@ impl App {
             clock.clone(),
             Arc::new(settings.tasks.clone()),
             metrics.clone(),
-            registry(),
+            registry(&settings, &metrics),
         );
         let (delivering, folder) = (tasks.clone(), dir.queue());
         tokio::task::spawn_blocking(move || delivering.deliver(folder)).await??;
+        let schedules = Schedules::new(
+            &tasks,
+            Arc::new(settings.schedules.clone()),
+            metrics.clone(),
+        );
+        schedules.declare(&built_in_schedules(&settings)).await?;
         let setup_token = auth.begin_setup().await?;
         let handles = Handles {
             settings: Arc::clone(&settings),
@@ -392,6 +444,7 @@ impl App {
             auth: auth.clone(),
             gate: gate.clone(),
             tasks: tasks.clone(),
+            schedules: schedules.clone(),
         };
         let endpoint = routes(&handles, &health, &dir.static_files())?;
         let listeners = Listeners::bind(&settings.server)?;
@@ -415,12 +468,9 @@ impl App {
             metrics.clone(),
             services_stopped.clone(),
         ));
-        services.spawn(keep_ledger_checked(
-            dir.database(),
-            Arc::clone(&settings),
-            metrics.clone(),
-            services_stopped,
-        ));
+        if settings.schedules.enabled {
+            services.spawn(Ticker::new(schedules).run(services_stopped));
+        }
 
         let server = tokio::spawn(serve(
             listeners,
@@ -566,48 +616,6 @@ async fn keep_gauges(store: Store, metrics: Metrics, mut stopped: watch::Receive
         tokio::select! {
             _ = stopped.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
-        }
-    }
-}
-
-/// Checks the stock ledger a minute after the start and at intervals, for the gauges and the log.
-async fn keep_ledger_checked(
-    database: std::path::PathBuf,
-    settings: Arc<Settings>,
-    metrics: Metrics,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let interval = settings.orders.ledger_check_seconds;
-    let mut wait = Duration::from_secs(interval.min(FIRST_LEDGER_CHECK_SECONDS));
-    if interval == 0 {
-        return;
-    }
-    loop {
-        tokio::select! {
-            _ = stopped.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(wait) => {}
-        }
-        wait = Duration::from_secs(interval);
-        let (path, settings, stop) = (database.clone(), Arc::clone(&settings), stopped.clone());
-        // On a connection of its own: a large ledger takes longer than a request may.
-        let checked = tokio::task::spawn_blocking(move || {
-            Store::read_alone(&path, &settings.database, |tx| {
-                stock::verify(tx, |_| match *stop.borrow() {
-                    true => Err(StoreError::Stopped),
-                    false => Ok(()),
-                })
-            })
-        });
-        match checked.await {
-            Ok(Ok(verdict)) => {
-                metrics.set_stock_verdict(verdict.drift_units, verdict.problems_total);
-                for problem in &verdict.problems {
-                    tracing::error!(problem, "the stock ledger does not add up");
-                }
-            }
-            Ok(Err(StoreError::Stopped)) => return,
-            Ok(Err(error)) => tracing::warn!(%error, "the stock ledger could not be checked"),
-            Err(error) => tracing::error!(%error, "the check of the stock ledger ended in a panic"),
         }
     }
 }

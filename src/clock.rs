@@ -111,8 +111,14 @@ pub struct Clock(Source);
 
 #[derive(Clone, Debug)]
 enum Source {
-    System { started: Instant },
-    Manual { now_micros: Arc<AtomicI64> },
+    System {
+        started: Instant,
+    },
+    Manual {
+        now_micros: Arc<AtomicI64>,
+        /// How far the wall clock was set from the time that passed.
+        jumped_micros: Arc<AtomicI64>,
+    },
 }
 
 impl Clock {
@@ -131,6 +137,7 @@ impl Clock {
     pub fn manual(now: Timestamp) -> Self {
         Self(Source::Manual {
             now_micros: Arc::new(AtomicI64::new(now.0)),
+            jumped_micros: Arc::default(),
         })
     }
 
@@ -142,7 +149,14 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             Source::System { .. } => Timestamp(Utc::now().timestamp_micros()),
-            Source::Manual { now_micros } => Timestamp(now_micros.load(Ordering::Acquire)),
+            Source::Manual {
+                now_micros,
+                jumped_micros,
+            } => Timestamp(
+                now_micros
+                    .load(Ordering::Acquire)
+                    .saturating_add(jumped_micros.load(Ordering::Acquire)),
+            ),
         }
     }
 
@@ -152,7 +166,7 @@ impl Clock {
             Source::System { started } => {
                 u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
             }
-            Source::Manual { now_micros } => {
+            Source::Manual { now_micros, .. } => {
                 u64::try_from(now_micros.load(Ordering::Acquire) / 1_000).unwrap_or(0)
             }
         }
@@ -160,9 +174,16 @@ impl Clock {
 
     /// Moves a manual clock forward; does nothing to the system's.
     pub fn advance(&self, by: Duration) {
-        if let Source::Manual { now_micros } = &self.0 {
+        if let Source::Manual { now_micros, .. } = &self.0 {
             let micros = i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
             now_micros.fetch_add(micros, Ordering::AcqRel);
+        }
+    }
+
+    /// Sets a manual clock's wall forward, or back, as somebody sets a machine's; no time passes.
+    pub fn jump_seconds(&self, by: i64) {
+        if let Source::Manual { jumped_micros, .. } = &self.0 {
+            jumped_micros.fetch_add(by.saturating_mul(1_000_000), Ordering::AcqRel);
         }
     }
 }
@@ -234,6 +255,9 @@ mod tests {
         assert_eq!(clock.now(), Timestamp(5_000));
         clock.advance(Duration::from_millis(3));
         assert_eq!(clock.now(), Timestamp(8_000));
+        assert_eq!(clock.monotonic_ms(), 8);
+        clock.jump_seconds(-1);
+        assert_eq!(clock.now(), Timestamp(8_000 - 1_000_000));
         assert_eq!(clock.monotonic_ms(), 8);
     }
 }

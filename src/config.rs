@@ -75,6 +75,8 @@ pub struct Settings {
     pub flash_sales: FlashSales,
     /// Tasks, their queues and workers.
     pub tasks: Tasks,
+    /// Schedules that make tasks again and again.
+    pub schedules: Schedules,
     /// CSV imports.
     pub import: Import,
     /// Log lines.
@@ -342,6 +344,63 @@ section! {
 }
 
 section! {
+    /// `[schedules]`
+    Schedules {
+        /// Whether this process fires schedules; otherwise it only shows and changes them.
+        enabled: bool = true,
+        /// Time zone of schedules that name none, as in the IANA data base: `Asia/Shanghai`.
+        time_zone: String = "UTC".to_owned(),
+        /// A fire that comes later than this counts as missed: the schedule says what is done then.
+        late_seconds: u64 = 60,
+        /// Schedules that there may be.
+        schedules_max: u32 = 1_000,
+        /// Missed fires that a schedule may ask to be made up for.
+        catch_up_max: u32 = 100,
+        /// Runs that are kept of each schedule.
+        history_max: u32 = 1_000,
+        /// How often the rows are looked through without having been nudged.
+        poll_interval_ms: u64 = 5_000,
+        /// Schedules by name, each a table such as `[schedules.entries.nightly]` with `cron` or
+        /// `interval_seconds`, and `task`; optional are `time_zone`, `queue`, `args`, `priority`,
+        /// `max_attempts`, `timeout_seconds`, `overlap` (`skip`, `allow`, `queue_one`), `missed`
+        /// (`once`, `skip`, `all`), `missed_max` and `jitter_seconds`. A built-in one needs no `task`.
+        entries: BTreeMap<String, ScheduleEntry> = BTreeMap::new(),
+    }
+}
+
+/// A schedule of the settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScheduleEntry {
+    /// Fires as this expression says.
+    pub cron: Option<String>,
+    /// Fires every so many seconds.
+    pub interval_seconds: Option<u32>,
+    /// In which zone the expression is read.
+    pub time_zone: Option<String>,
+    /// What is to be done.
+    pub task: Option<String>,
+    /// Where its tasks wait.
+    pub queue: Option<String>,
+    /// Its tasks' arguments.
+    pub args: Option<serde_json::Value>,
+    /// Higher first.
+    pub priority: Option<u8>,
+    /// How often each task may be started.
+    pub max_attempts: Option<u32>,
+    /// Longest run of each task.
+    pub timeout_seconds: Option<u32>,
+    /// What a fire does while the task before is unfinished.
+    pub overlap: Option<String>,
+    /// What becomes of missed fires.
+    pub missed: Option<String>,
+    /// How many of them `all` makes up for.
+    pub missed_max: Option<u32>,
+    /// Each task is put off by a random time up to this.
+    pub jitter_seconds: Option<u32>,
+}
+
+section! {
     /// `[import]`
     Import {
         /// Rows that share one write.
@@ -387,6 +446,7 @@ const SECTIONS: &[(&str, Docs)] = &[
     ("orders", Orders::DOCS),
     ("flash_sales", FlashSales::DOCS),
     ("tasks", Tasks::DOCS),
+    ("schedules", Schedules::DOCS),
     ("import", Import::DOCS),
     ("log", Log::DOCS),
 ];
@@ -398,6 +458,8 @@ const CUSTOMARY: &[(&str, &str)] = &[
     ("WORKERS", "server.workers"),
 ];
 const ENV_PREFIX: &str = "ONRUSH_";
+/// The one setting whose keys are names that an owner chooses.
+const ENTRIES: &str = "schedules.entries";
 /// Meant for the build (`web/build.rs`), and often still set when the result is started.
 const BUILD_ONLY: &str = "ONRUSH_UI_DIST";
 
@@ -447,7 +509,7 @@ pub struct Loaded {
 
 /// Reads all sources, refuses what is unknown or out of range.
 pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
-    let known = flatten(&defaults());
+    let known = known_keys();
     let mut figment = Figment::from(Serialized::defaults(Settings::default()));
     let mut sources = Sources::new();
 
@@ -503,10 +565,12 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         overrides.push((key.clone(), value.clone(), "command line".to_owned()));
     }
     for (key, value, source) in overrides {
-        let typed = typed_like(&known[&key], &value).map_err(|reason| ConfigError::Invalid {
-            key: key.clone(),
-            reason,
-            source_name: source.clone(),
+        let typed = typed_like(&known[&pattern_of(&key)], &value).map_err(|reason| {
+            ConfigError::Invalid {
+                key: key.clone(),
+                reason,
+                source_name: source.clone(),
+            }
         })?;
         figment = figment.merge(Serialized::global(&key, typed));
         sources.insert(key, source);
@@ -531,20 +595,24 @@ impl Loaded {
     /// Every effective value as `(dotted key, value, source)`, in the order of the file.
     pub fn effective(&self) -> Vec<(String, String, String)> {
         let values = flatten(&to_json(&self.settings));
+        let row = |key: &str, value: &serde_json::Value| {
+            let source = self.sources.get(key).map_or("default", String::as_str);
+            (key.to_owned(), value.to_string(), source.to_owned())
+        };
         let mut rows = Vec::new();
         for (section, docs) in SECTIONS {
             for (name, _) in *docs {
                 let key = format!("{section}.{name}");
-                let value = values
-                    .get(&key)
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
-                let source = self
-                    .sources
-                    .get(&key)
-                    .cloned()
-                    .unwrap_or_else(|| "default".to_owned());
-                rows.push((key, value, source));
+                if let Some(value) = values.get(&key) {
+                    rows.push(row(&key, value));
+                    continue;
+                }
+                // The entries that there are, each with what was said of it.
+                let within = format!("{key}.");
+                let entries = values
+                    .iter()
+                    .filter(|(key, value)| key.starts_with(&within) && !value.is_null());
+                rows.extend(entries.map(|(key, value)| row(key, value)));
             }
         }
         rows
@@ -579,15 +647,37 @@ fn to_json(settings: &Settings) -> serde_json::Value {
     serde_json::to_value(settings).unwrap_or(serde_json::Value::Null)
 }
 
-/// `{a: {b: 1}}` → `{"a.b": 1}`; lists are values.
+/// Every key that may be set, with a value of its type; an entry's name is written as `*`.
+fn known_keys() -> BTreeMap<String, serde_json::Value> {
+    let mut known = flatten(&defaults());
+    let entry = serde_json::to_value(ScheduleEntry::default()).unwrap_or_default();
+    for (field, value) in flatten(&entry) {
+        known.insert(format!("{ENTRIES}.*.{field}"), value);
+    }
+    known
+}
+
+/// `schedules.entries.nightly.cron` → `schedules.entries.*.cron`; other keys as they are.
+fn pattern_of(key: &str) -> String {
+    let inside = key
+        .strip_prefix(ENTRIES)
+        .and_then(|rest| rest.strip_prefix('.'));
+    match inside.and_then(|rest| rest.split_once('.')) {
+        Some((_, field)) => format!("{ENTRIES}.*.{field}"),
+        None => key.to_owned(),
+    }
+}
+
+/// `{a: {b: 1}}` → `{"a.b": 1}`; lists, empty objects and the arguments of tasks are values.
 fn flatten(value: &serde_json::Value) -> BTreeMap<String, serde_json::Value> {
     fn walk(
         prefix: &str,
         value: &serde_json::Value,
         out: &mut BTreeMap<String, serde_json::Value>,
     ) {
+        let is_value = pattern_of(prefix) == format!("{ENTRIES}.*.args");
         match value.as_object() {
-            Some(map) => {
+            Some(map) if !map.is_empty() && !is_value => {
                 for (name, inner) in map {
                     let key = if prefix.is_empty() {
                         name.clone()
@@ -597,7 +687,7 @@ fn flatten(value: &serde_json::Value) -> BTreeMap<String, serde_json::Value> {
                     walk(&key, inner, out);
                 }
             }
-            None => {
+            Some(_) | None => {
                 out.insert(prefix.to_owned(), value.clone());
             }
         }
@@ -612,12 +702,13 @@ fn check_known(
     known: &BTreeMap<String, serde_json::Value>,
     source_name: &str,
 ) -> Result<(), ConfigError> {
-    if known.contains_key(key) {
+    let pattern = pattern_of(key);
+    if known.contains_key(&pattern) {
         return Ok(());
     }
     let nearest = known
         .keys()
-        .map(|candidate| (strsim::damerau_levenshtein(candidate, key), candidate))
+        .map(|candidate| (strsim::damerau_levenshtein(candidate, &pattern), candidate))
         .min()
         .filter(|(distance, candidate)| *distance * 3 <= candidate.len())
         .map(|(_, candidate)| candidate.clone());
@@ -649,7 +740,9 @@ fn typed_like(default: &serde_json::Value, text: &str) -> Result<serde_json::Val
                 .map(Value::from)
                 .collect(),
         )),
-        Value::Null | Value::String(_) | Value::Object(_) => Ok(Value::from(text)),
+        // An optional setting says nothing of its type; a JSON text is what it looks like.
+        Value::Null => Ok(serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))),
+        Value::String(_) | Value::Object(_) => Ok(Value::from(text)),
     }
 }
 
@@ -809,6 +902,18 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
         100,
     )?;
     at_least("tasks.index_queue_max", s.tasks.index_queue_max as u64, 64)?;
+    for (key, value) in [
+        ("schedules.schedules_max", s.schedules.schedules_max),
+        ("schedules.catch_up_max", s.schedules.catch_up_max),
+        ("schedules.history_max", s.schedules.history_max),
+    ] {
+        at_least(key, u64::from(value), 1)?;
+    }
+    at_least(
+        "schedules.poll_interval_ms",
+        s.schedules.poll_interval_ms,
+        10,
+    )?;
     at_least("import.batch_rows", s.import.batch_rows as u64, 1)?;
     if s.server.tls_cert.as_os_str().is_empty() != s.server.tls_key.as_os_str().is_empty() {
         return Err((
@@ -866,6 +971,47 @@ mod tests {
             error.to_string().contains("did you mean `server.port`?"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn schedules_are_declared_by_name_and_their_unknown_keys_are_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = dir.path().join("onrush.toml");
+        let load_text = |text: &str, pairs: &[(&str, &str)]| {
+            std::fs::write(&file, text).expect("write");
+            let mut inputs = env(pairs);
+            inputs.file = Some(file.clone());
+            load(&inputs)
+        };
+        let text = "[schedules.entries.nightly]\ncron = \"0 1 * * *\"\ntask = \"resize\"\n\
+                    args = { image = { id = 7 } }\n[schedules.entries.often]\ninterval_seconds = 5\n";
+        let priority = ("ONRUSH_SCHEDULES__ENTRIES__OFTEN__PRIORITY", "7");
+        let task = ("ONRUSH_SCHEDULES__ENTRIES__OFTEN__TASK", "count");
+        let loaded = load_text(text, &[priority, task]).expect("valid");
+        let entries = &loaded.settings.schedules.entries;
+        assert_eq!(
+            entries["nightly"].args,
+            Some(serde_json::json!({"image": {"id": 7}}))
+        );
+        assert_eq!(entries["often"].priority, Some(7));
+        assert_eq!(entries["often"].task.as_deref(), Some("count"));
+        let effective = loaded.effective();
+        let shown = |key: &str| effective.iter().find(|(shown, ..)| shown == key);
+        assert!(shown("schedules.entries.nightly.args").is_some());
+        assert!(shown("schedules.entries.nightly.queue").is_none());
+        let (.., source) = shown("schedules.entries.often.priority").expect("shown");
+        assert_eq!(
+            source,
+            "environment ONRUSH_SCHEDULES__ENTRIES__OFTEN__PRIORITY"
+        );
+        let wrong = "[schedules.entries.nightly]\ncorn = \"0 1 * * *\"\n";
+        let error = load_text(wrong, &[]).expect_err("unknown").to_string();
+        assert!(error.contains("schedules.entries.nightly.corn"), "{error}");
+        assert!(error.contains("schedules.entries.*.cron"), "{error}");
+        let wrong = "[schedules.entries]\nnightly = 5\n";
+        assert!(load_text(wrong, &[]).is_err());
+        let wrong = "[schedules.entries.nightly]\npriority = \"high\"\n";
+        assert!(load_text(wrong, &[]).is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! | [`order`] | orders, their states, idempotency, import of past orders |
 //! | [`product`] | the catalogue, stock and its hash-chained ledger |
 //! | [`user`] | accounts, as staff see and change them |
+//! | [`schedule`] | what is done again and again, and what came of each time |
 //! | [`task`] | what is to be done later, by whom, and what came of it |
 //! | [`auth`] | credentials, sessions, API keys, roles, the caller |
 //! | [`http`] | accept loop, limits, problems, documentation, files |
@@ -33,6 +34,7 @@ pub mod http;
 pub mod monitor;
 pub mod order;
 pub mod product;
+pub mod schedule;
 pub mod store;
 pub mod task;
 pub mod user;

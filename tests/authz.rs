@@ -228,6 +228,55 @@ fn table() -> Vec<(&'static str, &'static str, Rule, Value)> {
             Staff("work"),
             none.clone(),
         ),
+        ("GET", "/api/v1/schedules", Staff("tasks"), none.clone()),
+        (
+            "POST",
+            "/api/v1/schedules",
+            Admin("tasks"),
+            json!({"name": "x", "cron": "@daily", "task": "x"}),
+        ),
+        (
+            "GET",
+            "/api/v1/schedules/{name}",
+            Staff("tasks"),
+            none.clone(),
+        ),
+        (
+            "PATCH",
+            "/api/v1/schedules/{name}",
+            Admin("tasks"),
+            json!({"overlap": "skip"}),
+        ),
+        (
+            "DELETE",
+            "/api/v1/schedules/{name}",
+            Admin("tasks"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/schedules/{name}/run",
+            Admin("tasks"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/schedules/{name}/pause",
+            Admin("tasks"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/schedules/{name}/resume",
+            Admin("tasks"),
+            none.clone(),
+        ),
+        (
+            "GET",
+            "/api/v1/schedules/{name}/runs",
+            Staff("tasks"),
+            none.clone(),
+        ),
         // A user's own account needs `orders`, anyone else's `users`: tested apart.
         ("GET", "/api/v1/users/{id}", Customer("users"), none),
     ]

@@ -132,6 +132,9 @@ fn each_framework_has_one_home() {
         ("indicatif", |_, module| module == "cli"),
         ("argon2", |_, module| module == "auth"),
         ("sled", |_, module| module == "task"),
+        ("tokio_cron_scheduler", |_, module| module == "schedule"),
+        ("croner", |_, module| module == "schedule"),
+        ("chrono_tz", |_, module| module == "schedule"),
     ];
     let mut wrong = Vec::new();
     for (path, text) in sources() {

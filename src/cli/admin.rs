@@ -315,6 +315,7 @@ pub(super) fn config(common: &Common, command: &ConfigCommand) -> Outcome {
         }
         ConfigCommand::Check => {
             let loaded = common.load(Vec::new())?;
+            crate::app::check_schedules(&loaded.settings)?;
             print(&if common.json {
                 serde_json::json!({"valid": true, "changed": loaded.sources.len()}).to_string()
             } else {

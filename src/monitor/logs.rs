@@ -65,8 +65,10 @@ impl Drop for LogGuard {
 
 /// Sets up logging for the whole process; `metrics` counts dropped lines.
 pub fn init(settings: &Log, metrics: Option<&Metrics>) -> Result<LogGuard, LogError> {
-    // The migration library tells at each start what it found; a directive of one's own for it wins.
-    let filter = EnvFilter::builder().parse(format!("refinery_core=warn,{}", settings.level))?;
+    // The migration library tells at each start what it found, and the scheduler that it has a job; a
+    // directive of one's own for them wins.
+    let quiet = "refinery_core=warn,tokio_cron_scheduler=warn";
+    let filter = EnvFilter::builder().parse(format!("{quiet},{}", settings.level))?;
     let (lines, waiting) = sync_channel(LINES_WAITING_MAX);
     std::thread::Builder::new()
         .name("log".to_owned())

@@ -99,6 +99,7 @@ pub struct Handles {
 
     tasks_total: IntCounterVec,
     task_duration_seconds: HistogramVec,
+    schedule_runs_total: IntCounterVec,
     queue_depth: IntGaugeVec,
     queue_latency_seconds: GaugeVec,
     /// How often the tasks' delivery index was made anew while it was in use.
@@ -257,6 +258,12 @@ impl Metrics {
                 r.register(Box::new(vec.clone()))?;
                 vec
             },
+            schedule_runs_total: int_counter_vec(
+                r,
+                "schedule_runs_total",
+                "Runs of schedules that are over, by what they came to.",
+                &["schedule", "outcome"],
+            )?,
             queue_depth: int_gauge_vec(
                 r,
                 "queue_depth",
@@ -351,6 +358,23 @@ impl Metrics {
             self.task_duration_seconds
                 .with_label_values(&[task])
                 .observe(seconds);
+        }
+    }
+
+    /// Counts a run of a schedule that is over; there are only so many schedules.
+    pub fn count_schedule_run(&self, schedule: &str, outcome: &str) {
+        self.schedule_runs_total
+            .with_label_values(&[schedule, outcome])
+            .inc();
+    }
+
+    /// Forgets a schedule that was removed, so that old ones don't pile up.
+    pub fn forget_schedule<'a>(&self, schedule: &str, outcomes: impl Iterator<Item = &'a str>) {
+        for outcome in outcomes {
+            // An error only means that it was never counted.
+            let _absent = self
+                .schedule_runs_total
+                .remove_label_values(&[schedule, outcome]);
         }
     }
 

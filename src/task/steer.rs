@@ -30,6 +30,11 @@ pub fn get(
     ))
 }
 
+/// A task as it stands, without what its attempts left behind.
+pub fn find(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<Task>, StoreError> {
+    sql::get(tx, id)
+}
+
 /// Which tasks to list.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {

@@ -5,5 +5,6 @@ mod catalogue;
 mod input;
 mod orders;
 mod sales;
+mod schedules;
 mod tasks;
 mod tls;

@@ -236,6 +236,7 @@ fn the_server_checks_the_ledger_and_tells_what_it_found() {
         !metrics().contains("\nstock_drift_units "),
         "not checked yet"
     );
+    shop.clock.advance(Duration::from_secs(1));
     shop.wait_until("a check", || metrics().contains("\nstock_drift_units 0"));
     assert!(metrics().contains("\nstock_ledger_problems 0"));
 }

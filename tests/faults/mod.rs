@@ -11,6 +11,7 @@ mod disk;
 mod kill;
 mod power;
 mod sale;
+mod schedules;
 mod server;
 mod syscalls;
 mod tasks;

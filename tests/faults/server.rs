@@ -37,6 +37,7 @@ impl Launch {
         .set("ONRUSH_AUTH__ARGON2_PASSES", 1)
         // Tasks write as well, and would take the counts that are meant for what a test does.
         .set("ONRUSH_ORDERS__PROCESS", false)
+        .set("ONRUSH_ORDERS__LEDGER_CHECK_SECONDS", 0)
     }
 
     pub(super) fn set(mut self, name: &str, value: impl ToString) -> Self {

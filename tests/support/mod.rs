@@ -154,6 +154,9 @@ impl Shop {
         settings.auth.argon2_passes = 1;
         // The clock of a test does not wake anybody.
         settings.tasks.poll_interval_ms = 20;
+        settings.schedules.poll_interval_ms = 20;
+        // Only a test of it checks the ledger besides the one at the end.
+        settings.orders.ledger_check_seconds = 0;
         // Orders stay as a test made them; a test of their processing turns it on.
         settings.orders.process = false;
         change(&mut settings);
