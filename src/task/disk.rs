@@ -110,13 +110,7 @@ impl Disk {
         let name = uuid::Uuid::now_v7().simple().to_string();
         let disk = Self::open(folder.join(name), timeout)?.0;
         for path in old {
-            let gone = match std::fs::metadata(&path) {
-                Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(&path),
-                _ => std::fs::remove_file(&path),
-            };
-            if let Err(error) = gone {
-                tracing::debug!(%error, path = %path.display(), "an old delivery index stays");
-            }
+            remove(&path);
         }
         Ok(disk)
     }
@@ -431,6 +425,23 @@ fn close(open: &Open, rest: &Rest) -> Result<(), DiskError> {
     open.db.insert("rest", text)?;
     open.db.flush()?;
     Ok(())
+}
+
+/// Deletes what is in `folder`, as far as that can be done.
+pub(super) fn clear(folder: &Path) {
+    for path in inside(folder) {
+        remove(&path);
+    }
+}
+
+fn remove(path: &Path) {
+    let gone = match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
+        _ => std::fs::remove_file(path),
+    };
+    if let Err(error) = gone {
+        tracing::debug!(%error, path = %path.display(), "an old delivery index stays");
+    }
 }
 
 /// Whether there is anything to be taken up.

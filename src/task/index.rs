@@ -4,8 +4,8 @@
 //! (pause, concurrency, rate). The head of each queue is in memory, the rest on [`Disk`]. Invariants:
 //! everything in it may be stale or missing and nothing is lost by that, because a start is decided
 //! by the row; adding twice is adding once; every entry of a queue in memory comes before every one
-//! on disk; without a disk what does not fit into memory is forgotten and noted ([`Index::is_short`]),
-//! to be looked for in the rows again.
+//! on disk; sled is opened only once memory does not suffice; without a disk what does not fit is
+//! forgotten and noted ([`Index::is_short`]), to be looked for in the rows again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -135,6 +135,8 @@ pub(super) struct Index {
     lease_ends: BTreeSet<(u64, TaskId)>,
     handed: HashMap<TaskId, Arc<str>>,
     disk: Option<Disk>,
+    /// Whether there is no disk because it failed, and not because none was needed so far.
+    disk_failed: bool,
     spill: [Vec<Item>; 2],
     folder: PathBuf,
     memory_max: usize,
@@ -193,6 +195,7 @@ impl Index {
             lease_ends: BTreeSet::new(),
             handed: HashMap::new(),
             disk: None,
+            disk_failed: false,
             spill: [Vec::new(), Vec::new()],
             folder: folder.to_owned(),
             memory_max: rules.index_memory_max,
@@ -212,7 +215,7 @@ impl Index {
         }
     }
 
-    /// Forgets everything and begins with an empty folder, or without one if that can't be.
+    /// Forgets everything, and the folder with it.
     pub(super) fn start_over(&mut self) {
         for queue in self.queues.values_mut() {
             queue.waiting = Shelf::default();
@@ -220,10 +223,23 @@ impl Index {
         self.scheduled = Shelf::default();
         self.spill = [Vec::new(), Vec::new()];
         self.disk = None;
+        self.disk_failed = false;
+        disk::clear(&self.folder);
+    }
+
+    /// Opens an empty folder; if that can't be, what was to go there is forgotten.
+    fn open_disk(&mut self) {
         match Disk::anew(&self.folder, self.timeout) {
             Ok(disk) => self.disk = Some(disk),
             Err(error) => {
                 tracing::warn!(%error, "there is no disk for the tasks' delivery index; it goes on in memory");
+                self.disk_failed = true;
+                self.spill = [Vec::new(), Vec::new()];
+                let shelves = self.queues.values_mut().map(|queue| &mut queue.waiting);
+                for shelf in shelves.chain([&mut self.scheduled]) {
+                    shelf.is_short |= shelf.on_disk > 0;
+                    shelf.on_disk = 0;
+                }
             }
         }
     }
@@ -269,7 +285,7 @@ impl Index {
                 entry.priority,
                 name,
                 self.memory_max,
-                self.disk.is_some(),
+                !self.disk_failed,
             );
             self.spill[1].extend(spilled);
             return false;
@@ -279,7 +295,7 @@ impl Index {
     }
 
     fn add_ready(&mut self, priority: u8, run_at: Timestamp, id: TaskId, queue: &str) {
-        let (most, has_disk) = (self.memory_max, self.disk.is_some());
+        let (most, has_disk) = (self.memory_max, !self.disk_failed);
         let queue = self.queue(queue);
         let key = key_of(255 - priority, run_at, id);
         let name = Arc::clone(&queue.name);
@@ -289,6 +305,9 @@ impl Index {
 
     /// Writes what did not fit into memory. To be called after a round of adding.
     pub(super) fn settle(&mut self) -> Result<(), DiskError> {
+        if self.disk.is_none() && self.spill.iter().any(|items| !items.is_empty()) {
+            self.open_disk();
+        }
         for (at, tree) in [(0, Tree::Ready), (1, Tree::Scheduled)] {
             if !self.spill[at].is_empty()
                 && let Some(disk) = &self.disk
@@ -762,7 +781,13 @@ mod tests {
                 (Some(_), Ok(found)) => assert_eq!(found.len(), 1_000, "{what}"),
                 (_, Err(_)) => {}
             }
+            index.start_over();
+            for entry in &all {
+                index.add(NOW, entry);
+            }
+            index.settle().expect("written");
             assert!(index.has_disk(), "{what}: a new folder was made");
+            assert_eq!(index.drain().expect("drained"), all, "{what}");
         }
     }
 
@@ -786,7 +811,8 @@ mod tests {
         for entry in entries(1_000) {
             index.add(NOW, &entry);
         }
-        assert!(!index.is_short());
+        index.settle().expect("forgotten");
+        assert!(!index.is_short() && !index.has_disk());
         let mut got = Vec::new();
         for queue in ["a", "b", "c"] {
             index

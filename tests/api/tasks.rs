@@ -595,7 +595,9 @@ fn paid_orders_are_processed_once_also_across_a_restart() {
 
 #[test]
 fn a_restart_and_a_lost_queue_folder_lose_nothing() {
-    let (mut shop, admin) = open();
+    // So small a memory that the folder is needed.
+    let mut shop = Shop::open_with(|settings| settings.tasks.index_memory_max = 4);
+    let admin = shop.token(Role::Admin);
     let mut expected: Vec<String> = (0..30)
         .map(|at| {
             enqueue(
