@@ -105,6 +105,13 @@ impl Queue {
     }
 }
 
+/// A task that was handed out and is not over.
+struct Handed {
+    queue: Arc<str>,
+    /// An entry of it that came up meanwhile, old or ahead of the news: it waits for the end.
+    again: Option<(Key, u8)>,
+}
+
 struct Lease {
     attempt: u32,
     queue: Arc<str>,
@@ -133,7 +140,7 @@ pub(super) struct Index {
     scheduled: Shelf,
     leases: HashMap<TaskId, Lease>,
     lease_ends: BTreeSet<(u64, TaskId)>,
-    handed: HashMap<TaskId, Arc<str>>,
+    handed: HashMap<TaskId, Handed>,
     disk: Option<Disk>,
     /// Whether there is no disk because it failed, and not because none was needed so far.
     disk_failed: bool,
@@ -374,22 +381,31 @@ impl Index {
             return Ok(None);
         };
         let most = most.min(queue.room());
-        for _ in 0..most {
+        let wanted = out.len().saturating_add(most);
+        while out.len() < wanted {
             self.refill(name)?;
             let Some(queue) = self.queues.get_mut(name) else {
                 return Ok(None);
             };
-            if queue.waiting.head.is_empty() {
+            let Some((first, (priority, _))) = queue.waiting.head.first_key_value() else {
                 return Ok(None);
+            };
+            if let Some(handed) = self.handed.get_mut(&id_of(first)) {
+                handed.again = Some((*first, *priority));
+                queue.waiting.head.pop_first();
+                continue;
             }
             if let Err(again_ms) = queue.pay(now_ms) {
                 return Ok(Some(again_ms));
             }
             if let Some((key, (priority, queue_name))) = queue.waiting.head.pop_first() {
                 let id = id_of(&key);
-                if self.handed.insert(id, Arc::clone(&queue_name)).is_none() {
-                    queue.running += 1;
-                }
+                let handed = Handed {
+                    queue: Arc::clone(&queue_name),
+                    again: None,
+                };
+                self.handed.insert(id, handed);
+                queue.running += 1;
                 out.push(Entry {
                     queue: queue_name.to_string(),
                     priority,
@@ -428,25 +444,41 @@ impl Index {
         Ok(())
     }
 
-    /// A task that was handed out runs no longer, or was never started.
+    /// A task that was handed out was not started; unless another has it, who was faster.
+    pub(super) fn not_started(&mut self, id: TaskId) {
+        if !self.leases.contains_key(&id) {
+            self.over(id);
+        }
+    }
+
+    /// A task that was handed out runs no longer.
     pub(super) fn over(&mut self, id: TaskId) -> Option<Arc<str>> {
         if let Some(lease) = self.leases.remove(&id) {
             self.lease_ends.remove(&(lease.deadline_ms, id));
         }
-        let name = self.handed.remove(&id)?;
-        let queue = self.queues.get_mut(&name)?;
+        let handed = self.handed.remove(&id)?;
+        let queue = self.queues.get_mut(&handed.queue)?;
         queue.running = queue.running.saturating_sub(1);
-        Some(name)
+        if let Some((key, priority)) = handed.again {
+            self.add_ready(priority, time_of(&key), id, &handed.queue);
+        }
+        Some(handed.queue)
     }
 
     /// A task that is known to run, whoever handed it out.
     pub(super) fn note_running(&mut self, id: TaskId, queue: &str) {
         let queue = self.queue(queue);
         let name = Arc::clone(&queue.name);
-        if self.handed.insert(id, Arc::clone(&name)).is_none()
-            && let Some(queue) = self.queues.get_mut(&name)
-        {
+        if self.handed.contains_key(&id) {
+            return;
+        }
+        if let Some(queue) = self.queues.get_mut(&name) {
             queue.running += 1;
+            let handed = Handed {
+                queue: name,
+                again: None,
+            };
+            self.handed.insert(id, handed);
         }
     }
 

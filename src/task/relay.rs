@@ -344,13 +344,11 @@ impl Loop {
             Mail::Back(entries) => {
                 let now = self.parts.clock.now();
                 for entry in entries {
-                    self.index.over(entry.id);
+                    self.index.not_started(entry.id);
                     self.index.add(now, &entry);
                 }
             }
-            Mail::Dropped(id) => {
-                self.index.over(id);
-            }
+            Mail::Dropped(id) => self.index.not_started(id),
             Mail::Queue(row) => self.index.set_queue(row),
             Mail::Look(reply) => {
                 // Whoever asked may have gone.
