@@ -638,7 +638,7 @@ fn a_waiting_task_is_edited_and_moves_to_its_new_place() {
             .token(&admin);
         ask.json(&body).send()
     };
-    let later = shop.clock.now().plus_seconds(60);
+    let later = shop.clock.now().plus_seconds(20);
     let put_off = edit(&first, json!({"eta": later, "args": {"n": 1}})).expect(200);
     assert_eq!(
         (&put_off["state"], &put_off["args"]),
@@ -657,7 +657,7 @@ fn a_waiting_task_is_edited_and_moves_to_its_new_place() {
         edit(&first, json!({"max_attempts": 0})).outcome(),
         "422 validation_failed"
     );
-    shop.clock.advance(Duration::from_secs(60));
+    shop.clock.advance(Duration::from_secs(20));
     assert_eq!(fetch(&shop, &admin, "q")["args"], json!({"n": 1}));
     let metrics = || shop.get("/metrics").send().body;
     shop.wait_until("the figures are told", || {
