@@ -24,6 +24,9 @@ const ENTRY_DISK_BYTES: u64 = 200;
 /// Entries that are due and moved from the scheduled to their queues in one step.
 const DUE_BATCH: usize = 2_000;
 
+/// Entries that go to disk, or come from it, at a time.
+const DISK_BATCH: usize = 2_000;
+
 fn key_of(first: u8, at: Timestamp, id: TaskId) -> Key {
     let mut key = [0; 25];
     key[0] = first;
@@ -316,12 +319,10 @@ impl Index {
             self.open_disk();
         }
         for (at, tree) in [(0, Tree::Ready), (1, Tree::Scheduled)] {
-            if !self.spill[at].is_empty()
-                && let Some(disk) = &self.disk
-            {
-                disk.put(tree, std::mem::take(&mut self.spill[at]))?;
+            let items = std::mem::take(&mut self.spill[at]);
+            if let Some(disk) = &self.disk {
+                put(disk, tree, items)?;
             }
-            self.spill[at].clear();
         }
         Ok(())
     }
@@ -350,7 +351,8 @@ impl Index {
         let Some(disk) = &self.disk else {
             return Ok(());
         };
-        let items = disk.take(Tree::Scheduled, "", self.memory_max / 2)?;
+        let most = DISK_BATCH.min(self.memory_max / 2);
+        let items = disk.take(Tree::Scheduled, "", most)?;
         self.scheduled.on_disk -= (items.len() as u64).min(self.scheduled.on_disk);
         if items.is_empty() {
             // Counted and not there: the rows know.
@@ -426,7 +428,7 @@ impl Index {
             return Ok(());
         }
         self.settle()?;
-        let most = self.memory_max / 2;
+        let most = DISK_BATCH.min(self.memory_max / 2);
         let Some(disk) = &self.disk else {
             return Ok(());
         };
@@ -656,15 +658,15 @@ impl Index {
         };
         for tree in [Tree::Ready, Tree::Scheduled] {
             let spill = std::mem::take(&mut self.spill[usize::from(tree == Tree::Scheduled)]);
-            disk.put(tree, spill)?;
+            put(&disk, tree, spill)?;
         }
         rest.scheduled = self.scheduled.len();
-        disk.put(Tree::Scheduled, to_items(&mut self.scheduled))?;
+        put(&disk, Tree::Scheduled, to_items(&mut self.scheduled))?;
         for queue in self.queues.values_mut() {
             if queue.waiting.len() > 0 {
                 rest.ready
                     .insert(queue.name.to_string(), queue.waiting.len());
-                disk.put(Tree::Ready, to_items(&mut queue.waiting))?;
+                put(&disk, Tree::Ready, to_items(&mut queue.waiting))?;
             }
         }
         rest.leases = self
@@ -674,6 +676,15 @@ impl Index {
             .collect();
         disk.close(rest)
     }
+}
+
+/// Hands entries to the disk in parts that it is quickly done with.
+fn put(disk: &Disk, tree: Tree, mut items: Vec<Item>) -> Result<(), DiskError> {
+    while !items.is_empty() {
+        let rest = items.split_off(items.len().min(DISK_BATCH));
+        disk.put(tree, std::mem::replace(&mut items, rest))?;
+    }
+    Ok(())
 }
 
 /// Puts an entry where it belongs; answers what has to go to disk for it.

@@ -233,6 +233,7 @@ impl World {
             self.delivery().handle(Mail::Take(Take {
                 queues: Arc::from([QUEUES[queue].to_owned()]),
                 most: 1,
+                waits: true,
                 reply,
             }));
             let entry = offer.try_recv().ok()?.pop().expect("one");

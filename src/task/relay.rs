@@ -73,6 +73,8 @@ pub(super) enum Mail {
 pub(super) struct Take {
     pub(super) queues: Arc<[String]>,
     pub(super) most: usize,
+    /// Whether to wait until there is one; otherwise the answer comes at once and may be empty.
+    pub(super) waits: bool,
     pub(super) reply: oneshot::Sender<Vec<Entry>>,
 }
 
@@ -378,7 +380,7 @@ impl Loop {
             }
             self.hand_out(queue, most, now_ms, &mut entries);
         }
-        if !entries.is_empty() {
+        if !entries.is_empty() || !take.waits {
             self.give(take, entries);
             return;
         }
