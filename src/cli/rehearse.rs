@@ -125,6 +125,7 @@ pub(super) fn rehearse(common: &Common, args: &RehearseArgs) -> Outcome {
         ("server.public_url".to_owned(), String::new()),
         // The copy holds the shop's waiting tasks, and those are not the rehearsal's to do.
         ("tasks.workers".to_owned(), "0".to_owned()),
+        ("schedules.enabled".to_owned(), "false".to_owned()),
         ("log.level".to_owned(), "warn".to_owned()),
     ];
     let settings = common.load_with(flags)?.settings;

@@ -63,7 +63,8 @@ pub fn zone(name: &str) -> Result<Tz, String> {
         let hint = check::nearest(name, known)
             .map(|near| format!("; did you mean {near}?"))
             .unwrap_or_default();
-        format!("is no time zone of the IANA data base{hint}")
+        let name = check::shortened(name);
+        format!("`{name}` is no time zone of the IANA data base{hint}")
     })
 }
 

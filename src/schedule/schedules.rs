@@ -12,6 +12,7 @@ use super::{
     Basis, BuiltIn, Declared, Draft, Run, RunOutcome, Schedule, ScheduleError, declarations,
     declared, sql,
 };
+use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
@@ -23,6 +24,7 @@ use crate::task::Tasks;
 pub struct Schedules(Arc<Inner>);
 
 struct Inner {
+    tasks: Tasks,
     store: Store,
     clock: Clock,
     basis: Basis,
@@ -34,6 +36,7 @@ impl Schedules {
     /// A handle that fires nothing by itself; that is the ticker's to do.
     pub fn new(tasks: &Tasks, rules: Arc<config::Schedules>, metrics: Metrics) -> Self {
         Self(Arc::new(Inner {
+            tasks: tasks.clone(),
             store: tasks.store().clone(),
             clock: tasks.clock().clone(),
             basis: Basis {
@@ -105,6 +108,18 @@ impl Schedules {
             .await
     }
 
+    /// There are only so many queues.
+    fn require_queue(&self, draft: &Draft) -> Result<(), ScheduleError> {
+        let is_full = |queue: &String| !self.0.tasks.admits_queue(queue);
+        if draft.queue.as_ref().is_some_and(is_full) {
+            let reason = "there are as many queues as may be";
+            return Err(ScheduleError::Invalid(vec![FieldError::new(
+                "queue", reason,
+            )]));
+        }
+        Ok(())
+    }
+
     /// Makes a schedule.
     pub async fn create(
         &self,
@@ -112,12 +127,14 @@ impl Schedules {
         draft: Draft,
         is_paused: bool,
     ) -> Result<Schedule, ScheduleError> {
+        self.require_queue(&draft)?;
         self.change(move |tx, now, basis| super::create(tx, now, basis, &name, draft, is_paused))
             .await
     }
 
     /// Changes a schedule.
     pub async fn edit(&self, name: String, draft: Draft) -> Result<Schedule, ScheduleError> {
+        self.require_queue(&draft)?;
         self.change(move |tx, now, basis| super::edit(tx, now, basis, &name, draft))
             .await
     }
