@@ -557,7 +557,7 @@ fn paid_orders_are_processed_once_also_across_a_restart() {
             id
         })
         .collect();
-    for id in orders {
+    for id in &orders {
         let order = || {
             shop.get(&format!("/api/v1/orders/{id}"))
                 .token(&staff)
@@ -567,6 +567,12 @@ fn paid_orders_are_processed_once_also_across_a_restart() {
         shop.wait_until("it is processed", || order()["state"] == "processed");
         assert!(order()["processed_at"].is_string());
     }
+    let cancelled = shop
+        .post(&format!("/api/v1/orders/{}/cancel", orders[0]))
+        .token(&customer)
+        .send();
+    assert_eq!(cancelled.expect(200)["state"], "refund_due");
+    assert_eq!(shop.stock(product), 81, "its unit is on sale again");
     let tasks = shop
         .get("/api/v1/tasks?name=process_order")
         .token(&staff)
