@@ -35,7 +35,7 @@ use crate::order::tasks::ProcessOrder;
 use crate::product::api::ProductApi;
 use crate::product::tasks::VerifyStock;
 use crate::schedule::api::ScheduleApi;
-use crate::schedule::{self, BuiltIn, Schedules, Ticker, When};
+use crate::schedule::{self, BuiltIn, ScheduleError, Schedules, Ticker, When};
 use crate::store::{DataDir, Store, StoreError, database_in};
 use crate::task::api::TaskApi;
 use crate::task::{self, Pool, Registry, Tasks, Upkeep};
@@ -434,7 +434,14 @@ impl App {
             Arc::new(settings.schedules.clone()),
             metrics.clone(),
         );
-        schedules.declare(&built_in_schedules(&settings)).await?;
+        schedules
+            .declare(&built_in_schedules(&settings))
+            .await
+            .map_err(|error| match error {
+                // The settings are at fault, and whoever started it is to be told so.
+                ScheduleError::NotDeclarable(error) => anyhow::Error::new(error),
+                other => other.into(),
+            })?;
         let setup_token = auth.begin_setup().await?;
         let handles = Handles {
             settings: Arc::clone(&settings),

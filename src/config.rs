@@ -658,12 +658,15 @@ fn known_keys() -> BTreeMap<String, serde_json::Value> {
     known
 }
 
+/// Of a key within an entry, the entry's name and the rest.
+fn entry_of(key: &str) -> Option<(&str, &str)> {
+    let inside = key.strip_prefix(ENTRIES)?.strip_prefix('.')?;
+    inside.split_once('.')
+}
+
 /// `schedules.entries.nightly.cron` → `schedules.entries.*.cron`; other keys as they are.
 fn pattern_of(key: &str) -> String {
-    let inside = key
-        .strip_prefix(ENTRIES)
-        .and_then(|rest| rest.strip_prefix('.'));
-    match inside.and_then(|rest| rest.split_once('.')) {
+    match entry_of(key) {
         Some((_, field)) => format!("{ENTRIES}.*.{field}"),
         None => key.to_owned(),
     }
@@ -712,7 +715,10 @@ fn check_known(
         .map(|candidate| (strsim::damerau_levenshtein(candidate, &pattern), candidate))
         .min()
         .filter(|(distance, candidate)| *distance * 3 <= candidate.len())
-        .map(|(_, candidate)| candidate.clone());
+        .map(|(_, candidate)| match entry_of(key) {
+            Some((name, _)) => candidate.replace(".*.", &format!(".{name}.")),
+            None => candidate.clone(),
+        });
     Err(ConfigError::UnknownKey {
         key: key.to_owned(),
         nearest,
@@ -1008,7 +1014,10 @@ mod tests {
         let wrong = "[schedules.entries.nightly]\ncorn = \"0 1 * * *\"\n";
         let error = load_text(wrong, &[]).expect_err("unknown").to_string();
         assert!(error.contains("schedules.entries.nightly.corn"), "{error}");
-        assert!(error.contains("schedules.entries.*.cron"), "{error}");
+        assert!(
+            error.contains("mean `schedules.entries.nightly.cron`"),
+            "{error}"
+        );
         let wrong = "[schedules.entries]\nnightly = 5\n";
         assert!(load_text(wrong, &[]).is_err());
         let wrong = "[schedules.entries.nightly]\npriority = \"high\"\n";

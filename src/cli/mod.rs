@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Inputs, Loaded};
+use crate::schedule::NotDeclarable;
 
 #[derive(Parser)]
 #[command(
@@ -105,7 +106,8 @@ pub(crate) const EXIT_UNAVAILABLE: u8 = 69;
 impl<E: Into<anyhow::Error>> From<E> for Failed {
     fn from(error: E) -> Self {
         let error: anyhow::Error = error.into();
-        let code = if error.is::<config::ConfigError>() {
+        let is_setting = error.is::<config::ConfigError>() || error.is::<NotDeclarable>();
+        let code = if is_setting {
             EXIT_USAGE
         } else {
             EXIT_UNAVAILABLE

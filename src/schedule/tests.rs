@@ -832,3 +832,30 @@ proptest! {
         hold_to_the_rules(&world);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nudge_alone_is_enough() {
+    let world = World::new();
+    // By its own time it would look again in an hour.
+    let schedules = world.node_with(&world.clock, |rules| rules.poll_interval_ms = 3_600_000);
+    let draft = Draft {
+        overlap: word("allow"),
+        ..every(3_600)
+    };
+    make(&schedules, "s", draft).await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let running = tokio::spawn(Ticker::new(schedules.clone()).run(stopped));
+    for count in 1..=2 {
+        // Nobody tells it that the clock was moved.
+        world.clock.advance(Duration::from_secs(3_600));
+        let fired = async {
+            while world.runs("s").len() < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(30), fired).await;
+        waited.expect("it was nudged");
+    }
+    stop.send_replace(true);
+    running.await.expect("it ends");
+}
