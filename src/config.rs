@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chrono_tz::Tz;
 use figment::providers::{Format, Serialized, Toml};
 use figment::{Figment, Profile};
 use ipnet::IpNet;
@@ -69,12 +70,16 @@ pub struct Settings {
     pub database: Database,
     /// Sessions, passwords, login throttling.
     pub auth: Auth,
+    /// How popular products are.
+    pub products: Products,
     /// Orders and their payment window.
     pub orders: Orders,
     /// Flash sales and their gate.
     pub flash_sales: FlashSales,
     /// Tasks, their queues and workers.
     pub tasks: Tasks,
+    /// Sales reports.
+    pub reports: Reports,
     /// CSV imports.
     pub import: Import,
     /// Log lines.
@@ -239,6 +244,16 @@ section! {
 }
 
 section! {
+    /// `[products]`
+    Products {
+        /// A product is as popular as units of it were ordered within this time.
+        popularity_window_seconds: u64 = 86_400,
+        /// Products that get their new popularity in one write.
+        popularity_batch: usize = 256,
+    }
+}
+
+section! {
     /// `[orders]`
     Orders {
         /// Units are held this long for an order to be paid; 0 means orders start as paid.
@@ -342,6 +357,21 @@ section! {
 }
 
 section! {
+    /// `[reports]`
+    Reports {
+        /// Time zone whose midnights the days of a report begin at: an IANA name such as
+        /// `Asia/Shanghai`.
+        time_zone: Tz = Tz::UTC,
+        /// How long a report is kept and shown.
+        cache_seconds: u64 = 3_600,
+        /// Days of one report.
+        days_max: u32 = 3_660,
+        /// Days times currencies of one report.
+        rows_max: usize = 20_000,
+    }
+}
+
+section! {
     /// `[import]`
     Import {
         /// Rows that share one write.
@@ -384,9 +414,11 @@ const SECTIONS: &[(&str, Docs)] = &[
     ("server", Server::DOCS),
     ("database", Database::DOCS),
     ("auth", Auth::DOCS),
+    ("products", Products::DOCS),
     ("orders", Orders::DOCS),
     ("flash_sales", FlashSales::DOCS),
     ("tasks", Tasks::DOCS),
+    ("reports", Reports::DOCS),
     ("import", Import::DOCS),
     ("log", Log::DOCS),
 ];
@@ -685,6 +717,13 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
             Ok(())
         }
     };
+    let at_most = |key: &'static str, value: u64, max: u64| {
+        if value > max {
+            Err((key, format!("{value} is too large; the most is {max}")))
+        } else {
+            Ok(())
+        }
+    };
     at_least("server.connections_max", s.server.connections_max as u64, 1)?;
     at_least(
         "server.connections_per_address_max",
@@ -809,6 +848,24 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
         100,
     )?;
     at_least("tasks.index_queue_max", s.tasks.index_queue_max as u64, 64)?;
+    at_least(
+        "products.popularity_window_seconds",
+        s.products.popularity_window_seconds,
+        60,
+    )?;
+    at_least(
+        "products.popularity_batch",
+        s.products.popularity_batch as u64,
+        1,
+    )?;
+    at_most(
+        "products.popularity_batch",
+        s.products.popularity_batch as u64,
+        5_000,
+    )?;
+    at_least("reports.cache_seconds", s.reports.cache_seconds, 1)?;
+    at_least("reports.days_max", u64::from(s.reports.days_max), 1)?;
+    at_least("reports.rows_max", s.reports.rows_max as u64, 1)?;
     at_least("import.batch_rows", s.import.batch_rows as u64, 1)?;
     if s.server.tls_cert.as_os_str().is_empty() != s.server.tls_key.as_os_str().is_empty() {
         return Err((

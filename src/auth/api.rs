@@ -39,6 +39,8 @@ pub enum Tag {
     FlashSales,
     /// Tasks, queues and their workers.
     Tasks,
+    /// What was sold.
+    Reports,
 }
 
 /// Who calls: by a session's token or an API key (`Authorization: Bearer …`), or by the cookie of

@@ -81,6 +81,8 @@ word_type! {
         Tasks = "tasks",
         /// Fetch and finish tasks, as a worker.
         Work = "work",
+        /// Have sales reports made, and read them.
+        Reports = "reports",
         /// Act for the user that `X-User-Id` names, as a customer.
         ActAs = "act_as",
     }
