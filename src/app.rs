@@ -16,13 +16,14 @@ use rust_embed::RustEmbed;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::auth::Auth;
 use crate::auth::api::AuthApi;
+use crate::auth::{self, Auth, idempotency};
 use crate::clock::Clock;
 use crate::config::{Settings, ms};
 use crate::flash_sale::api::{FlashSaleApi, SeckillApi};
 use crate::flash_sale::gate::Gate;
 use crate::flash_sale::service::Sweeper;
+use crate::flash_sale::tasks::ExpireHolds;
 use crate::http::docs::Spec;
 use crate::http::edge::{Edge, EdgeOptions};
 use crate::http::files::{EmbeddedPage, StaticFiles};
@@ -34,10 +35,15 @@ use crate::order::api::OrderApi;
 use crate::order::tasks::ProcessOrder;
 use crate::product::api::ProductApi;
 use crate::product::stock;
-use crate::store::{DataDir, Store, StoreError};
+use crate::product::tasks::UpdateProductPopularity;
+use crate::report;
+use crate::report::api::ReportApi;
+use crate::report::tasks::GenerateSalesReport;
+use crate::store::{DataDir, LongReads, Store, StoreError};
 use crate::task::api::TaskApi;
-use crate::task::{self, Pool, Registry, Tasks, Upkeep};
+use crate::task::{self, Handler, Pool, Registry, Tasks, Upkeep};
 use crate::user::api::UserApi;
+use crate::user::tasks::{CleanExpiredCache, Sweep, SyncUserActivity};
 
 /// How long the look over the whole database may hold up a start after an unclean stop. A larger
 /// database is looked over in the background, while it serves.
@@ -48,8 +54,16 @@ const CHECK_BEHIND: Duration = Duration::from_secs(600);
 const EXIT_IO: i32 = 74;
 /// The stock ledger is checked for the first time when the rush of the start is over.
 const FIRST_LEDGER_CHECK_SECONDS: u64 = 60;
-/// How often sessions' last use is written down.
-const LAST_SEEN_INTERVAL: Duration = Duration::from_secs(30);
+/// What the shop does again and again by itself: a name, when, and the task.
+pub const BUILT_IN_SCHEDULES: &[(&str, &str, &str)] = &[
+    ("clean_expired_cache", "0 1 * * *", CleanExpiredCache::NAME),
+    ("sync_user_activity", "*/5 * * * *", SyncUserActivity::NAME),
+    (
+        "update_product_popularity",
+        "*/15 * * * *",
+        UpdateProductPopularity::NAME,
+    ),
+];
 
 /// A data directory with its database, opened by this process.
 pub struct OpenData {
@@ -62,6 +76,21 @@ pub struct OpenData {
 }
 
 impl OpenData {
+    /// The built-in tasks, for whoever makes some.
+    pub fn registry(&self, settings: &Settings) -> anyhow::Result<Registry> {
+        let (settings, metrics) = (Arc::new(settings.clone()), Metrics::new()?);
+        let (auth, gate) = auth_and_gate(&settings, &self.store, &self.clock, &metrics);
+        let (store, clock) = (self.store.clone(), self.clock.clone());
+        let sweeper = Sweeper::new(store, clock, Arc::clone(&settings), gate);
+        Ok(registry(
+            &settings,
+            &self.dir.database(),
+            &self.store,
+            auth,
+            sweeper,
+        ))
+    }
+
     /// Closes the database and notes the orderly end. Blocks.
     pub fn close(&self) {
         close(&self.dir, &self.store);
@@ -153,9 +182,47 @@ pub fn runtime(settings: &Settings) -> std::io::Result<tokio::runtime::Runtime> 
         .build()
 }
 
+fn auth_and_gate(
+    settings: &Settings,
+    store: &Store,
+    clock: &Clock,
+    metrics: &Metrics,
+) -> (Auth, Gate) {
+    let (auth, sales) = (settings.auth.clone(), settings.flash_sales.clone());
+    (
+        Auth::new(store.clone(), Arc::new(auth), clock.clone()),
+        Gate::new(Arc::new(sales), clock.clone(), metrics.clone()),
+    )
+}
+
 /// The built-in tasks.
-pub fn registry() -> Registry {
-    Registry::builder().with(ProcessOrder).build()
+fn registry(
+    settings: &Settings,
+    database: &Path,
+    store: &Store,
+    auth: Auth,
+    sweeper: Sweeper,
+) -> Registry {
+    let reads = LongReads::new(database.to_owned(), &settings.database);
+    let reports = Arc::new(settings.reports.clone());
+    let products = Arc::new(settings.products.clone());
+    let key_seconds = settings.orders.idempotency_seconds;
+    let sweeps: Vec<(&str, Sweep)> = vec![
+        ("sessions", Arc::new(auth::purge_sessions)),
+        (
+            "idempotency_keys",
+            Arc::new(move |tx, now| idempotency::purge(tx, now, key_seconds)),
+        ),
+        ("reports", Arc::new(report::purge)),
+    ];
+    Registry::builder()
+        .with(ProcessOrder)
+        .with(GenerateSalesReport::new(reads.clone(), reports))
+        .with(UpdateProductPopularity::new(store.clone(), reads, products))
+        .with(SyncUserActivity::new(auth))
+        .with(CleanExpiredCache::new(store.clone(), sweeps))
+        .with(ExpireHolds::new(sweeper))
+        .build()
 }
 
 /// The handles that the API is made of.
@@ -178,7 +245,42 @@ type Api = (
     FlashSaleApi,
     SeckillApi,
     TaskApi,
+    ReportApi,
 );
+
+/// Builds each handle once. The sweeper is a service and a task.
+fn handles(
+    settings: Arc<Settings>,
+    database: &Path,
+    store: Store,
+    clock: Clock,
+    metrics: Metrics,
+) -> (Handles, Sweeper) {
+    let (auth, gate) = auth_and_gate(&settings, &store, &clock, &metrics);
+    let sweeper = Sweeper::new(
+        store.clone(),
+        clock.clone(),
+        Arc::clone(&settings),
+        gate.clone(),
+    );
+    let tasks = Tasks::new(
+        store.clone(),
+        clock.clone(),
+        Arc::new(settings.tasks.clone()),
+        metrics.clone(),
+        registry(&settings, database, &store, auth.clone(), sweeper.clone()),
+    );
+    let handles = Handles {
+        settings,
+        store,
+        clock,
+        metrics,
+        auth,
+        gate,
+        tasks,
+    };
+    (handles, sweeper)
+}
 
 fn service(handles: &Handles) -> OpenApiService<Api, ()> {
     let sales = FlashSaleApi::new(
@@ -215,6 +317,10 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.tasks.clone(),
             handles.settings.orders.idempotency_seconds,
         ),
+        ReportApi::new(
+            handles.tasks.clone(),
+            Arc::new(handles.settings.reports.clone()),
+        ),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
         .description("A shop's catalogue, orders, stock and flash sales in one process.")
@@ -227,37 +333,10 @@ pub fn openapi() -> anyhow::Result<(String, String)> {
     std::fs::create_dir_all(&dir)?;
     let made = (|| {
         let metrics = Metrics::new()?;
-        let settings = Settings::default();
-        let store = Store::open(
-            &dir.join("onrush.db"),
-            &settings.database,
-            metrics.clone(),
-            |_| (),
-        )?;
-        let clock = Clock::system();
-        let handles = Handles {
-            auth: Auth::new(
-                store.clone(),
-                Arc::new(settings.auth.clone()),
-                clock.clone(),
-            ),
-            gate: Gate::new(
-                Arc::new(settings.flash_sales.clone()),
-                clock.clone(),
-                metrics.clone(),
-            ),
-            tasks: Tasks::new(
-                store.clone(),
-                clock.clone(),
-                Arc::new(settings.tasks.clone()),
-                metrics.clone(),
-                registry(),
-            ),
-            settings: Arc::new(settings),
-            store,
-            clock,
-            metrics,
-        };
+        let settings = Arc::new(Settings::default());
+        let path = dir.join("onrush.db");
+        let store = Store::open(&path, &settings.database, metrics.clone(), |_| ())?;
+        let handles = handles(settings, &path, store, Clock::system(), metrics).0;
         let spec = document(&handles)?;
         handles.store.close();
         Ok((spec.json(), spec.yaml()))
@@ -363,36 +442,19 @@ impl App {
         };
         let OpenData { dir, store, .. } = opened;
         let health = Health::new();
-        let auth = Auth::new(
+        let (handles, sweeper) = handles(
+            Arc::clone(&settings),
+            &dir.database(),
             store.clone(),
-            Arc::new(settings.auth.clone()),
-            clock.clone(),
-        );
-        let gate = Gate::new(
-            Arc::new(settings.flash_sales.clone()),
             clock.clone(),
             metrics.clone(),
         );
+        let (auth, gate) = (handles.auth.clone(), handles.gate.clone());
+        let tasks = handles.tasks.clone();
         gate.load(&store).await?;
-        let tasks = Tasks::new(
-            store.clone(),
-            clock.clone(),
-            Arc::new(settings.tasks.clone()),
-            metrics.clone(),
-            registry(),
-        );
         let (delivering, folder) = (tasks.clone(), dir.queue());
         tokio::task::spawn_blocking(move || delivering.deliver(folder)).await??;
         let setup_token = auth.begin_setup().await?;
-        let handles = Handles {
-            settings: Arc::clone(&settings),
-            store: store.clone(),
-            clock: clock.clone(),
-            metrics: metrics.clone(),
-            auth: auth.clone(),
-            gate: gate.clone(),
-            tasks: tasks.clone(),
-        };
         let endpoint = routes(&handles, &health, &dir.static_files())?;
         let listeners = Listeners::bind(&settings.server)?;
         let (address, is_tls) = (listeners.local_addr(), listeners.is_tls());
@@ -400,16 +462,9 @@ impl App {
         let (stop_services, services_stopped) = watch::channel(false);
 
         let mut services = JoinSet::new();
-        let sweeper = Sweeper::new(
-            store.clone(),
-            clock.clone(),
-            Arc::clone(&settings),
-            gate.clone(),
-        );
         services.spawn(sweeper.run(services_stopped.clone()));
         services.spawn(Pool::new(tasks.clone()).run(services_stopped.clone()));
         services.spawn(Upkeep::new(tasks.clone()).run(services_stopped.clone()));
-        services.spawn(keep_last_seen(auth.clone(), services_stopped.clone()));
         services.spawn(keep_gauges(
             store.clone(),
             metrics.clone(),
@@ -520,6 +575,10 @@ impl App {
                 tracing::error!(%error, "a background service ended in a panic");
             }
         }
+        // After the last request and the last task.
+        if let Err(error) = self.auth.sync_activity().await {
+            tracing::warn!(%error, "the sessions' last use could not be written");
+        }
         let (tasks, store, dir) = (self.tasks, self.store, self.dir);
         let closed = tokio::task::spawn_blocking(move || {
             tasks.stop();
@@ -527,22 +586,6 @@ impl App {
         });
         if let Err(error) = closed.await {
             tracing::error!(%error, "the database did not close in order");
-        }
-    }
-}
-
-/// Writes down, now and then, when sessions were last used, and drops the dead ones.
-async fn keep_last_seen(auth: Auth, mut stopped: watch::Receiver<bool>) {
-    loop {
-        let last = tokio::select! {
-            _ = stopped.wait_for(|stop| *stop) => true,
-            () = tokio::time::sleep(LAST_SEEN_INTERVAL) => false,
-        };
-        if let Err(error) = auth.flush_last_seen().await {
-            tracing::warn!(%error, "the sessions' last use could not be written; it is kept for later");
-        }
-        if last {
-            return;
         }
     }
 }

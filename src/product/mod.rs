@@ -8,6 +8,7 @@ pub mod api;
 pub mod import;
 mod sql;
 pub mod stock;
+pub mod tasks;
 mod terms;
 
 use std::collections::HashMap;

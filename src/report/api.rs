@@ -5,9 +5,7 @@ use std::sync::Arc;
 use poem::http::header::{self, HeaderValue};
 use poem::{IntoResponse, Response};
 use poem_openapi::param::Query;
-use poem_openapi::registry::{
-    MetaMediaType, MetaResponses, MetaSchema, MetaSchemaRef, Registry,
-};
+use poem_openapi::registry::{MetaMediaType, MetaResponses, MetaSchema, MetaSchemaRef, Registry};
 use poem_openapi::types::Example;
 use poem_openapi::{ApiResponse, Object, OpenApi};
 use serde::{Deserialize, Serialize};
@@ -28,7 +26,9 @@ impl From<ReportError> for Problem {
         let text = error.to_string();
         match error {
             ReportError::Invalid(errors) => Problem::validation(errors),
-            ReportError::TooLarge(_) => Problem::validation(vec![FieldError::new("end_date", text)]),
+            ReportError::TooLarge(_) => {
+                Problem::validation(vec![FieldError::new("end_date", text)])
+            }
             ReportError::NotReady => Problem::not_found("report_not_ready", text),
             ReportError::Store(error) => error.into(),
         }

@@ -303,12 +303,7 @@ pub fn make(
 }
 
 /// Writes one currency's sums into the report.
-fn put(
-    tx: &mut Tx<'_>,
-    days: &Days,
-    sums: Sums,
-    report: &mut Report,
-) -> Result<(), ReportError> {
+fn put(tx: &mut Tx<'_>, days: &Days, sums: Sums, report: &mut Report) -> Result<(), ReportError> {
     let currency = || sums.currency.clone();
     let mut total = Figures::default();
     for (place, day) in sums.days.iter().enumerate() {
@@ -390,8 +385,7 @@ pub fn keep(
 ) -> Result<Timestamp, ReportError> {
     let seconds = i64::try_from(rules.cache_seconds).unwrap_or(i64::MAX);
     let expires_at = now.plus_seconds(seconds);
-    let body =
-        serde_json::to_string(report).map_err(|error| StoreError::Bug(error.to_string()))?;
+    let body = serde_json::to_string(report).map_err(|error| StoreError::Bug(error.to_string()))?;
     sql::purge(tx, now)?;
     let (key, zone) = (key_of(days), days.zone().name());
     sql::keep(tx, &key, zone, &body, report.made_at, expires_at)?;

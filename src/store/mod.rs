@@ -21,7 +21,7 @@ use std::time::Duration;
 use r2d2_sqlite::SqliteConnectionManager;
 
 pub use dir::{DataDir, DirError, database_in};
-pub use tx::{Column, Param, Row, Topic, Tx};
+pub use tx::{Column, Param, Row, Topic, Tx, value_rows};
 
 use crate::clock::Stopwatch;
 use crate::config::{Database, ms};

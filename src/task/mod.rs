@@ -52,7 +52,7 @@ pub use enqueue::{
     enqueue_batch, enqueue_chain, enqueue_graph,
 };
 pub use handler::{
-    Handler, HandlerInfo, Outcome, Registry, RegistryBuilder, TaskContext, TaskFailure,
+    Handler, HandlerInfo, NoArgs, Outcome, Registry, RegistryBuilder, TaskContext, TaskFailure,
 };
 pub use id::TaskId;
 pub use life::{
