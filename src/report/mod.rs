@@ -412,3 +412,305 @@ pub fn kept_until(
 pub fn purge(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64, StoreError> {
     sql::purge(tx, now)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use chrono::DateTime;
+    use chrono_tz::Tz;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::auth::{self, NewAccount, Role};
+    use crate::monitor::Metrics;
+    use crate::product::{NewProduct, create};
+    use crate::store::Store;
+
+    const CURRENCIES: [&str; 3] = ["CNY", "USD", "JPY"];
+    const PRODUCTS: i64 = 14;
+
+    #[derive(Clone, Debug)]
+    struct Order {
+        at: Timestamp,
+        status: OrderStatus,
+        currency: &'static str,
+        is_imported: bool,
+        lines: Vec<(i64, i64, i64)>,
+    }
+
+    impl Order {
+        fn amount(&self) -> i64 {
+            self.lines.iter().map(|(.., amount)| amount).sum()
+        }
+    }
+
+    /// Orders of some days around the change of the clocks in Berlin, 2026-03-29.
+    fn an_order() -> impl Strategy<Value = Order> {
+        let start = Timestamp::parse_rfc3339("2026-03-25T00:00:00Z").expect("a time");
+        (
+            0..7 * 86_400i64,
+            0..OrderStatus::WORDS.len(),
+            0..CURRENCIES.len(),
+            any::<bool>(),
+            proptest::collection::vec((1..=PRODUCTS, 1..5i64, 0..1_000i64), 1..4),
+        )
+            .prop_map(
+                move |(seconds, status, currency, is_imported, lines)| Order {
+                    at: start.plus_seconds(seconds),
+                    status: OrderStatus::from_word(OrderStatus::WORDS[status]).expect("a state"),
+                    currency: CURRENCIES[currency],
+                    is_imported,
+                    lines,
+                },
+            )
+    }
+
+    fn open(dir: &std::path::Path) -> Store {
+        let metrics = Metrics::new().expect("metrics");
+        let database = config::Database::default();
+        Store::open(&dir.join("onrush.db"), &database, metrics, |_| ()).expect("store")
+    }
+
+    fn fill(store: &Store, orders: Vec<Order>) {
+        let cheap = config::Auth {
+            argon2_memory_kib: 8,
+            argon2_passes: 1,
+            ..config::Auth::default()
+        };
+        let account = NewAccount::checked("a@b.co", "A", "long enough", &cheap).expect("valid");
+        let now = Timestamp(1);
+        let filled = store.write_blocking(move |tx| {
+            let user = auth::create_account(tx, now, &account, Role::Customer).expect("user");
+            for number in 1..=PRODUCTS {
+                let new = NewProduct {
+                    sku: Some(format!("P-{number}")),
+                    name: format!("Product {number}"),
+                    description: String::new(),
+                    category: String::new(),
+                    unit_amount: 1,
+                    currency: "CNY".to_owned(),
+                    stock: 0,
+                    popularity: 0,
+                };
+                let id = create(tx, now, &new).expect("product");
+                assert_eq!(id.0, number);
+            }
+            for order in &orders {
+                let run = order.is_imported.then_some(7i64);
+                let id: i64 = tx.insert(
+                    "INSERT INTO orders (user_id, status, total_amount, currency, created_at, updated_at, import_run) \
+                     VALUES ($1, $2, $3, $4, $5, $5, $6)",
+                    &[
+                        user.into(),
+                        order.status.into(),
+                        order.amount().into(),
+                        order.currency.into(),
+                        order.at.into(),
+                        run.into(),
+                    ],
+                )?;
+                for (line, (product, quantity, amount)) in (1i64..).zip(&order.lines) {
+                    tx.execute(
+                        "INSERT INTO order_items (order_id, line, product_id, quantity, unit_amount, amount) \
+                         VALUES ($1, $2, $3, $4, $5, $5)",
+                        &[
+                            id.into(),
+                            line.into(),
+                            (*product).into(),
+                            (*quantity).into(),
+                            (*amount).into(),
+                        ],
+                    )?;
+                }
+            }
+            Ok::<_, StoreError>(())
+        });
+        filled.expect("filled");
+    }
+
+    fn make_all(
+        store: &Store,
+        rules: &config::Reports,
+        days: &Days,
+    ) -> Result<Report, ReportError> {
+        store.read_blocking(|tx| make(tx, Timestamp(5), rules, days, |_| Ok(())))
+    }
+
+    /// What `top` must find: everything sorted.
+    fn best(
+        sold: &BTreeMap<i64, (i64, i64)>,
+        value: impl Fn((i64, i64)) -> (i64, i64),
+    ) -> Vec<(i64, i64, i64)> {
+        let mut all: Vec<(i64, i64, i64)> = sold
+            .iter()
+            .map(|(id, (units, amount))| (*id, *units, *amount))
+            .collect();
+        all.sort_by_key(|(id, units, amount)| (std::cmp::Reverse(value((*units, *amount))), *id));
+        all.truncate(TOP);
+        all
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Every figure is what one gets by going through the orders one by one.
+        #[test]
+        fn a_report_says_what_going_through_the_orders_says(
+            orders in proptest::collection::vec(an_order(), 0..120),
+            zone in prop_oneof![Just(Tz::UTC), Just(Tz::Europe__Berlin), Just(Tz::Asia__Shanghai)],
+            first in 26..30u32,
+            more in 0..4u32,
+        ) {
+            let dir = tempfile::tempdir().expect("temporary directory");
+            let store = open(dir.path());
+            fill(&store, orders.clone());
+            let rules = config::Reports { time_zone: zone, ..config::Reports::default() };
+            let dates = (format!("2026-03-{first}"), format!("2026-03-{}", (first + more).min(31)));
+            let days = days_of(&rules, &dates.0, &dates.1).expect("days");
+            let report = make_all(&store, &rules, &days).expect("a report");
+            store.close();
+
+            let mut by_day: BTreeMap<(String, String), Figures> = BTreeMap::new();
+            let mut totals: BTreeMap<String, Figures> = BTreeMap::new();
+            let mut states: BTreeMap<(String, &str), (i64, i64)> = BTreeMap::new();
+            let mut sold: BTreeMap<String, BTreeMap<i64, (i64, i64)>> = BTreeMap::new();
+            for order in &orders {
+                let shown = DateTime::from_timestamp_micros(order.at.0).expect("a moment");
+                let date = shown.with_timezone(&zone).date_naive().to_string();
+                if date < dates.0 || date > dates.1 {
+                    continue;
+                }
+                let currency = order.currency.to_owned();
+                let state = states.entry((currency.clone(), order.status.word())).or_default();
+                *state = (state.0 + 1, state.1 + order.amount());
+                let total = totals.entry(currency.clone()).or_default();
+                if ["cancelled", "expired", "refund_due"].contains(&order.status.word()) {
+                    continue;
+                }
+                let day = by_day.entry((currency.clone(), date)).or_default();
+                for figures in [day, total] {
+                    figures.orders += 1;
+                    figures.units += order.lines.iter().map(|(_, units, _)| units).sum::<i64>();
+                    figures.gross_amount += order.amount();
+                }
+                for (product, units, amount) in &order.lines {
+                    let sum = sold.entry(currency.clone()).or_default().entry(*product).or_default();
+                    *sum = (sum.0 + units, sum.1 + amount);
+                }
+            }
+            let found: BTreeMap<String, Figures> = report
+                .totals
+                .iter()
+                .map(|total| (total.currency.clone(), total.figures))
+                .collect();
+            prop_assert_eq!(&found, &totals);
+            prop_assert_eq!(report.days.len(), days.len() * totals.len());
+            let found: BTreeMap<(String, String), Figures> = report
+                .days
+                .iter()
+                .filter(|day| day.figures != Figures::default())
+                .map(|day| ((day.currency.clone(), day.date.clone()), day.figures))
+                .collect();
+            prop_assert_eq!(found, by_day);
+            let found: BTreeMap<(String, &str), (i64, i64)> = report
+                .states
+                .iter()
+                .map(|row| ((row.currency.clone(), row.state.word()), (row.orders, row.amount)))
+                .collect();
+            prop_assert_eq!(found, states);
+            for (currency, sold) in &sold {
+                let listed = |list: &[TopProduct]| -> Vec<(i64, i64, i64)> {
+                    list.iter()
+                        .filter(|product| product.currency == *currency)
+                        .map(|product| (product.product_id, product.units, product.gross_amount))
+                        .collect()
+                };
+                prop_assert_eq!(listed(&report.top_by_units), best(sold, |(units, amount)| (units, amount)));
+                prop_assert_eq!(listed(&report.top_by_amount), best(sold, |(units, amount)| (amount, units)));
+            }
+            for product in report.top_by_units.iter().chain(&report.top_by_amount) {
+                prop_assert_eq!(&product.name, &format!("Product {}", product.product_id));
+                prop_assert_eq!(product.sku.clone(), Some(format!("P-{}", product.product_id)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_report_is_bounded_ends_when_told_to_and_is_kept_for_its_time() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = open(dir.path());
+        let at = Timestamp::parse_rfc3339("2026-03-28T12:00:00Z").expect("a time");
+        let order = |currency| Order {
+            at,
+            status: OrderStatus::Paid,
+            currency,
+            is_imported: false,
+            lines: vec![(1, 1, 10); 2_100],
+        };
+        fill(&store, vec![order("CNY"), order("USD"), order("JPY")]);
+        let rules = config::Reports {
+            rows_max: 62,
+            ..config::Reports::default()
+        };
+        let days = days_of(&rules, "2026-03-01", "2026-03-31").expect("days");
+        let refused = make_all(&store, &rules, &days);
+        assert!(matches!(refused, Err(ReportError::TooLarge(62))));
+        let rules = config::Reports::default();
+        let mut told = Vec::new();
+        let ended = store.read_blocking(|tx| {
+            make(tx, Timestamp(5), &rules, &days, |percent| {
+                told.push(percent);
+                Err(StoreError::Stopped)
+            })
+        });
+        assert!(matches!(
+            ended,
+            Err(ReportError::Store(StoreError::Stopped))
+        ));
+        assert_eq!(told, [27 * 100 / 31], "it ends at the first look");
+        let report = make_all(&store, &rules, &days).expect("a report");
+        assert_eq!(report.totals.len(), 3);
+
+        let (now, kept_days, made) = (Timestamp(7_000_000), days.clone(), report.clone());
+        let until = store
+            .write_blocking(move |tx| keep(tx, now, &config::Reports::default(), &kept_days, &made))
+            .expect("kept");
+        assert_eq!(until, now.plus_seconds(3_600));
+        let read = |now, days: &Days| store.read_blocking(|tx| kept(tx, now, days));
+        assert_eq!(read(until.plus_seconds(-1), &days).expect("kept"), report);
+        assert!(matches!(read(until, &days), Err(ReportError::NotReady)));
+        let elsewhere = config::Reports {
+            time_zone: Tz::Asia__Shanghai,
+            ..config::Reports::default()
+        };
+        let other = days_of(&elsewhere, "2026-03-01", "2026-03-31").expect("days");
+        assert!(
+            matches!(read(now, &other), Err(ReportError::NotReady)),
+            "the same dates in another zone are other days"
+        );
+        let dropped = |now| {
+            store
+                .write_blocking(move |tx| purge(tx, now))
+                .expect("purged")
+        };
+        assert_eq!((dropped(now), dropped(until), dropped(until)), (0, 1, 0));
+    }
+
+    #[test]
+    fn the_range_is_read_from_an_index_and_nothing_is_sorted() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        drop(open(dir.path()));
+        let conn = rusqlite::Connection::open(dir.path().join("onrush.db")).expect("opens");
+        let mut statement = conn
+            .prepare(&format!("EXPLAIN QUERY PLAN {}", sql::EACH_ORDER))
+            .expect("a statement");
+        let plan: Vec<String> = statement
+            .query_map([0, 1], |row| row.get(3))
+            .expect("a plan")
+            .collect::<Result<_, _>>()
+            .expect("rows");
+        assert!(plan[0].contains("USING INDEX orders_created"), "{plan:?}");
+        assert!(!plan.join(" ").contains("B-TREE"), "{plan:?}");
+    }
+}

@@ -22,6 +22,10 @@ pub(super) enum Seen {
     },
 }
 
+pub(super) const EACH_ORDER: &str = "SELECT o.id, o.status, o.currency, o.total_amount, o.created_at, \
+     i.product_id, i.quantity, i.amount FROM orders o LEFT JOIN order_items i ON i.order_id = o.id \
+     WHERE o.created_at >= $1 AND o.created_at < $2 ORDER BY o.created_at, o.id";
+
 /// Shows the orders made from `from` on and before `until`, oldest first, each with its lines. One
 /// statement, which holds nothing back: the index gives the order, so nothing is sorted.
 pub(super) fn each_order(
@@ -31,32 +35,26 @@ pub(super) fn each_order(
     mut visit: impl FnMut(Seen) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let mut last: Option<OrderId> = None;
-    tx.each(
-        "SELECT o.id, o.status, o.currency, o.total_amount, o.created_at, i.product_id, i.quantity, i.amount \
-         FROM orders o LEFT JOIN order_items i ON i.order_id = o.id \
-         WHERE o.created_at >= $1 AND o.created_at < $2 ORDER BY o.created_at, o.id",
-        &[from.into(), until.into()],
-        |row| {
-            let id = row.get(0)?;
-            if last != Some(id) {
-                last = Some(id);
-                visit(Seen::Order {
-                    status: row.get(1)?,
-                    currency: row.get(2)?,
-                    amount: row.get(3)?,
-                    at: row.get(4)?,
-                })?;
-            }
-            match row.get::<Option<ProductId>>(5)? {
-                Some(product) => visit(Seen::Line {
-                    product,
-                    quantity: row.get(6)?,
-                    amount: row.get(7)?,
-                }),
-                None => Ok(()), // an order without lines
-            }
-        },
-    )
+    tx.each(EACH_ORDER, &[from.into(), until.into()], |row| {
+        let id = row.get(0)?;
+        if last != Some(id) {
+            last = Some(id);
+            visit(Seen::Order {
+                status: row.get(1)?,
+                currency: row.get(2)?,
+                amount: row.get(3)?,
+                at: row.get(4)?,
+            })?;
+        }
+        match row.get::<Option<ProductId>>(5)? {
+            Some(product) => visit(Seen::Line {
+                product,
+                quantity: row.get(6)?,
+                amount: row.get(7)?,
+            }),
+            None => Ok(()), // an order without lines
+        }
+    })
 }
 
 /// SKU and name of a product, whether or not it is still in the shop.
