@@ -16,13 +16,14 @@ use rust_embed::RustEmbed;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::auth::Auth;
 use crate::auth::api::AuthApi;
+use crate::auth::{self, Auth, idempotency};
 use crate::clock::Clock;
 use crate::config::{Settings, ms};
 use crate::flash_sale::api::{FlashSaleApi, SeckillApi};
 use crate::flash_sale::gate::Gate;
 use crate::flash_sale::service::Sweeper;
+use crate::flash_sale::tasks::ExpireHolds;
 use crate::http::docs::Spec;
 use crate::http::edge::{Edge, EdgeOptions};
 use crate::http::files::{EmbeddedPage, StaticFiles};
@@ -33,13 +34,17 @@ use crate::monitor::{Health, Metrics};
 use crate::order::api::OrderApi;
 use crate::order::tasks::ProcessOrder;
 use crate::product::api::ProductApi;
-use crate::product::tasks::VerifyStock;
+use crate::product::tasks::{UpdateProductPopularity, VerifyStock};
+use crate::report;
+use crate::report::api::ReportApi;
+use crate::report::tasks::GenerateSalesReport;
 use crate::schedule::api::ScheduleApi;
 use crate::schedule::{self, BuiltIn, ScheduleError, Schedules, Ticker, When};
-use crate::store::{DataDir, Store, StoreError, database_in};
+use crate::store::{DataDir, LongReads, Store, StoreError};
 use crate::task::api::TaskApi;
 use crate::task::{self, Pool, Registry, Tasks, Upkeep};
 use crate::user::api::UserApi;
+use crate::user::tasks::{CleanExpiredCache, Sweep, SyncUserActivity};
 
 /// How long the look over the whole database may hold up a start after an unclean stop. A larger
 /// database is looked over in the background, while it serves.
@@ -50,8 +55,6 @@ const CHECK_BEHIND: Duration = Duration::from_secs(600);
 const EXIT_IO: i32 = 74;
 /// The stock ledger is checked for the first time when the rush of the start is over.
 const FIRST_LEDGER_CHECK_SECONDS: u32 = 60;
-/// How often sessions' last use is written down.
-const LAST_SEEN_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A data directory with its database, opened by this process.
 pub struct OpenData {
@@ -64,6 +67,22 @@ pub struct OpenData {
 }
 
 impl OpenData {
+    /// The built-in tasks, for whoever makes some.
+    pub fn registry(&self, settings: &Settings) -> anyhow::Result<Registry> {
+        let (settings, metrics) = (Arc::new(settings.clone()), Metrics::new()?);
+        let (auth, gate) = auth_and_gate(&settings, &self.store, &self.clock, &metrics);
+        let (store, clock) = (self.store.clone(), self.clock.clone());
+        let sweeper = Sweeper::new(store, clock, Arc::clone(&settings), gate);
+        Ok(registry(
+            &settings,
+            &self.dir.database(),
+            &self.store,
+            &metrics,
+            auth,
+            sweeper,
+        ))
+    }
+
     /// Closes the database and notes the orderly end. Blocks.
     pub fn close(&self) {
         close(&self.dir, &self.store);
@@ -155,21 +174,58 @@ pub fn runtime(settings: &Settings) -> std::io::Result<tokio::runtime::Runtime> 
         .build()
 }
 
+fn auth_and_gate(
+    settings: &Settings,
+    store: &Store,
+    clock: &Clock,
+    metrics: &Metrics,
+) -> (Auth, Gate) {
+    let (auth, sales) = (settings.auth.clone(), settings.flash_sales.clone());
+    (
+        Auth::new(store.clone(), Arc::new(auth), clock.clone()),
+        Gate::new(Arc::new(sales), clock.clone(), metrics.clone()),
+    )
+}
+
 /// The built-in tasks.
-pub fn registry(settings: &Settings, metrics: &Metrics) -> Registry {
+fn registry(
+    settings: &Settings,
+    database: &Path,
+    store: &Store,
+    metrics: &Metrics,
+    auth: Auth,
+    sweeper: Sweeper,
+) -> Registry {
+    let reads = LongReads::new(database.to_owned(), &settings.database);
+    let reports = Arc::new(settings.reports.clone());
+    let products = Arc::new(settings.products.clone());
+    let key_seconds = settings.orders.idempotency_seconds;
+    let sweeps: Vec<(&str, Sweep)> = vec![
+        ("sessions", Arc::new(auth::purge_sessions)),
+        (
+            "idempotency_keys",
+            Arc::new(move |tx, now| idempotency::purge(tx, now, key_seconds)),
+        ),
+        ("reports", Arc::new(report::purge)),
+    ];
     Registry::builder()
         .with(ProcessOrder)
-        .with(VerifyStock::new(
-            database_in(&settings.data.dir),
-            settings.database.clone(),
-            metrics.clone(),
-        ))
+        .with(VerifyStock::new(reads.clone(), metrics.clone()))
+        .with(GenerateSalesReport::new(reads.clone(), reports))
+        .with(UpdateProductPopularity::new(store.clone(), reads, products))
+        .with(SyncUserActivity::new(auth))
+        .with(CleanExpiredCache::new(store.clone(), sweeps))
+        .with(ExpireHolds::new(sweeper))
         .build()
 }
 
-/// The built-in schedules.
+/// What the shop does again and again by itself.
 fn built_in_schedules(settings: &Settings) -> Vec<BuiltIn> {
-    let mut all = Vec::new();
+    let mut all = vec![
+        BuiltIn::of::<CleanExpiredCache>(When::Cron("0 1 * * *".to_owned())),
+        BuiltIn::of::<SyncUserActivity>(When::Every(300)),
+        BuiltIn::of::<UpdateProductPopularity>(When::Every(900)),
+    ];
     let ledger_check_seconds = settings.orders.ledger_check_seconds;
     if ledger_check_seconds > 0 {
         let every = When::Every(u32::try_from(ledger_check_seconds).unwrap_or(u32::MAX));
@@ -181,14 +237,36 @@ fn built_in_schedules(settings: &Settings) -> Vec<BuiltIn> {
 
 /// Checks the schedules that the settings declare, without a data directory.
 pub fn check_schedules(settings: &Settings) -> anyhow::Result<()> {
-    let basis = schedule::Basis {
-        rules: Arc::new(settings.schedules.clone()),
-        task_rules: Arc::new(settings.tasks.clone()),
-        registry: registry(settings, &Metrics::new()?),
-    };
-    let now = Clock::system().now();
-    schedule::declarations(&basis, now, &built_in_schedules(settings))?;
-    Ok(())
+    without_data(settings.clone(), |handles| {
+        let basis = schedule::Basis {
+            rules: Arc::new(settings.schedules.clone()),
+            task_rules: Arc::new(settings.tasks.clone()),
+            registry: handles.tasks.registry().clone(),
+        };
+        let now = handles.clock.now();
+        schedule::declarations(&basis, now, &built_in_schedules(settings))?;
+        Ok(())
+    })
+}
+
+/// Builds the handles over an empty database that is thrown away afterwards.
+fn without_data<T>(
+    settings: Settings,
+    work: impl FnOnce(&Handles) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let dir = std::env::temp_dir().join(format!("onrush-scratch-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    let done = (|| {
+        let metrics = Metrics::new()?;
+        let path = dir.join("onrush.db");
+        let store = Store::open(&path, &settings.database, metrics.clone(), |_| ())?;
+        let handles = handles(Arc::new(settings), &path, store, Clock::system(), metrics).0;
+        let done = work(&handles);
+        handles.store.close();
+        done
+    })();
+    std::fs::remove_dir_all(&dir)?;
+    done
 }
 
 /// The handles that the API is made of.
@@ -213,7 +291,55 @@ type Api = (
     SeckillApi,
     TaskApi,
     ScheduleApi,
+    ReportApi,
 );
+
+/// Builds each handle once. The sweeper is a service and a task.
+fn handles(
+    settings: Arc<Settings>,
+    database: &Path,
+    store: Store,
+    clock: Clock,
+    metrics: Metrics,
+) -> (Handles, Sweeper) {
+    let (auth, gate) = auth_and_gate(&settings, &store, &clock, &metrics);
+    let sweeper = Sweeper::new(
+        store.clone(),
+        clock.clone(),
+        Arc::clone(&settings),
+        gate.clone(),
+    );
+    let tasks = Tasks::new(
+        store.clone(),
+        clock.clone(),
+        Arc::new(settings.tasks.clone()),
+        metrics.clone(),
+        registry(
+            &settings,
+            database,
+            &store,
+            &metrics,
+            auth.clone(),
+            sweeper.clone(),
+        ),
+    );
+    let schedules = Schedules::new(
+        &tasks,
+        Arc::new(settings.schedules.clone()),
+        metrics.clone(),
+    );
+    let handles = Handles {
+        settings,
+        store,
+        clock,
+        metrics,
+        auth,
+        gate,
+        tasks,
+        schedules,
+    };
+    (handles, sweeper)
+}
 
 fn service(handles: &Handles) -> OpenApiService<Api, ()> {
     let sales = FlashSaleApi::new(
@@ -254,6 +380,10 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.schedules.clone(),
             handles.settings.orders.idempotency_seconds,
         ),
+        ReportApi::new(
+            handles.tasks.clone(),
+            Arc::new(handles.settings.reports.clone()),
+        ),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
         .description("A shop's catalogue, orders, stock and flash sales in one process.")
@@ -262,54 +392,10 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
 
 /// The OpenAPI document, made without a server: `(JSON, YAML)`.
 pub fn openapi() -> anyhow::Result<(String, String)> {
-    let dir = std::env::temp_dir().join(format!("onrush-openapi-{}", std::process::id()));
-    std::fs::create_dir_all(&dir)?;
-    let made = (|| {
-        let metrics = Metrics::new()?;
-        let settings = Settings::default();
-        let store = Store::open(
-            &dir.join("onrush.db"),
-            &settings.database,
-            metrics.clone(),
-            |_| (),
-        )?;
-        let clock = Clock::system();
-        let tasks = Tasks::new(
-            store.clone(),
-            clock.clone(),
-            Arc::new(settings.tasks.clone()),
-            metrics.clone(),
-            registry(&settings, &metrics),
-        );
-        let schedules = Schedules::new(
-            &tasks,
-            Arc::new(settings.schedules.clone()),
-            metrics.clone(),
-        );
-        let handles = Handles {
-            auth: Auth::new(
-                store.clone(),
-                Arc::new(settings.auth.clone()),
-                clock.clone(),
-            ),
-            gate: Gate::new(
-                Arc::new(settings.flash_sales.clone()),
-                clock.clone(),
-                metrics.clone(),
-            ),
-            tasks,
-            schedules,
-            settings: Arc::new(settings),
-            store,
-            clock,
-            metrics,
-        };
-        let spec = document(&handles)?;
-        handles.store.close();
+    without_data(Settings::default(), |handles| {
+        let spec = document(handles)?;
         Ok((spec.json(), spec.yaml()))
-    })();
-    std::fs::remove_dir_all(&dir)?;
-    made
+    })
 }
 
 fn document(handles: &Handles) -> anyhow::Result<Spec> {
@@ -409,31 +495,19 @@ impl App {
         };
         let OpenData { dir, store, .. } = opened;
         let health = Health::new();
-        let auth = Auth::new(
+        let (handles, sweeper) = handles(
+            Arc::clone(&settings),
+            &dir.database(),
             store.clone(),
-            Arc::new(settings.auth.clone()),
-            clock.clone(),
-        );
-        let gate = Gate::new(
-            Arc::new(settings.flash_sales.clone()),
             clock.clone(),
             metrics.clone(),
         );
+        let (auth, gate) = (handles.auth.clone(), handles.gate.clone());
+        let tasks = handles.tasks.clone();
         gate.load(&store).await?;
-        let tasks = Tasks::new(
-            store.clone(),
-            clock.clone(),
-            Arc::new(settings.tasks.clone()),
-            metrics.clone(),
-            registry(&settings, &metrics),
-        );
         let (delivering, folder) = (tasks.clone(), dir.queue());
         tokio::task::spawn_blocking(move || delivering.deliver(folder)).await??;
-        let schedules = Schedules::new(
-            &tasks,
-            Arc::new(settings.schedules.clone()),
-            metrics.clone(),
-        );
+        let schedules = handles.schedules.clone();
         schedules
             .declare(&built_in_schedules(&settings))
             .await
@@ -443,16 +517,6 @@ impl App {
                 other => other.into(),
             })?;
         let setup_token = auth.begin_setup().await?;
-        let handles = Handles {
-            settings: Arc::clone(&settings),
-            store: store.clone(),
-            clock: clock.clone(),
-            metrics: metrics.clone(),
-            auth: auth.clone(),
-            gate: gate.clone(),
-            tasks: tasks.clone(),
-            schedules: schedules.clone(),
-        };
         let endpoint = routes(&handles, &health, &dir.static_files())?;
         let listeners = Listeners::bind(&settings.server)?;
         let (address, is_tls) = (listeners.local_addr(), listeners.is_tls());
@@ -460,16 +524,9 @@ impl App {
         let (stop_services, services_stopped) = watch::channel(false);
 
         let mut services = JoinSet::new();
-        let sweeper = Sweeper::new(
-            store.clone(),
-            clock.clone(),
-            Arc::clone(&settings),
-            gate.clone(),
-        );
         services.spawn(sweeper.run(services_stopped.clone()));
         services.spawn(Pool::new(tasks.clone()).run(services_stopped.clone()));
         services.spawn(Upkeep::new(tasks.clone()).run(services_stopped.clone()));
-        services.spawn(keep_last_seen(auth.clone(), services_stopped.clone()));
         services.spawn(keep_gauges(
             store.clone(),
             metrics.clone(),
@@ -577,6 +634,10 @@ impl App {
                 tracing::error!(%error, "a background service ended in a panic");
             }
         }
+        // After the last request and the last task.
+        if let Err(error) = self.auth.sync_activity().await {
+            tracing::warn!(%error, "the sessions' last use could not be written");
+        }
         let (tasks, store, dir) = (self.tasks, self.store, self.dir);
         let closed = tokio::task::spawn_blocking(move || {
             tasks.stop();
@@ -584,22 +645,6 @@ impl App {
         });
         if let Err(error) = closed.await {
             tracing::error!(%error, "the database did not close in order");
-        }
-    }
-}
-
-/// Writes down, now and then, when sessions were last used, and drops the dead ones.
-async fn keep_last_seen(auth: Auth, mut stopped: watch::Receiver<bool>) {
-    loop {
-        let last = tokio::select! {
-            _ = stopped.wait_for(|stop| *stop) => true,
-            () = tokio::time::sleep(LAST_SEEN_INTERVAL) => false,
-        };
-        if let Err(error) = auth.flush_last_seen().await {
-            tracing::warn!(%error, "the sessions' last use could not be written; it is kept for later");
-        }
-        if last {
-            return;
         }
     }
 }

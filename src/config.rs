@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chrono_tz::Tz;
 use figment::providers::{Format, Serialized, Toml};
 use figment::{Figment, Profile};
 use ipnet::IpNet;
@@ -69,6 +70,8 @@ pub struct Settings {
     pub database: Database,
     /// Sessions, passwords, login throttling.
     pub auth: Auth,
+    /// How popular products are.
+    pub products: Products,
     /// Orders and their payment window.
     pub orders: Orders,
     /// Flash sales and their gate.
@@ -77,6 +80,8 @@ pub struct Settings {
     pub tasks: Tasks,
     /// Schedules that make tasks again and again.
     pub schedules: Schedules,
+    /// Sales reports.
+    pub reports: Reports,
     /// CSV imports.
     pub import: Import,
     /// Log lines.
@@ -237,6 +242,16 @@ section! {
         setup_seconds: u64 = 86_400,
         /// Whether anyone may register; otherwise staff create the accounts.
         open_registration: bool = true,
+    }
+}
+
+section! {
+    /// `[products]`
+    Products {
+        /// A product is as popular as units of it were ordered within this time.
+        popularity_window_seconds: u64 = 86_400,
+        /// Products that get their new popularity in one write.
+        popularity_batch: usize = 256,
     }
 }
 
@@ -402,6 +417,21 @@ pub struct ScheduleEntry {
 }
 
 section! {
+    /// `[reports]`
+    Reports {
+        /// Time zone whose midnights the days of a report begin at: an IANA name such as
+        /// `Asia/Shanghai`.
+        time_zone: Tz = Tz::UTC,
+        /// How long a report is kept and shown.
+        cache_seconds: u64 = 3_600,
+        /// Days of one report.
+        days_max: u32 = 3_660,
+        /// Days times currencies of one report.
+        rows_max: usize = 20_000,
+    }
+}
+
+section! {
     /// `[import]`
     Import {
         /// Rows that share one write.
@@ -444,10 +474,12 @@ const SECTIONS: &[(&str, Docs)] = &[
     ("server", Server::DOCS),
     ("database", Database::DOCS),
     ("auth", Auth::DOCS),
+    ("products", Products::DOCS),
     ("orders", Orders::DOCS),
     ("flash_sales", FlashSales::DOCS),
     ("tasks", Tasks::DOCS),
     ("schedules", Schedules::DOCS),
+    ("reports", Reports::DOCS),
     ("import", Import::DOCS),
     ("log", Log::DOCS),
 ];
@@ -785,6 +817,13 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
             Ok(())
         }
     };
+    let at_most = |key: &'static str, value: u64, max: u64| {
+        if value > max {
+            Err((key, format!("{value} is too large; the most is {max}")))
+        } else {
+            Ok(())
+        }
+    };
     at_least("server.connections_max", s.server.connections_max as u64, 1)?;
     at_least(
         "server.connections_per_address_max",
@@ -921,6 +960,24 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
         s.schedules.poll_interval_ms,
         10,
     )?;
+    at_least(
+        "products.popularity_window_seconds",
+        s.products.popularity_window_seconds,
+        60,
+    )?;
+    at_least(
+        "products.popularity_batch",
+        s.products.popularity_batch as u64,
+        1,
+    )?;
+    at_most(
+        "products.popularity_batch",
+        s.products.popularity_batch as u64,
+        5_000,
+    )?;
+    at_least("reports.cache_seconds", s.reports.cache_seconds, 1)?;
+    at_least("reports.days_max", u64::from(s.reports.days_max), 1)?;
+    at_least("reports.rows_max", s.reports.rows_max as u64, 1)?;
     at_least("import.batch_rows", s.import.batch_rows as u64, 1)?;
     if s.server.tls_cert.as_os_str().is_empty() != s.server.tls_key.as_os_str().is_empty() {
         return Err((

@@ -7,6 +7,7 @@
 //! | [`cli`] | commands, exit codes, what a person sees in the terminal |
 //! | [`app`] | builds each handle once, start order, reverse stop |
 //! | [`flash_sale`] | sales, the gate, claims, rehearsal |
+//! | [`report`] | sales reports |
 //! | [`order`] | orders, their states, idempotency, import of past orders |
 //! | [`product`] | the catalogue, stock and its hash-chained ledger |
 //! | [`user`] | accounts, as staff see and change them |
@@ -34,6 +35,7 @@ pub mod http;
 pub mod monitor;
 pub mod order;
 pub mod product;
+pub mod report;
 pub mod schedule;
 pub mod store;
 pub mod task;

@@ -277,6 +277,18 @@ fn table() -> Vec<(&'static str, &'static str, Rule, Value)> {
             Staff("tasks"),
             none.clone(),
         ),
+        (
+            "POST",
+            "/api/v1/reports/sales",
+            Staff("reports"),
+            json!({"start_date": "2026-11-01", "end_date": "2026-11-30"}),
+        ),
+        (
+            "GET",
+            "/api/v1/reports/sales",
+            Staff("reports"),
+            none.clone(),
+        ),
         // A user's own account needs `orders`, anyone else's `users`: tested apart.
         ("GET", "/api/v1/users/{id}", Customer("users"), none),
     ]
@@ -343,6 +355,7 @@ const SCOPES: &[&str] = &[
     "users",
     "tasks",
     "work",
+    "reports",
 ];
 
 struct Callers<'a> {
@@ -464,6 +477,12 @@ fn check(callers: &Callers<'_>, method: &str, path: &str, rule: Rule, body: &Val
         .replace("{id}", "999999")
         .replace("{product_id}", "999999")
         .replace("{name}", "none");
+    let real_path = match (method, path) {
+        ("GET", "/api/v1/reports/sales") => {
+            format!("{real_path}?start_date=2026-11-01&end_date=2026-11-30")
+        }
+        _ => real_path,
+    };
     let mut ask = callers.shop.ask(method, &real_path);
     if let Some(token) = callers.token(who, needed) {
         ask = ask.token(&token);

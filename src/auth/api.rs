@@ -41,6 +41,8 @@ pub enum Tag {
     Tasks,
     /// What is done again and again.
     Schedules,
+    /// What was sold.
+    Reports,
 }
 
 /// Who calls: by a session's token or an API key (`Authorization: Bearer …`), or by the cookie of

@@ -100,14 +100,6 @@ impl Key {
     }
 }
 
-/// Whether any answer is older than `seconds`: a look that costs no write.
-pub fn any_old(tx: &mut Tx<'_>, now: Timestamp, seconds: u64) -> Result<bool, StoreError> {
-    sql::any_key_until(
-        tx,
-        now.plus_seconds(-i64::try_from(seconds).unwrap_or(i64::MAX)),
-    )
-}
-
 /// Drops answers that are older than `seconds`, a bounded number at a time.
 pub fn purge(tx: &mut Tx<'_>, now: Timestamp, seconds: u64) -> Result<u64, StoreError> {
     sql::purge_keys(

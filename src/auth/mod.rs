@@ -81,6 +81,8 @@ word_type! {
         Tasks = "tasks",
         /// Fetch and finish tasks, as a worker.
         Work = "work",
+        /// Have sales reports made, and read them.
+        Reports = "reports",
         /// Act for the user that `X-User-Id` names, as a customer.
         ActAs = "act_as",
     }
@@ -346,6 +348,9 @@ pub struct Login {
     pub account: Account,
 }
 
+/// Accounts and sessions whose last use is written in one statement each.
+const SEEN_AT_ONCE: usize = 256;
+
 #[derive(Clone)]
 struct Cached {
     caller: Caller,
@@ -353,6 +358,71 @@ struct Cached {
     epoch: u64,
     expires_at: Timestamp,
     last_seen_at: Timestamp,
+    /// The last use that is on disk.
+    saved_at: Timestamp,
+}
+
+/// A session's use that is not on disk yet.
+#[derive(Clone)]
+struct Seen {
+    token_hash: Arc<str>,
+    user_id: UserId,
+    at: Timestamp,
+}
+
+/// Callers that are known without a query, by the hash of their token.
+struct Callers {
+    known: HashMap<String, Cached>,
+    /// Uses of sessions that are no longer among them.
+    unsaved: Vec<Seen>,
+    callers_max: usize,
+}
+
+impl Cached {
+    fn unsaved(&self) -> Option<Seen> {
+        (!self.is_key && self.last_seen_at > self.saved_at).then(|| Seen {
+            token_hash: Arc::clone(&self.caller.token_hash),
+            user_id: self.caller.user_id,
+            at: self.last_seen_at,
+        })
+    }
+}
+
+impl Callers {
+    fn insert(&mut self, hash: String, cached: Cached) {
+        if self.known.len() >= self.callers_max {
+            // Simple and rare: what is in use comes back with one look-up each.
+            let known = std::mem::take(&mut self.known);
+            self.keep(known.values().filter_map(Cached::unsaved));
+        }
+        self.known.insert(hash, cached);
+    }
+
+    fn forget(&mut self, hash: &str) {
+        let seen = self.known.remove(hash).and_then(|cached| cached.unsaved());
+        self.keep(seen);
+    }
+
+    /// Bounded: where nothing can be written for long, the oldest notes stay and the rest is lost.
+    fn keep(&mut self, seen: impl IntoIterator<Item = Seen>) {
+        let room = self.callers_max.saturating_sub(self.unsaved.len());
+        self.unsaved.extend(seen.into_iter().take(room));
+    }
+
+    /// All that is not on disk. What is still known stays noted there.
+    fn take_unsaved(&mut self) -> Vec<Seen> {
+        let mut unsaved = std::mem::take(&mut self.unsaved);
+        unsaved.extend(self.known.values().filter_map(Cached::unsaved));
+        unsaved
+    }
+
+    fn note_saved(&mut self, seen: &[Seen]) {
+        for seen in seen {
+            if let Some(cached) = self.known.get_mut(&*seen.token_hash) {
+                cached.saved_at = cached.saved_at.max(seen.at);
+            }
+        }
+    }
 }
 
 /// The handle to all of this; clones share it.
@@ -366,7 +436,7 @@ struct Inner {
     passwords: Passwords,
     throttle: Throttle,
     epoch: AtomicU64,
-    cache: Mutex<HashMap<String, Cached>>,
+    callers: Mutex<Callers>,
     setup: Mutex<Option<(String, Timestamp)>>,
 }
 
@@ -376,11 +446,15 @@ impl Auth {
         Self(Arc::new(Inner {
             passwords: Passwords::new(&settings),
             throttle: Throttle::new(Arc::clone(&settings), clock.clone()),
+            callers: Mutex::new(Callers {
+                known: HashMap::new(),
+                unsaved: Vec::new(),
+                callers_max: settings.callers_cached_max,
+            }),
             store,
             settings,
             clock,
             epoch: AtomicU64::new(0),
-            cache: Mutex::new(HashMap::new()),
             setup: Mutex::new(None),
         }))
     }
@@ -561,7 +635,7 @@ impl Auth {
                 move |tx| sql::delete_session(tx, &token_hash).map_err(AuthError::from),
                 // Also when the client went away before its answer.
                 move |_| {
-                    auth.0.cache.lock().remove(hash.as_ref());
+                    auth.0.callers.lock().forget(&hash);
                 },
             )
             .await
@@ -573,8 +647,9 @@ impl Auth {
         let now = self.0.clock.now();
         let epoch = self.0.epoch.load(Ordering::Acquire);
         let hit = {
-            let mut cache = self.0.cache.lock();
-            cache
+            let mut callers = self.0.callers.lock();
+            callers
+                .known
                 .get_mut(&hash)
                 .filter(|cached| cached.epoch == epoch)
                 .map(|cached| {
@@ -589,7 +664,7 @@ impl Auth {
         };
         let idle = self.life(cached.caller.role).1;
         if now >= cached.expires_at || (!cached.is_key && now >= idle_since.plus_seconds(idle)) {
-            self.0.cache.lock().remove(&hash);
+            self.0.callers.lock().forget(&hash);
             return Err(AuthError::Wrong);
         }
         match acts_for {
@@ -665,47 +740,52 @@ impl Auth {
             epoch,
             expires_at,
             last_seen_at: now,
+            saved_at: last_seen_at,
         };
-        let mut cache = self.0.cache.lock();
-        if cache.len() >= self.0.settings.callers_cached_max {
-            // Simple and rare: what is in use comes back with one look-up each.
-            cache.clear();
-        }
-        cache.insert(hash.to_owned(), cached.clone());
+        self.0
+            .callers
+            .lock()
+            .insert(hash.to_owned(), cached.clone());
         Ok((cached, last_seen_at))
     }
 
-    /// Writes down when sessions were last used, and drops dead ones; a bounded number at a time.
-    pub async fn flush_last_seen(&self) -> Result<(), AuthError> {
-        let now = self.0.clock.now();
-        let since = now.plus_seconds(-120);
-        let seen: Vec<(String, UserId, Timestamp)> = self
-            .0
-            .cache
-            .lock()
-            .iter()
-            .filter(|(_, cached)| !cached.is_key && cached.last_seen_at >= since)
-            .map(|(hash, cached)| (hash.clone(), cached.caller.user_id, cached.last_seen_at))
-            .collect();
-        for part in seen.chunks(500) {
-            let part = part.to_vec();
-            self.0
+    /// Writes down when sessions and their accounts were last used, as far as that is not on disk;
+    /// answers how many sessions that were. What could not be written is kept for the next time.
+    pub async fn sync_activity(&self) -> Result<usize, AuthError> {
+        let unsaved = self.0.callers.lock().take_unsaved();
+        for (at, part) in unsaved.chunks(SEEN_AT_ONCE).enumerate() {
+            let sessions: Vec<(String, Timestamp)> = part
+                .iter()
+                .map(|seen| (seen.token_hash.to_string(), seen.at))
+                .collect();
+            let mut accounts: HashMap<UserId, Timestamp> = HashMap::new();
+            for seen in part {
+                let last = accounts.entry(seen.user_id).or_insert(seen.at);
+                *last = seen.at.max(*last);
+            }
+            let accounts: Vec<(UserId, Timestamp)> = accounts.into_iter().collect();
+            let written = self
+                .0
                 .store
                 .write(move |tx| {
-                    for (hash, user, at) in &part {
-                        sql::touch_session(tx, hash, *at)?;
-                        sql::touch_account(tx, *user, *at)?;
-                    }
-                    Ok::<_, AuthError>(())
+                    sql::touch_sessions(tx, &sessions)?;
+                    sql::touch_accounts(tx, &accounts).map_err(AuthError::from)
                 })
-                .await?;
+                .await;
+            let mut callers = self.0.callers.lock();
+            if let Err(error) = written {
+                callers.keep(unsaved[at * SEEN_AT_ONCE..].iter().cloned());
+                return Err(error);
+            }
+            callers.note_saved(part);
         }
-        self.0
-            .store
-            .write(move |tx| sql::purge_sessions(tx, now).map_err(AuthError::from))
-            .await?;
-        Ok(())
+        Ok(unsaved.len())
     }
+}
+
+/// Drops sessions past their end, a bounded number at once; answers how many.
+pub fn purge_sessions(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64, StoreError> {
+    sql::purge_sessions(tx, now)
 }
 
 /// A checked account whose password is hashed, ready to be written.

@@ -3,7 +3,7 @@
 use super::idempotency::Stored;
 use super::{Account, ApiKey, Carrier, KeyId, KeyRow, NewKey, Role, Scope, SessionRow, UserId};
 use crate::clock::Timestamp;
-use crate::store::{Row, StoreError, Tx};
+use crate::store::{Param, Row, StoreError, Tx, value_rows};
 
 pub(super) fn account_by_id(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Account>, StoreError> {
     tx.row(
@@ -121,22 +121,53 @@ pub(super) fn delete_session(tx: &mut Tx<'_>, token_hash: &str) -> Result<(), St
     Ok(())
 }
 
-pub(super) fn touch_session(
+/// Notes when sessions were last used, in one statement. The number of rows is rounded up to a power
+/// of two, so that few statements fill the cache of prepared ones.
+pub(super) fn touch_sessions(
     tx: &mut Tx<'_>,
-    token_hash: &str,
-    at: Timestamp,
+    seen: &[(String, Timestamp)],
 ) -> Result<(), StoreError> {
+    let Some((hash, at)) = seen.last() else {
+        return Ok(());
+    };
+    let places = seen.len().next_power_of_two();
+    let pair = |hash, at: &Timestamp| [Param::Text(hash), (*at).into()];
+    let mut params: Vec<Param<'_>> = seen.iter().flat_map(|(hash, at)| pair(hash, at)).collect();
+    while params.len() < places * 2 {
+        params.extend(pair(hash, at));
+    }
     tx.execute(
-        "UPDATE sessions SET last_seen_at = $2 WHERE token_hash = $1 AND last_seen_at < $2",
-        &[token_hash.into(), at.into()],
+        &format!(
+            "WITH seen (token_hash, at) AS (VALUES {}) UPDATE sessions SET last_seen_at = seen.at FROM seen \
+             WHERE sessions.token_hash = seen.token_hash AND sessions.last_seen_at < seen.at",
+            value_rows(places, &["text", "bigint"])
+        ),
+        &params,
     )?;
     Ok(())
 }
 
-pub(super) fn touch_account(tx: &mut Tx<'_>, id: UserId, at: Timestamp) -> Result<(), StoreError> {
+/// Notes when accounts were last used, in one statement; each account once. As [`touch_sessions`].
+pub(super) fn touch_accounts(
+    tx: &mut Tx<'_>,
+    seen: &[(UserId, Timestamp)],
+) -> Result<(), StoreError> {
+    let Some(last) = seen.last() else {
+        return Ok(());
+    };
+    let places = seen.len().next_power_of_two();
+    let pair = |(id, at): &(UserId, Timestamp)| [Param::from(*id), Param::from(*at)];
+    let mut params: Vec<Param<'_>> = seen.iter().flat_map(pair).collect();
+    while params.len() < places * 2 {
+        params.extend(pair(last));
+    }
     tx.execute(
-        "UPDATE users SET last_seen_at = $2 WHERE id = $1 AND (last_seen_at IS NULL OR last_seen_at < $2)",
-        &[id.into(), at.into()],
+        &format!(
+            "WITH seen (id, at) AS (VALUES {}) UPDATE users SET last_seen_at = seen.at FROM seen \
+             WHERE users.id = seen.id AND (users.last_seen_at IS NULL OR users.last_seen_at < seen.at)",
+            value_rows(places, &["bigint", "bigint"])
+        ),
+        &params,
     )?;
     Ok(())
 }
@@ -285,16 +316,6 @@ pub(super) fn store(
         ],
     )?;
     Ok(())
-}
-
-pub(super) fn any_key_until(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, StoreError> {
-    Ok(tx
-        .row(
-            "SELECT 1 FROM idempotency_keys WHERE created_at <= $1 LIMIT 1",
-            &[until.into()],
-            |_| Ok(()),
-        )?
-        .is_some())
 }
 
 pub(super) fn purge_keys(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, StoreError> {

@@ -8,6 +8,7 @@ mod admin;
 mod demo;
 mod import;
 mod rehearse;
+mod report;
 mod sample;
 mod serve;
 mod task;
@@ -68,6 +69,9 @@ enum Command {
     /// Tasks: enqueue one, list them, show one
     #[command(subcommand)]
     Task(task::TaskCommand),
+    /// Reports: what was sold
+    #[command(subcommand)]
+    Report(report::ReportCommand),
     /// Stock and its ledger
     #[command(subcommand)]
     Stock(admin::StockCommand),
@@ -150,6 +154,7 @@ pub fn run() -> ExitCode {
         Command::User(command) => admin::user(&common, &command),
         Command::ApiKey(command) => admin::api_key(&common, &command),
         Command::Task(command) => task::task(&common, &command),
+        Command::Report(command) => report::report(&common, &command),
         Command::Stock(command) => admin::stock(&common, &command),
         Command::Config(command) => admin::config(&common, &command),
         Command::Openapi(args) => admin::openapi(&common, &args),

@@ -10,7 +10,6 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use super::{Common, EXIT_UNAVAILABLE, EXIT_USAGE, Failed, Outcome, print};
 use crate::app;
 use crate::config::Settings;
-use crate::monitor::Metrics;
 use crate::store::{Store, Tx, database_in};
 use crate::task::handler::Asked;
 use crate::task::{self, Filter, Task, TaskError, TaskId, TaskState};
@@ -125,7 +124,7 @@ fn enqueue(common: &Common, settings: &Settings, args: &EnqueueArgs) -> Outcome 
     }
     let opened = app::open_data(settings)?;
     let now = opened.clock.now();
-    let registry = app::registry(settings, &Metrics::new()?);
+    let registry = opened.registry(settings)?;
     let asked = Asked {
         name: args.name.clone(),
         queue: args.queue.clone(),

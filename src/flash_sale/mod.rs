@@ -10,6 +10,7 @@ pub mod gate;
 pub mod rehearsal;
 pub mod service;
 mod sql;
+pub mod tasks;
 
 use uuid::Uuid;
 

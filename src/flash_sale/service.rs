@@ -1,4 +1,4 @@
-//! The sweeper: closes sales whose window is over, expires unpaid orders, drops old keys.
+//! The sweeper: closes sales whose window is over, expires unpaid orders.
 //!
 //! Invariants: it takes no input and may run at any time and twice; each step is bounded; what it
 //! finds is decided from the rows.
@@ -14,7 +14,8 @@ use crate::config::{Settings, ms};
 use crate::order::{self, OrderError, ReleasedToSale};
 use crate::store::Store;
 
-/// The background service.
+/// The background service; clones do the same.
+#[derive(Clone)]
 pub struct Sweeper {
     store: Store,
     clock: Clock,
@@ -67,7 +68,16 @@ impl Sweeper {
                 )
                 .await?;
         }
+        self.expire_holds().await?;
+        self.gate.publish_metrics();
+        Ok(())
+    }
+
+    /// Expires the orders that were not paid in time; their units go back. Answers how many.
+    pub async fn expire_holds(&self) -> Result<usize, SaleError> {
+        let now = self.clock.now();
         let batch = self.settings.orders.expiry_batch;
+        let mut all = 0;
         while self.store.point(move |tx| order::any_due(tx, now)).await? {
             let gate = self.gate.clone();
             let (expired, _) = self
@@ -81,23 +91,11 @@ impl Sweeper {
                     },
                 )
                 .await?;
+            all += expired;
             if expired < batch as usize {
                 break;
             }
         }
-        let seconds = self.settings.orders.idempotency_seconds;
-        while self
-            .store
-            .point(move |tx| order::idempotency::any_old(tx, now, seconds))
-            .await?
-        {
-            self.store
-                .write(move |tx| {
-                    order::idempotency::purge(tx, now, seconds).map_err(SaleError::from)
-                })
-                .await?;
-        }
-        self.gate.publish_metrics();
-        Ok(())
+        Ok(all)
     }
 }

@@ -74,15 +74,30 @@ pub enum ImportError {
     Store(#[from] StoreError),
 }
 
-/// `"12.34"` in minor units of the currency (ISO 4217 exponents). `None` for anything else.
-pub fn decimal_to_minor(text: &str, currency: &str) -> Option<i64> {
-    let digits = match currency {
+/// Digits after the point in amounts of a currency (ISO 4217 exponents).
+fn minor_digits(currency: &str) -> usize {
+    match currency {
         "BIF" | "CLP" | "DJF" | "GNF" | "ISK" | "JPY" | "KMF" | "KRW" | "PYG" | "RWF" | "UGX"
         | "VND" | "UYI" | "VUV" | "XAF" | "XOF" | "XPF" => 0,
         "BHD" | "IQD" | "JOD" | "KWD" | "LYD" | "OMR" | "TND" => 3,
         "CLF" | "UYW" => 4,
         _ => 2,
-    };
+    }
+}
+
+/// 1234 minor units as `"12.34"`: what [`decimal_to_minor`] reads.
+pub fn minor_to_decimal(amount: i64, currency: &str) -> String {
+    let digits = minor_digits(currency);
+    let text = format!("{:0>width$}", amount.unsigned_abs(), width = digits + 1);
+    let (whole, part) = text.split_at(text.len() - digits);
+    let sign = if amount < 0 { "-" } else { "" };
+    let point = if digits > 0 { "." } else { "" };
+    format!("{sign}{whole}{point}{part}")
+}
+
+/// `"12.34"` in minor units of the currency (ISO 4217 exponents). `None` for anything else.
+pub fn decimal_to_minor(text: &str, currency: &str) -> Option<i64> {
+    let digits = minor_digits(currency);
     let (whole, part) = text.trim().split_once('.').unwrap_or((text.trim(), ""));
     let all_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     if whole.is_empty() || !all_digits(whole) || !all_digits(part) {
@@ -336,7 +351,16 @@ mod tests {
             ("99999999999999999999", "CNY", None),
         ] {
             assert_eq!(decimal_to_minor(text, currency), minor, "{text} {currency}");
+            if let Some(minor) = minor {
+                let written = minor_to_decimal(minor, currency);
+                assert_eq!(decimal_to_minor(&written, currency), Some(minor));
+            }
         }
+        let written = |minor, currency| minor_to_decimal(minor, currency);
+        assert_eq!(written(5, "CNY"), "0.05");
+        assert_eq!(written(123_456, "CNY"), "1234.56");
+        assert_eq!(written(7, "JPY"), "7");
+        assert_eq!(written(-1_500, "KWD"), "-1.500");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::stock::{LedgerRow, Taken};
 use super::{Filter, NewProduct, Product, ProductId, ProductPatch, Silent, Sort};
 use crate::clock::Timestamp;
-use crate::store::{Param, Row, StoreError, Tx};
+use crate::store::{Param, Row, StoreError, Tx, value_rows};
 
 const COLUMNS: &str = "id, sku, name, description, category, unit_amount, currency, stock, popularity, created_at, last_updated";
 
@@ -374,6 +374,72 @@ pub(super) fn each_ordered(
             visit(row.get(0)?, row.get(1)?, row.get(2)?);
             Ok(())
         },
+    )
+}
+
+/// Shows the lines of orders made from `since` on that did not come to nothing: product and units.
+pub(super) fn each_ordered_since(
+    tx: &mut Tx<'_>,
+    since: Timestamp,
+    mut visit: impl FnMut(ProductId, i64) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    tx.each(
+        "SELECT i.product_id, i.quantity FROM orders o JOIN order_items i ON i.order_id = o.id \
+         WHERE o.created_at >= $1 AND o.status NOT IN ('cancelled', 'expired', 'refund_due')",
+        &[since.into()],
+        |row| visit(row.get(0)?, row.get(1)?),
+    )
+}
+
+/// Whether an order was made here, and not imported, from `since` on and before `until`.
+pub(super) fn any_own_order(
+    tx: &mut Tx<'_>,
+    since: Timestamp,
+    until: Timestamp,
+) -> Result<bool, StoreError> {
+    Ok(tx
+        .row(
+            "SELECT 1 FROM orders WHERE created_at >= $1 AND created_at < $2 AND import_run IS NULL LIMIT 1",
+            &[since.into(), until.into()],
+            |_| Ok(()),
+        )?
+        .is_some())
+}
+
+/// Shows the products in the shop that have some popularity, from an index alone.
+pub(super) fn each_popular(
+    tx: &mut Tx<'_>,
+    mut visit: impl FnMut(ProductId, i64) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    tx.each(
+        "SELECT id, popularity FROM products WHERE status = 'active' AND popularity > 0 ORDER BY popularity, id",
+        &[],
+        |row| visit(row.get(0)?, row.get(1)?),
+    )
+}
+
+/// Sets the popularity of some products, where it is another; answers of how many. One statement,
+/// whose number of rows is rounded up so that few texts fill the cache of prepared ones.
+pub(super) fn set_popularity(
+    tx: &mut Tx<'_>,
+    wanted: &[(ProductId, i64)],
+) -> Result<u64, StoreError> {
+    let Some(last) = wanted.last() else {
+        return Ok(0);
+    };
+    let places = wanted.len().next_power_of_two();
+    let pair = |(id, units): &(ProductId, i64)| [Param::from(*id), Param::Int(*units)];
+    let mut params: Vec<Param<'_>> = wanted.iter().flat_map(pair).collect();
+    while params.len() < places * 2 {
+        params.extend(pair(last));
+    }
+    tx.execute(
+        &format!(
+            "WITH sold (id, units) AS (VALUES {}) UPDATE products SET popularity = sold.units FROM sold \
+             WHERE products.id = sold.id AND products.status = 'active' AND products.popularity <> sold.units",
+            value_rows(places, &["bigint", "bigint"])
+        ),
+        &params,
     )
 }
 

@@ -1,52 +1,155 @@
-//! What is done for the stock ledger now and then.
+//! What is done for the catalogue now and then: how popular products are (units ordered within the
+//! last day), and whether the stock ledger adds up.
+//!
+//! Invariants: what is to change is found out beside the writer, which is then told of those products
+//! alone, some at a time; a run that finds nothing new writes nothing.
+//!
+//! A popularity that came by import is a shop's history until its own takes over: it stays until
+//! orders were made here before the window as well as in it. And where nothing at all was ordered
+//! within the window, what stood stays: the order of last week beats none.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use super::stock;
+use super::{ProductId, sql, stock};
+use crate::clock::Timestamp;
 use crate::config;
 use crate::monitor::Metrics;
-use crate::store::{Store, StoreError};
-use crate::task::{Handler, Outcome, TaskContext, TaskFailure};
+use crate::store::{LongReads, Store, StoreError, Tx, Wanted};
+use crate::task::{Handler, NoArgs, Outcome, TaskContext, TaskFailure};
 
-/// Checks the stock ledger against the tables, for the gauges and the log.
-pub struct VerifyStock {
-    database: PathBuf,
-    settings: config::Database,
-    metrics: Metrics,
+/// How far back an order made here shows that the shop has a history of its own, in windows.
+const OWN_HISTORY_WINDOWS: i64 = 30;
+/// Rows between two looks at whether the work is still wanted.
+const ROWS_PER_LOOK: u32 = 4_096;
+
+/// Brings the popularity of all products up to date.
+pub struct UpdateProductPopularity {
+    store: Store,
+    reads: LongReads,
+    rules: Arc<config::Products>,
 }
 
-impl VerifyStock {
-    /// Of this database.
-    pub fn new(database: PathBuf, settings: config::Database, metrics: Metrics) -> Self {
+impl UpdateProductPopularity {
+    /// With what it reads from and writes to.
+    pub fn new(store: Store, reads: LongReads, rules: Arc<config::Products>) -> Self {
         Self {
-            database,
-            settings,
-            metrics,
+            store,
+            reads,
+            rules,
         }
     }
 }
 
-/// It needs to be told nothing.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct VerifyStockArgs {}
+/// What is to become of the popularity of products.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Plan {
+    /// It stays as it is, for this reason.
+    Keep(&'static str),
+    /// These products get another.
+    Change(Vec<(ProductId, i64)>),
+}
 
-/// Stops the reading thread when the run is dropped: at its time limit, or because the process stops.
-struct StopOnDrop(Arc<AtomicBool>);
+impl Handler for UpdateProductPopularity {
+    type Args = NoArgs;
+    const NAME: &'static str = "update_product_popularity";
+    const QUEUE: &'static str = "maintenance";
+    const ABOUT: &'static str = "Counts how many units of each product were ordered of late.";
+    const MAX_ATTEMPTS: u32 = 3;
 
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
+    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<Outcome, TaskFailure> {
+        let (now, rules) = (context.now(), Arc::clone(&self.rules));
+        let looked = self
+            .reads
+            .read(move |tx, wanted| plan(tx, now, &rules, wanted));
+        let plan = tokio::select! {
+            plan = looked => plan?,
+            () = context.cancelled() => return Err(TaskFailure::discard("it was cancelled")),
+        };
+        let wanted = match plan {
+            Plan::Keep(why) => {
+                return Ok(Outcome::Done(Some(
+                    serde_json::json!({"changed": 0, "kept": why}),
+                )));
+            }
+            Plan::Change(wanted) => wanted,
+        };
+        let mut changed = 0;
+        for part in wanted.chunks(self.rules.popularity_batch) {
+            if context.is_cancelled() {
+                return Err(TaskFailure::discard("it was cancelled"));
+            }
+            let part = part.to_vec();
+            // Each in a write of its own, so that others get their turn in between.
+            changed += self
+                .store
+                .write(move |tx| sql::set_popularity(tx, &part))
+                .await?;
+        }
+        Ok(Outcome::Done(Some(serde_json::json!({"changed": changed}))))
+    }
+}
+
+/// Finds out which products' popularity is another by now.
+pub(super) fn plan(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    rules: &config::Products,
+    wanted: &Wanted,
+) -> Result<Plan, StoreError> {
+    let window = i64::try_from(rules.popularity_window_seconds).unwrap_or(i64::MAX);
+    let since = now.plus_seconds(-window);
+    let history = now.plus_seconds(-window.saturating_mul(OWN_HISTORY_WINDOWS));
+    if !sql::any_own_order(tx, history, since)? {
+        return Ok(Plan::Keep("no order was made here before this window"));
+    }
+    let mut rows = 0u32;
+    let mut look = || {
+        rows = rows.wrapping_add(1);
+        if rows.is_multiple_of(ROWS_PER_LOOK) {
+            wanted.check()
+        } else {
+            Ok(())
+        }
+    };
+    let mut sold: HashMap<ProductId, i64> = HashMap::new();
+    sql::each_ordered_since(tx, since, |id, quantity| {
+        let units = sold.entry(id).or_default();
+        *units = units.saturating_add(quantity);
+        look()
+    })?;
+    if sold.is_empty() {
+        return Ok(Plan::Keep("nothing was ordered within this window"));
+    }
+    let mut changes = Vec::new();
+    sql::each_popular(tx, |id, popularity| {
+        let units = sold.remove(&id).unwrap_or(0);
+        if units != popularity {
+            changes.push((id, units));
+        }
+        look()
+    })?;
+    changes.extend(sold);
+    // Neighbours in the table together: fewer pages for each write.
+    changes.sort_unstable();
+    Ok(Plan::Change(changes))
+}
+
+/// Checks the stock ledger against the tables, for the gauges and the log.
+pub struct VerifyStock {
+    reads: LongReads,
+    metrics: Metrics,
+}
+
+impl VerifyStock {
+    /// With what it reads from, and the gauges that tell of it.
+    pub fn new(reads: LongReads, metrics: Metrics) -> Self {
+        Self { reads, metrics }
     }
 }
 
 impl Handler for VerifyStock {
-    type Args = VerifyStockArgs;
+    type Args = NoArgs;
     const NAME: &'static str = "verify_stock";
     const QUEUE: &'static str = "maintenance";
     const ABOUT: &'static str = "Checks the stock ledger, row by row, against stock and orders.";
@@ -54,28 +157,13 @@ impl Handler for VerifyStock {
     const MAX_ATTEMPTS: u32 = 3;
     const TIMEOUT_MS: i64 = 3_600_000;
 
-    async fn run(
-        &self,
-        context: TaskContext,
-        _args: VerifyStockArgs,
-    ) -> Result<Outcome, TaskFailure> {
-        let stop = StopOnDrop(Arc::default());
-        let (database, settings) = (self.database.clone(), self.settings.clone());
-        let stopped = Arc::clone(&stop.0);
-        // On a connection of its own: a large ledger takes longer than a request may.
-        let checking = tokio::task::spawn_blocking(move || {
-            Store::read_alone(&database, &settings, |tx| {
-                stock::verify(tx, |_| match stopped.load(Ordering::Acquire) {
-                    true => Err(StoreError::Stopped),
-                    false => Ok(()),
-                })
-            })
-        });
+    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<Outcome, TaskFailure> {
+        let checking = self
+            .reads
+            .read(|tx, wanted| stock::verify(tx, |_| wanted.check()));
         let verdict = tokio::select! {
-            checked = checking => {
-                checked.map_err(|error| TaskFailure::retry(error.to_string()))??
-            }
-            () = context.cancelled() => return Err(TaskFailure::discard("cancelled")),
+            checked = checking => checked?,
+            () = context.cancelled() => return Err(TaskFailure::discard("it was cancelled")),
         };
         self.metrics
             .set_stock_verdict(verdict.drift_units, verdict.problems_total);

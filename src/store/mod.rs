@@ -13,14 +13,15 @@ mod sqlite;
 mod tx;
 mod writer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
 
 pub use dir::{DataDir, DirError, database_in};
-pub use tx::{Column, Param, Row, Topic, Tx};
+pub use tx::{Column, Param, Row, Topic, Tx, value_rows};
 
 use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
@@ -360,6 +361,61 @@ impl Store {
     pub fn close(&self) {
         self.0.writer.stop();
         self.0.checkpointer.stop();
+    }
+}
+
+/// Reads that may take minutes: each on a connection of its own and off the async threads, so that
+/// requests keep theirs. They have no time limit; they end when nobody waits for them any more.
+#[derive(Clone)]
+pub struct LongReads(Arc<(PathBuf, Database)>);
+
+/// Whether long work is still waited for.
+pub struct Wanted(Arc<AtomicBool>);
+
+impl Wanted {
+    /// An error once nobody waits any more: the work shall end with it.
+    pub fn check(&self) -> Result<(), StoreError> {
+        if self.0.load(Ordering::Acquire) {
+            Ok(())
+        } else {
+            Err(StoreError::Stopped)
+        }
+    }
+}
+
+/// Held by whoever waits.
+struct Waiting(Arc<AtomicBool>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl LongReads {
+    /// Of the database at `path`.
+    pub fn new(path: PathBuf, settings: &Database) -> Self {
+        Self(Arc::new((path, settings.clone())))
+    }
+
+    /// Runs `work` on one consistent snapshot. It must ask [`Wanted::check`] now and then, which
+    /// fails once the future was dropped.
+    pub async fn read<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>, &Wanted) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let (parts, wanted) = (Arc::clone(&self.0), Arc::new(AtomicBool::new(true)));
+        let _waiting = Waiting(Arc::clone(&wanted));
+        tokio::task::spawn_blocking(move || {
+            let (path, settings) = &*parts;
+            Store::read_alone(path, settings, |tx| work(tx, &Wanted(wanted)))
+        })
+        .await
+        .unwrap_or_else(|error| Err(E::from(StoreError::Panicked(error.to_string()))))
     }
 }
 

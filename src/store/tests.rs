@@ -282,6 +282,36 @@ async fn callers_that_stand_still_hold_nobody_up() {
 }
 
 #[tokio::test]
+async fn a_long_read_sees_one_moment_and_ends_when_nobody_waits() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    store.write(|tx| insert(tx, "one")).await.expect("written");
+    let reads = LongReads::new(dir.path().join("onrush.db"), &Database::default());
+    let seen = reads.read(|tx, wanted| {
+        wanted.check()?;
+        keys(tx)
+    });
+    assert_eq!(seen.await.expect("read"), ["one"]);
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let (ended, has_ended) = tokio::sync::oneshot::channel();
+    let endless = reads.read(move |tx, wanted| {
+        begun.send(()).expect("somebody waits");
+        loop {
+            if let Err(error) = wanted.check() {
+                ended.send(keys(tx)?).expect("somebody waits");
+                return Err::<(), TestError>(error.into());
+            }
+            std::thread::yield_now();
+        }
+    });
+    tokio::select! {
+        _ = endless => panic!("it ended though it was wanted"),
+        begun = has_begun => begun.expect("it began"),
+    }
+    assert_eq!(has_ended.await.expect("it ended"), ["one"]);
+}
+
+#[tokio::test]
 async fn a_topic_is_told_after_its_commit_and_never_for_work_that_was_undone() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let store = open(dir.path());

@@ -222,6 +222,23 @@ impl Row<'_> {
     }
 }
 
+/// `(CAST($1 AS bigint), CAST($2 AS text)), (CAST($3 AS bigint), …`: rows for a `VALUES` of columns of
+/// these types. PostgreSQL would take a bare placeholder there for text.
+pub fn value_rows(rows: usize, types: &[&str]) -> String {
+    let mut text = String::new();
+    let mut number = 0;
+    for row in 0..rows {
+        text.push_str(if row == 0 { "(" } else { ", (" });
+        for (at, kind) in types.iter().enumerate() {
+            number += 1;
+            let comma = if at == 0 { "" } else { ", " };
+            text.push_str(&format!("{comma}CAST(${number} AS {kind})"));
+        }
+        text.push(')');
+    }
+    text
+}
+
 /// A transaction: everything done through it commits together or not at all.
 ///
 /// `Ok` from the closure that was given it commits, `Err` rolls back; nothing else does.

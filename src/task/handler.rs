@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use schemars::JsonSchema;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::enqueue::PRIORITY_DEFAULT;
@@ -137,6 +137,11 @@ pub trait Handler: Send + Sync + 'static {
         Ok(())
     }
 }
+
+/// The arguments of a task that needs none.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoArgs {}
 
 type Run<'a> = Pin<Box<dyn Future<Output = Result<Outcome, TaskFailure>> + Send + 'a>>;
 

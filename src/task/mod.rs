@@ -53,7 +53,7 @@ pub use enqueue::{
     seal_batch,
 };
 pub use handler::{
-    Handler, HandlerInfo, Outcome, Registry, RegistryBuilder, TaskContext, TaskFailure,
+    Handler, HandlerInfo, NoArgs, Outcome, Registry, RegistryBuilder, TaskContext, TaskFailure,
 };
 pub use id::TaskId;
 pub use life::{

@@ -6,6 +6,7 @@
 
 pub mod api;
 mod sql;
+pub mod tasks;
 
 use crate::auth::{Account, Role, Status, UserId};
 use crate::check::{Checks, FieldError};

@@ -4,6 +4,7 @@ mod accounts;
 mod catalogue;
 mod input;
 mod orders;
+mod reports;
 mod sales;
 mod schedules;
 mod tasks;

@@ -1,0 +1,89 @@
+//! The upkeep of accounts: when they were last used, and what is kept for them only for a time.
+
+use std::sync::Arc;
+
+use crate::auth::{Auth, AuthError};
+use crate::clock::Timestamp;
+use crate::store::{Store, StoreError, Tx};
+use crate::task::{Handler, NoArgs, Outcome, TaskContext, TaskFailure};
+
+/// Writes down when accounts and their sessions were last used, which a running server gathers in
+/// memory. A stop in order does the same once more; what a crash costs is some minutes of it.
+pub struct SyncUserActivity(Auth);
+
+impl SyncUserActivity {
+    /// Of these accounts.
+    pub fn new(auth: Auth) -> Self {
+        Self(auth)
+    }
+}
+
+impl From<AuthError> for TaskFailure {
+    fn from(error: AuthError) -> Self {
+        TaskFailure::retry(error.to_string())
+    }
+}
+
+impl Handler for SyncUserActivity {
+    type Args = NoArgs;
+    const NAME: &'static str = "sync_user_activity";
+    const QUEUE: &'static str = "maintenance";
+    const ABOUT: &'static str = "Writes down when accounts and sessions were last used.";
+    const MAX_ATTEMPTS: u32 = 3;
+
+    async fn run(&self, _context: TaskContext, _args: NoArgs) -> Result<Outcome, TaskFailure> {
+        let sessions = self.0.sync_activity().await?;
+        Ok(Outcome::Done(Some(
+            serde_json::json!({"sessions": sessions}),
+        )))
+    }
+}
+
+/// Drops a bounded number of rows past their time; answers how many, 0 once there are none left.
+pub type Sweep = Arc<dyn Fn(&mut Tx<'_>, Timestamp) -> Result<u64, StoreError> + Send + Sync>;
+
+/// Drops all that is kept for a time and past it. What that is, its owners say: it may vanish at any
+/// moment, because nobody is shown it any more.
+pub struct CleanExpiredCache {
+    store: Store,
+    sweeps: Vec<(&'static str, Sweep)>,
+}
+
+impl CleanExpiredCache {
+    /// With the sweeps that make it up, by what they drop.
+    pub fn new(store: Store, sweeps: Vec<(&'static str, Sweep)>) -> Self {
+        Self { store, sweeps }
+    }
+}
+
+impl Handler for CleanExpiredCache {
+    type Args = NoArgs;
+    const NAME: &'static str = "clean_expired_cache";
+    const QUEUE: &'static str = "maintenance";
+    const ABOUT: &'static str =
+        "Drops sessions, answers to idempotency keys and reports that are past their time.";
+    const MAX_ATTEMPTS: u32 = 5;
+    const TIMEOUT_MS: i64 = 1_800_000;
+
+    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<Outcome, TaskFailure> {
+        let now = context.now();
+        let mut dropped = serde_json::Map::new();
+        for (what, sweep) in &self.sweeps {
+            let mut all = 0;
+            loop {
+                if context.is_cancelled() {
+                    return Err(TaskFailure::discard("it was cancelled"));
+                }
+                let sweep = Arc::clone(sweep);
+                // Each in a write of its own, so that others get their turn in between.
+                let some = self.store.write(move |tx| sweep(tx, now)).await?;
+                if some == 0 {
+                    break;
+                }
+                all += some;
+            }
+            dropped.insert((*what).to_owned(), all.into());
+        }
+        Ok(Outcome::Done(Some(dropped.into())))
+    }
+}
