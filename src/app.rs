@@ -36,6 +36,8 @@ use crate::product::api::ProductApi;
 use crate::product::stock;
 use crate::store::{DataDir, Store, StoreError};
 use crate::task::api::TaskApi;
+use crate::task::faktory::api::WorkerApi;
+use crate::task::faktory::{Faktory, Listener};
 use crate::task::{self, Pool, Registry, Tasks, Upkeep};
 use crate::user::api::UserApi;
 
@@ -167,6 +169,7 @@ struct Handles {
     auth: Auth,
     gate: Gate,
     tasks: Tasks,
+    faktory: Faktory,
 }
 
 /// The whole API, in the order of the document's tags.
@@ -178,6 +181,7 @@ type Api = (
     FlashSaleApi,
     SeckillApi,
     TaskApi,
+    WorkerApi,
 );
 
 fn service(handles: &Handles) -> OpenApiService<Api, ()> {
@@ -215,6 +219,7 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.tasks.clone(),
             handles.settings.orders.idempotency_seconds,
         ),
+        WorkerApi::new(handles.faktory.clone()),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
         .description("A shop's catalogue, orders, stock and flash sales in one process.")
@@ -235,6 +240,13 @@ pub fn openapi() -> anyhow::Result<(String, String)> {
             |_| (),
         )?;
         let clock = Clock::system();
+        let tasks = Tasks::new(
+            store.clone(),
+            clock.clone(),
+            Arc::new(settings.tasks.clone()),
+            metrics.clone(),
+            registry(),
+        );
         let handles = Handles {
             auth: Auth::new(
                 store.clone(),
@@ -246,13 +258,12 @@ pub fn openapi() -> anyhow::Result<(String, String)> {
                 clock.clone(),
                 metrics.clone(),
             ),
-            tasks: Tasks::new(
-                store.clone(),
-                clock.clone(),
-                Arc::new(settings.tasks.clone()),
+            faktory: Faktory::new(
+                tasks.clone(),
+                Arc::new(settings.faktory.clone()),
                 metrics.clone(),
-                registry(),
             ),
+            tasks,
             settings: Arc::new(settings),
             store,
             clock,
@@ -332,6 +343,12 @@ pub struct App {
     pub gate: Gate,
     /// Tasks and their queues.
     pub tasks: Tasks,
+    /// Workers that speak the Faktory protocol.
+    pub faktory: Faktory,
+    /// Where they connect to, if they may.
+    pub faktory_address: Option<std::net::SocketAddr>,
+    faktory_url: Option<String>,
+    faktory_server: Option<tokio::task::JoinHandle<()>>,
     /// Its clock.
     pub clock: Clock,
     is_tls: bool,
@@ -383,6 +400,11 @@ impl App {
         );
         let (delivering, folder) = (tasks.clone(), dir.queue());
         tokio::task::spawn_blocking(move || delivering.deliver(folder)).await??;
+        let faktory = Faktory::new(
+            tasks.clone(),
+            Arc::new(settings.faktory.clone()),
+            metrics.clone(),
+        );
         let setup_token = auth.begin_setup().await?;
         let handles = Handles {
             settings: Arc::clone(&settings),
@@ -392,10 +414,15 @@ impl App {
             auth: auth.clone(),
             gate: gate.clone(),
             tasks: tasks.clone(),
+            faktory: faktory.clone(),
         };
         let endpoint = routes(&handles, &health, &dir.static_files())?;
         let listeners = Listeners::bind(&settings.server)?;
         let (address, is_tls) = (listeners.local_addr(), listeners.is_tls());
+        let for_workers = match settings.faktory.enabled {
+            true => Some(Listener::bind(&settings.faktory, &settings.server)?),
+            false => None,
+        };
         let (stop, stopped) = watch::channel(false);
         let (stop_services, services_stopped) = watch::channel(false);
 
@@ -422,6 +449,10 @@ impl App {
             services_stopped,
         ));
 
+        let faktory_address = for_workers.as_ref().map(Listener::local_addr);
+        let faktory_url = for_workers.as_ref().map(Listener::url);
+        let faktory_server = for_workers
+            .map(|listener| tokio::spawn(faktory.clone().serve(listener, stopped.clone())));
         let server = tokio::spawn(serve(
             listeners,
             endpoint,
@@ -437,6 +468,10 @@ impl App {
             auth,
             gate,
             tasks,
+            faktory,
+            faktory_address,
+            faktory_url,
+            faktory_server,
             clock,
             is_tls,
             dir,
@@ -475,6 +510,9 @@ impl App {
             format!("  metrics  {url}/metrics"),
             format!("  data     {}", self.dir.root().display()),
         ];
+        if let Some(url) = &self.faktory_url {
+            lines.push(format!("  workers  {url} (Faktory)"));
+        }
         if let Some(token) = &self.setup_token {
             lines
                 .push("There is no admin yet. Make the first one with this link, once:".to_owned());
@@ -513,6 +551,11 @@ impl App {
             }
             Ok(_) => {}
             Err(error) => tracing::error!(%error, "the server ended in a panic"),
+        }
+        if let Some(server) = self.faktory_server.take()
+            && let Err(error) = server.await
+        {
+            tracing::error!(%error, "the server of the Faktory protocol ended in a panic");
         }
         self.stop_services.send_replace(true);
         while let Some(ended) = self.services.join_next().await {

@@ -228,6 +228,19 @@ fn table() -> Vec<(&'static str, &'static str, Rule, Value)> {
             Staff("work"),
             none.clone(),
         ),
+        ("GET", "/api/v1/workers", Staff("tasks"), none.clone()),
+        (
+            "POST",
+            "/api/v1/workers/{wid}/quiet",
+            Admin("tasks"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/workers/{wid}/stop",
+            Admin("tasks"),
+            none.clone(),
+        ),
         // A user's own account needs `orders`, anyone else's `users`: tested apart.
         ("GET", "/api/v1/users/{id}", Customer("users"), none),
     ]
@@ -414,7 +427,8 @@ fn check(callers: &Callers<'_>, method: &str, path: &str, rule: Rule, body: &Val
     let real_path = path
         .replace("{id}", "999999")
         .replace("{product_id}", "999999")
-        .replace("{name}", "none");
+        .replace("{name}", "none")
+        .replace("{wid}", "none");
     let mut ask = callers.shop.ask(method, &real_path);
     if let Some(token) = callers.token(who, needed) {
         ask = ask.token(&token);

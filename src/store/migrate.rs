@@ -17,6 +17,10 @@ pub(super) const APPLICATION_ID: i32 = 0x4f6e_7273;
 const MIGRATIONS: &[(&str, &str)] = &[
     ("V1__shop", include_str!("migrations/0001_shop.sql")),
     ("V2__tasks", include_str!("migrations/0002_tasks.sql")),
+    (
+        "V3__task_external_ids",
+        include_str!("migrations/0003_task_external_ids.sql"),
+    ),
 ];
 
 /// The DDL as SQLite reads it.
