@@ -354,7 +354,7 @@ section! {
         port: u16 = 7419,
         /// What clients must know; empty for none. Better given by `ONRUSH_FAKTORY__PASSWORD_FILE`.
         password: String = String::new(),
-        /// SHA-256 passes over the password. Clients that know of one only need 1 here.
+        /// SHA-256 passes over the password.
         password_passes: u32 = 5_000,
         /// Speak TLS, with the certificate and key of `[server]`.
         tls: bool = false,

@@ -5,9 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::faktory::ent::{Batch, CallbackState, JobState, ProgressUpdate};
+use ::faktory::ent::{Batch, BatchId, CallbackState, JobState, ProgressUpdate};
 use ::faktory::mutate::{Filter, JobSet};
-use ::faktory::{Client, Error, Job, Worker, WorkerId};
+use ::faktory::{Client, Error, Job, JobId, Worker, WorkerId};
 use onrush::auth::Role;
 use onrush::config::Settings;
 use serde_json::{Value, json};
@@ -316,7 +316,7 @@ fn order_time_and_queues_are_kept() {
         Job::builder("later").queue("b").at(at).build(),
     );
     let mut raw = place.worker_by_hand("w");
-    let mut next = |raw: &mut Raw| {
+    let next = |raw: &mut Raw| {
         let job = raw.ask("FETCH b a b");
         serde_json::from_str::<Value>(&job).map_or(job, |job| text(&job["jobtype"]))
     };
@@ -416,10 +416,14 @@ fn unique_jobs_expiry_progress_and_batches_are_those_of_its_clients() {
     assert!(place.run_one(&mut worker, &["default"]));
     let jid = place.push(&mut producer, unique());
     assert!(place.run_one(&mut worker, &["default"]));
-    let progress = place.client.block_on(producer.get_progress(jid.as_str()));
+    let progress = place
+        .client
+        .block_on(producer.get_progress(JobId::new(jid.as_str())));
     let progress = progress.expect("told").expect("known");
     assert_eq!(progress.state, JobState::Success);
-    let unknown = place.client.block_on(producer.get_progress("never-seen"));
+    let unknown = place
+        .client
+        .block_on(producer.get_progress(JobId::new("never-seen")));
     let unknown = unknown.expect("told").expect("an answer");
     assert_eq!(unknown.state, JobState::Unknown);
 
@@ -486,7 +490,9 @@ fn unique_jobs_expiry_progress_and_batches_are_those_of_its_clients() {
     assert_eq!((over.total, over.pending), (2, 0));
     assert_eq!(over.success_callback_state, CallbackState::FinishedOk);
     assert_eq!(over.complete_callback_state, CallbackState::Enqueued);
-    let opened = place.client.block_on(producer.open_batch("no-such-batch"));
+    let opened = place
+        .client
+        .block_on(producer.open_batch(BatchId::new("no-such-batch")));
     assert!(opened.expect("an answer").is_none());
 }
 

@@ -273,7 +273,7 @@ impl Session {
             Err(error) => Err(error),
         };
         match printed {
-            Ok(text) => Ok(Fetched::Run(started, text)),
+            Ok(text) => Ok(Fetched::Run(Box::new(started), text)),
             Err(error) => {
                 self.give_back(&started).await;
                 Err(error)
@@ -688,7 +688,7 @@ impl Session {
 
 /// What a FETCH came to.
 enum Fetched {
-    Run(Started, String),
+    Run(Box<Started>, String),
     Nothing,
     Gone,
 }
