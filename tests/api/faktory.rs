@@ -24,6 +24,7 @@ use crate::support::{Shop, text};
 struct Place {
     shop: Shop,
     admin: String,
+    /// Where the client runs. A test stays inside: the client says goodbye when it is dropped.
     client: tokio::runtime::Runtime,
 }
 
@@ -160,6 +161,7 @@ impl Raw {
 #[test]
 fn a_job_goes_from_a_producer_to_a_worker_and_is_done_once() {
     let place = Place::open();
+    let _inside = place.client.enter();
     let (mut producer, mut worker) = (place.producer(), place.worker("w1"));
     let job = Job::builder("good")
         .args([json!(7), json!({"width": 300})])
@@ -195,6 +197,7 @@ fn a_job_goes_from_a_producer_to_a_worker_and_is_done_once() {
 #[test]
 fn a_failed_job_is_retried_and_dies_at_last() {
     let place = Place::open();
+    let _inside = place.client.enter();
     let (mut producer, mut worker) = (place.producer(), place.worker("w1"));
     place.push(&mut producer, Job::builder("bad").retry(1).build());
     assert!(place.run_one(&mut worker, &["default"]));
@@ -232,6 +235,7 @@ fn a_failed_job_is_retried_and_dies_at_last() {
 #[test]
 fn jobs_without_retries_die_at_their_first_failure() {
     let place = Place::open();
+    let _inside = place.client.enter();
     let mut raw = place.worker_by_hand("w");
     for (name, retry) in [("zero", 0), ("never", -1)] {
         let push = format!(
@@ -255,6 +259,7 @@ fn jobs_without_retries_die_at_their_first_failure() {
 #[test]
 fn a_reservation_ends_and_whoever_comes_late_is_fenced() {
     let place = Place::open();
+    let _inside = place.client.enter();
     let (mut slow, mut quick) = (place.worker_by_hand("slow"), place.worker_by_hand("quick"));
     let push = r#"PUSH {"jid":"abcdefgh","jobtype":"x","args":[1],"reserve_for":60}"#;
     assert_eq!(slow.ask(push), "+OK");
@@ -302,6 +307,7 @@ fn a_run_outlives_the_servers_restart() {
 #[test]
 fn order_time_and_queues_are_kept() {
     let place = Place::open();
+    let _inside = place.client.enter();
     let mut producer = place.producer();
     let now = place.shop.clock.now();
     let at = chrono::DateTime::from_timestamp_micros(now.plus_seconds(60).0).expect("a time");
@@ -342,6 +348,7 @@ fn order_time_and_queues_are_kept() {
 #[test]
 fn a_worker_is_listed_quieted_and_stopped() {
     let place = Place::open();
+    let _inside = place.client.enter();
     let mut raw = place.worker_by_hand("w");
     let list = || {
         let answer = place.shop.get("/api/v1/workers").token(&place.admin).send();
@@ -392,6 +399,7 @@ fn a_worker_is_listed_quieted_and_stopped() {
 #[test]
 fn the_client_stops_when_it_is_told() {
     let place = Place::open();
+    let _inside = place.client.enter();
     let mut worker = place.worker("w1");
     let path = "/api/v1/workers/w1/stop";
     place.shop.post(path).token(&place.admin).send().expect(200);
@@ -403,6 +411,7 @@ fn the_client_stops_when_it_is_told() {
 #[test]
 fn unique_jobs_expiry_progress_and_batches_are_those_of_its_clients() {
     let place = Place::open();
+    let _inside = place.client.enter();
     let (mut producer, mut worker) = (place.producer(), place.worker("w1"));
     let unique = || Job::builder("good").args([1]).unique_for(60).build();
     place.push(&mut producer, unique());
@@ -499,6 +508,7 @@ fn unique_jobs_expiry_progress_and_batches_are_those_of_its_clients() {
 #[test]
 fn sets_of_jobs_are_killed_requeued_and_discarded() {
     let place = Place::open();
+    let _inside = place.client.enter();
     let mut raw = place.worker_by_hand("w");
     for (jid, kind) in [("aaaaaaaa", "A"), ("bbbbbbbb", "B"), ("cccccccc", "C")] {
         let push = format!(
@@ -532,6 +542,7 @@ fn sets_of_jobs_are_killed_requeued_and_discarded() {
 #[test]
 fn many_jobs_are_pushed_at_once_and_the_bad_ones_are_named() {
     let place = Place::open();
+    let _inside = place.client.enter();
     let mut raw = place.worker_by_hand("w");
     let good = |jid: &str| json!({"jid": jid, "jobtype": "x", "args": [], "queue": "q"});
     let jobs = json!([
@@ -551,6 +562,7 @@ fn many_jobs_are_pushed_at_once_and_the_bad_ones_are_named() {
 #[test]
 fn what_makes_no_sense_is_refused_and_the_connection_lives_on() {
     let place = Place::open();
+    let _inside = place.client.enter();
     let mut raw = place.worker_by_hand("w");
     for (line, answer) in [
         ("NONSENSE", "-ERR unknown command NONSENSE"),
@@ -674,6 +686,7 @@ fn a_worker_that_goes_away_while_it_waits_loses_nothing() {
 #[test]
 fn a_task_of_another_way_is_a_job_too_and_others_tasks_are_out_of_reach() {
     let place = Place::open();
+    let _inside = place.client.enter();
     let enqueue = |body: Value| {
         let answer = place
             .shop
