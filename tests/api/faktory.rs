@@ -385,6 +385,9 @@ fn a_worker_is_listed_quieted_and_stopped() {
     );
     assert_eq!(raw.ask("END"), "+OK");
     assert!(raw.is_over());
+    place
+        .shop
+        .wait_until("it has left", || list()[0]["connections"] == 0);
     place.shop.clock.advance(Duration::from_secs(61));
     place.shop.wait_until("it is forgotten", || {
         let admin = place.shop.token(Role::Admin);

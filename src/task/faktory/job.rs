@@ -253,6 +253,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 #[derive(Serialize)]
 pub(super) struct LastFailure {
     pub(super) retry_count: u32,
+    #[serde(rename = "remaining")]
     pub(super) retry_remaining: u32,
     pub(super) failed_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
