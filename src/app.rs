@@ -42,6 +42,8 @@ use crate::schedule::api::ScheduleApi;
 use crate::schedule::{self, BuiltIn, ScheduleError, Schedules, Ticker, When};
 use crate::store::{DataDir, LongReads, Store, StoreError};
 use crate::task::api::TaskApi;
+use crate::task::faktory::api::WorkerApi;
+use crate::task::faktory::{Faktory, Listener};
 use crate::task::{self, Pool, Registry, Tasks, Upkeep};
 use crate::user::api::UserApi;
 use crate::user::tasks::{CleanExpiredCache, Sweep, SyncUserActivity};
@@ -279,6 +281,7 @@ struct Handles {
     gate: Gate,
     tasks: Tasks,
     schedules: Schedules,
+    faktory: Faktory,
 }
 
 /// The whole API, in the order of the document's tags.
@@ -292,6 +295,7 @@ type Api = (
     TaskApi,
     ScheduleApi,
     ReportApi,
+    WorkerApi,
 );
 
 /// Builds each handle once. The sweeper is a service and a task.
@@ -328,6 +332,11 @@ fn handles(
         Arc::new(settings.schedules.clone()),
         metrics.clone(),
     );
+    let faktory = Faktory::new(
+        tasks.clone(),
+        Arc::new(settings.faktory.clone()),
+        metrics.clone(),
+    );
     let handles = Handles {
         settings,
         store,
@@ -337,6 +346,7 @@ fn handles(
         gate,
         tasks,
         schedules,
+        faktory,
     };
     (handles, sweeper)
 }
@@ -384,6 +394,7 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.tasks.clone(),
             Arc::new(handles.settings.reports.clone()),
         ),
+        WorkerApi::new(handles.faktory.clone()),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
         .description("A shop's catalogue, orders, stock and flash sales in one process.")
@@ -464,6 +475,12 @@ pub struct App {
     pub gate: Gate,
     /// Tasks and their queues.
     pub tasks: Tasks,
+    /// Workers that speak the Faktory protocol.
+    pub faktory: Faktory,
+    /// Where they connect to, if they may.
+    pub faktory_address: Option<std::net::SocketAddr>,
+    faktory_url: Option<String>,
+    faktory_server: Option<tokio::task::JoinHandle<()>>,
     /// Its clock.
     pub clock: Clock,
     is_tls: bool,
@@ -507,7 +524,7 @@ impl App {
         gate.load(&store).await?;
         let (delivering, folder) = (tasks.clone(), dir.queue());
         tokio::task::spawn_blocking(move || delivering.deliver(folder)).await??;
-        let schedules = handles.schedules.clone();
+        let (schedules, faktory) = (handles.schedules.clone(), handles.faktory.clone());
         schedules
             .declare(&built_in_schedules(&settings))
             .await
@@ -520,6 +537,10 @@ impl App {
         let endpoint = routes(&handles, &health, &dir.static_files())?;
         let listeners = Listeners::bind(&settings.server)?;
         let (address, is_tls) = (listeners.local_addr(), listeners.is_tls());
+        let for_workers = match settings.faktory.enabled {
+            true => Some(Listener::bind(&settings.faktory, &settings.server)?),
+            false => None,
+        };
         let (stop, stopped) = watch::channel(false);
         let (stop_services, services_stopped) = watch::channel(false);
 
@@ -536,6 +557,10 @@ impl App {
             services.spawn(Ticker::new(schedules).run(services_stopped));
         }
 
+        let faktory_address = for_workers.as_ref().map(Listener::local_addr);
+        let faktory_url = for_workers.as_ref().map(Listener::url);
+        let faktory_server = for_workers
+            .map(|listener| tokio::spawn(faktory.clone().serve(listener, stopped.clone())));
         let server = tokio::spawn(serve(
             listeners,
             endpoint,
@@ -551,6 +576,10 @@ impl App {
             auth,
             gate,
             tasks,
+            faktory,
+            faktory_address,
+            faktory_url,
+            faktory_server,
             clock,
             is_tls,
             dir,
@@ -589,6 +618,9 @@ impl App {
             format!("  metrics  {url}/metrics"),
             format!("  data     {}", self.dir.root().display()),
         ];
+        if let Some(url) = &self.faktory_url {
+            lines.push(format!("  workers  {url} (Faktory)"));
+        }
         if let Some(token) = &self.setup_token {
             lines
                 .push("There is no admin yet. Make the first one with this link, once:".to_owned());
@@ -627,6 +659,11 @@ impl App {
             }
             Ok(_) => {}
             Err(error) => tracing::error!(%error, "the server ended in a panic"),
+        }
+        if let Some(server) = self.faktory_server.take()
+            && let Err(error) = server.await
+        {
+            tracing::error!(%error, "the server of the Faktory protocol ended in a panic");
         }
         self.stop_services.send_replace(true);
         while let Some(ended) = self.services.join_next().await {

@@ -82,6 +82,8 @@ pub struct Settings {
     pub schedules: Schedules,
     /// Sales reports.
     pub reports: Reports,
+    /// Workers that speak the Faktory protocol.
+    pub faktory: Faktory,
     /// CSV imports.
     pub import: Import,
     /// Log lines.
@@ -432,6 +434,46 @@ section! {
 }
 
 section! {
+    /// `[faktory]`
+    Faktory {
+        /// Whether workers and producers that speak the Faktory protocol are served.
+        enabled: bool = false,
+        /// Address to listen on. Any other than this machine's own needs a password.
+        host: IpAddr = IpAddr::from([127, 0, 0, 1]),
+        /// TCP port; 0 takes a free one.
+        port: u16 = 7419,
+        /// What clients must know; empty for none. Better given by `ONRUSH_FAKTORY__PASSWORD_FILE`.
+        password: String = String::new(),
+        /// SHA-256 passes over the password.
+        password_passes: u32 = 5_000,
+        /// Speak TLS, with the certificate and key of `[server]`.
+        tls: bool = false,
+        /// Open connections at once; further ones wait in the kernel's backlog.
+        connections_max: usize = 1_024,
+        /// Workers that are known at once.
+        workers_max: usize = 4_096,
+        /// A worker without a connection that was not heard of for this long is forgotten.
+        worker_seconds: u64 = 60,
+        /// Largest command, such as all jobs of one `PUSHB`.
+        command_bytes_max: usize = 1_048_576,
+        /// Time for the TLS handshake, and again for the greeting.
+        handshake_timeout_ms: u64 = 5_000,
+        /// Time for the rest of a command after its first byte.
+        command_timeout_ms: u64 = 10_000,
+        /// Longest time that a client may take to read its answer.
+        write_timeout_ms: u64 = 10_000,
+        /// A connection that asks for nothing for this long is closed.
+        idle_seconds: u64 = 3_600,
+        /// How long `FETCH` waits for a job.
+        fetch_wait_ms: u64 = 2_000,
+        /// Queues that one `FETCH` or `QUEUE` may name.
+        queues_max: usize = 64,
+        /// How long workers may still report on their jobs after the server was told to stop.
+        shutdown_grace_ms: u64 = 5_000,
+    }
+}
+
+section! {
     /// `[import]`
     Import {
         /// Rows that share one write.
@@ -480,6 +522,7 @@ const SECTIONS: &[(&str, Docs)] = &[
     ("tasks", Tasks::DOCS),
     ("schedules", Schedules::DOCS),
     ("reports", Reports::DOCS),
+    ("faktory", Faktory::DOCS),
     ("import", Import::DOCS),
     ("log", Log::DOCS),
 ];
@@ -493,6 +536,8 @@ const CUSTOMARY: &[(&str, &str)] = &[
 const ENV_PREFIX: &str = "ONRUSH_";
 /// The one setting whose keys are names that an owner chooses.
 const ENTRIES: &str = "schedules.entries";
+/// Values that are never shown.
+const SECRETS: &[&str] = &["faktory.password"];
 /// Meant for the build (`web/build.rs`), and often still set when the result is started.
 const BUILD_ONLY: &str = "ONRUSH_UI_DIST";
 
@@ -630,7 +675,15 @@ impl Loaded {
         let values = flatten(&to_json(&self.settings));
         let row = |key: &str, value: &serde_json::Value| {
             let source = self.sources.get(key).map_or("default", String::as_str);
-            (key.to_owned(), value.to_string(), source.to_owned())
+            let shown = match value {
+                serde_json::Value::String(secret)
+                    if SECRETS.contains(&key) && !secret.is_empty() =>
+                {
+                    "(secret)".to_owned()
+                }
+                value => value.to_string(),
+            };
+            (key.to_owned(), shown, source.to_owned())
         };
         let mut rows = Vec::new();
         for (section, docs) in SECTIONS {
@@ -978,6 +1031,58 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
     at_least("reports.cache_seconds", s.reports.cache_seconds, 1)?;
     at_least("reports.days_max", u64::from(s.reports.days_max), 1)?;
     at_least("reports.rows_max", s.reports.rows_max as u64, 1)?;
+    let faktory = &s.faktory;
+    for (key, value, min) in [
+        (
+            "faktory.password_passes",
+            u64::from(faktory.password_passes),
+            1,
+        ),
+        ("faktory.connections_max", faktory.connections_max as u64, 1),
+        ("faktory.workers_max", faktory.workers_max as u64, 1),
+        ("faktory.worker_seconds", faktory.worker_seconds, 1),
+        (
+            "faktory.command_bytes_max",
+            faktory.command_bytes_max as u64,
+            4_096,
+        ),
+        (
+            "faktory.handshake_timeout_ms",
+            faktory.handshake_timeout_ms,
+            100,
+        ),
+        (
+            "faktory.command_timeout_ms",
+            faktory.command_timeout_ms,
+            100,
+        ),
+        ("faktory.write_timeout_ms", faktory.write_timeout_ms, 100),
+        ("faktory.idle_seconds", faktory.idle_seconds, 1),
+        ("faktory.fetch_wait_ms", faktory.fetch_wait_ms, 1),
+        ("faktory.queues_max", faktory.queues_max as u64, 1),
+    ] {
+        at_least(key, value, min)?;
+    }
+    // Each pass costs the server as much as the client; a greeting must stay cheap.
+    if faktory.password_passes > 100_000 {
+        return Err((
+            "faktory.password_passes",
+            "it may be 100000 at most".to_owned(),
+        ));
+    }
+    if faktory.enabled && !faktory.host.is_loopback() && faktory.password.is_empty() {
+        return Err((
+            "faktory.password",
+            "it is needed where other machines can connect; set one, or listen on 127.0.0.1"
+                .to_owned(),
+        ));
+    }
+    if faktory.enabled && faktory.tls && s.server.tls_cert.as_os_str().is_empty() {
+        return Err((
+            "faktory.tls",
+            "it needs server.tls_cert and server.tls_key".to_owned(),
+        ));
+    }
     at_least("import.batch_rows", s.import.batch_rows as u64, 1)?;
     if s.server.tls_cert.as_os_str().is_empty() != s.server.tls_key.as_os_str().is_empty() {
         return Err((
@@ -1097,6 +1202,27 @@ mod tests {
             let error = load(&env(&[(name, value)])).expect_err(name).to_string();
             assert!(error.contains(word) && error.contains(name), "{error}");
         }
+    }
+
+    #[test]
+    fn a_password_is_needed_where_others_can_connect_and_is_never_shown() {
+        let open = [
+            ("ONRUSH_FAKTORY__ENABLED", "true"),
+            ("ONRUSH_FAKTORY__HOST", "0.0.0.0"),
+        ];
+        let error = load(&env(&open)).expect_err("no password").to_string();
+        assert!(error.contains("faktory.password"), "{error}");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "hunter2\n").expect("written");
+        let path = file.path().to_string_lossy().into_owned();
+        let mut pairs = open.to_vec();
+        pairs.push(("ONRUSH_FAKTORY__PASSWORD_FILE", &path));
+        let loaded = load(&env(&pairs)).expect("valid");
+        assert_eq!(loaded.settings.faktory.password, "hunter2");
+        let shown = loaded.effective();
+        assert!(shown.iter().all(|(_, value, _)| !value.contains("hunter2")));
+        let row = shown.iter().find(|(key, _, _)| key == "faktory.password");
+        assert_eq!(row.map(|(_, value, _)| value.as_str()), Some("(secret)"));
     }
 
     #[test]

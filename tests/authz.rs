@@ -289,6 +289,19 @@ fn table() -> Vec<(&'static str, &'static str, Rule, Value)> {
             Staff("reports"),
             none.clone(),
         ),
+        ("GET", "/api/v1/workers", Staff("tasks"), none.clone()),
+        (
+            "POST",
+            "/api/v1/workers/{wid}/quiet",
+            Admin("tasks"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/workers/{wid}/stop",
+            Admin("tasks"),
+            none.clone(),
+        ),
         // A user's own account needs `orders`, anyone else's `users`: tested apart.
         ("GET", "/api/v1/users/{id}", Customer("users"), none),
     ]
@@ -476,7 +489,8 @@ fn check(callers: &Callers<'_>, method: &str, path: &str, rule: Rule, body: &Val
     let real_path = path
         .replace("{id}", "999999")
         .replace("{product_id}", "999999")
-        .replace("{name}", "none");
+        .replace("{name}", "none")
+        .replace("{wid}", "none");
     let real_path = match (method, path) {
         ("GET", "/api/v1/reports/sales") => {
             format!("{real_path}?start_date=2026-11-01&end_date=2026-11-30")

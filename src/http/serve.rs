@@ -43,13 +43,14 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::server::TlsStream;
 
 use super::edge::AmbiguousLength;
 use crate::config::{self, ms};
 use crate::monitor::Metrics;
 
 /// Pause after an `accept` that failed for lack of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often the certificate's files are looked at.
 const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
 /// Descriptors that connections must leave to the database, logs and files.
@@ -183,7 +184,8 @@ enum Accepted {
     Unix(UnixStream),
 }
 
-fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+/// A listening socket. Must be called inside the async runtime.
+pub fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -245,14 +247,15 @@ impl Drop for UnixSocket {
 
 /// The TLS configuration in force; swapped when the files change.
 #[derive(Clone, Debug)]
-struct Tls {
+pub struct Tls {
     current: Arc<ArcSwap<ServerConfig>>,
     cert: PathBuf,
     key: PathBuf,
 }
 
 impl Tls {
-    fn load(cert: &Path, key: &Path) -> Result<Self, TlsError> {
+    /// Reads both files.
+    pub fn load(cert: &Path, key: &Path) -> Result<Self, TlsError> {
         Ok(Self {
             current: Arc::new(ArcSwap::from_pointee(tls_config(cert, key)?)),
             cert: cert.to_owned(),
@@ -260,8 +263,18 @@ impl Tls {
         })
     }
 
+    /// The server's half of a handshake, with the configuration of this moment.
+    pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+    ) -> io::Result<TlsStream<S>> {
+        TlsAcceptor::from(self.current.load_full())
+            .accept(stream)
+            .await
+    }
+
     /// Looks at the files until the process ends.
-    async fn watch(self) {
+    pub async fn watch(self) {
         let mut seen = self.stamp();
         loop {
             sleep(CERTIFICATE_POLL).await;
@@ -417,7 +430,7 @@ where
 }
 
 /// Descriptors or memory ran out: waiting helps, trying again at once does not.
-fn is_exhausted(error: &io::Error) -> bool {
+pub fn is_exhausted(error: &io::Error) -> bool {
     use nix::errno::Errno;
     let code = error.raw_os_error().map(Errno::from_raw);
     matches!(
@@ -670,7 +683,7 @@ async fn connection<E: Endpoint + 'static>(
     let Some(tls) = tls else {
         return speak_http1(shared, io, caller).await;
     };
-    let handshake = TlsAcceptor::from(tls.current.load_full()).accept(io);
+    let handshake = tls.accept(io);
     let Ok(Ok(stream)) = timeout(ms(settings.tls_handshake_timeout_ms), handshake).await else {
         return refused("tls");
     };

@@ -105,6 +105,16 @@ pub struct Handles {
     /// How often the tasks' delivery index was made anew while it was in use.
     pub task_index_rebuilds_total: IntCounter,
 
+    /// Open connections of clients that speak the Faktory protocol.
+    pub faktory_connections_open: IntGauge,
+    /// Such connections refused or given up, by reason: `tls`, `greeting`, `password`, `slow`, `idle`,
+    /// `too_long`, `no_text`, `workers`.
+    pub faktory_connections_refused_total: IntCounterVec,
+    /// Their commands, by outcome: `ok`, `error`, `stale`.
+    pub faktory_commands_total: IntCounterVec,
+    /// Workers that are known by that protocol.
+    pub faktory_workers: IntGauge,
+
     /// Log lines that were dropped because the log could not keep up.
     pub log_lines_dropped_total: IntCounter,
 
@@ -286,6 +296,28 @@ impl Metrics {
                 "task_index_rebuilds_total",
                 "How often the tasks' delivery index failed and was made anew from the rows.",
             )?,
+            faktory_connections_open: int_gauge(
+                r,
+                "faktory_connections_open",
+                "Open connections of clients that speak the Faktory protocol.",
+            )?,
+            faktory_connections_refused_total: int_counter_vec(
+                r,
+                "faktory_connections_refused_total",
+                "Connections of the Faktory protocol that were refused or given up.",
+                &["reason"],
+            )?,
+            faktory_commands_total: int_counter_vec(
+                r,
+                "faktory_commands_total",
+                "Commands of the Faktory protocol.",
+                &["command", "outcome"],
+            )?,
+            faktory_workers: int_gauge(
+                r,
+                "faktory_workers",
+                "Workers that are known by the Faktory protocol.",
+            )?,
             log_lines_dropped_total: int_counter(
                 r,
                 "log_lines_dropped_total",
@@ -329,6 +361,11 @@ impl Metrics {
             tracing::error!(%error, "the metrics could not be written");
         }
         String::from_utf8(text).unwrap_or_default()
+    }
+
+    /// Resident memory of this process.
+    pub fn resident_bytes(&self) -> Option<i64> {
+        System::resident_bytes()
     }
 
     /// The registry, for metrics that only their owner knows.

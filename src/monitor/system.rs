@@ -33,10 +33,14 @@ impl System {
                 .and_then(parse_cpu)
                 .and_then(|now| self.since_last(now)),
             memory_percent: file("/proc/meminfo").as_deref().and_then(parse_memory),
-            resident_bytes: file("/proc/self/status")
-                .as_deref()
-                .and_then(parse_resident),
+            resident_bytes: Self::resident_bytes(),
         }
+    }
+
+    /// Memory of this process alone.
+    pub(super) fn resident_bytes() -> Option<i64> {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        parse_resident(&status)
     }
 
     fn since_last(&self, now: CpuTimes) -> Option<f64> {

@@ -22,6 +22,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
         include_str!("migrations/0003_schedules.sql"),
     ),
     ("V5__reports", include_str!("migrations/0005_reports.sql")),
+    (
+        "V6__task_external_ids",
+        include_str!("migrations/0006_task_external_ids.sql"),
+    ),
 ];
 
 /// The DDL as SQLite reads it.

@@ -106,6 +106,10 @@ pub struct NewTask {
     /// How long its result is kept; `None` for the default.
     #[serde(default)]
     pub result_seconds: Option<i64>,
+    /// An id of its maker's own: a second enqueue with it is answered with the task that there is,
+    /// as long as that one is kept.
+    #[serde(default)]
+    pub external_id: Option<String>,
     /// At most once.
     #[serde(default)]
     pub unique: Option<Unique>,
@@ -153,6 +157,7 @@ impl NewTask {
             soft_timeout_ms: None,
             retry_policy: None,
             result_seconds: None,
+            external_id: None,
             unique: None,
             debounce: None,
             after: Vec::new(),
@@ -214,6 +219,11 @@ fn enqueue_in(
     new: &NewTask,
     batch_id: Option<&str>,
 ) -> Result<Enqueued, TaskError> {
+    if let Some(external_id) = &new.external_id
+        && let Some(there) = sql::by_external_id(tx, external_id)?
+    {
+        return Ok(Enqueued::Duplicate(there));
+    }
     let id = TaskId::next();
     let run_at = new.run_at.unwrap_or(now);
     let mut lock_key = None;

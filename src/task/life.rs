@@ -43,6 +43,8 @@ pub struct Started {
     pub batch_id: Option<String>,
     /// Until when an outside worker has it.
     pub lease_expires_at: Option<Timestamp>,
+    /// The id of its maker's own that it came with.
+    pub external_id: Option<String>,
 }
 
 /// What a start came to.
@@ -60,7 +62,7 @@ pub enum Start {
 
 /// Starts a task for `worker`, if it may be started and is still what the delivery knows of it, so
 /// that an old entry never jumps the queue. Without `lease_ms` it is this process's own and
-/// ends with it.
+/// ends with it; a lease ends with the longest run that the task may have at the latest.
 pub fn start(
     tx: &mut Tx<'_>,
     now: Timestamp,

@@ -25,6 +25,7 @@
 pub mod api;
 mod disk;
 mod enqueue;
+pub mod faktory;
 pub mod handler;
 mod id;
 mod index;

@@ -28,8 +28,8 @@ pub(super) fn insert(
     tx.execute(
         "INSERT INTO tasks (id, name, queue, state, priority, run_at, created_at, max_attempts, waiting_on, \
          timeout_ms, args, metadata, traceparent, soft_timeout_ms, retry_policy, expires_at, lock_key, batch_id, \
-         result_seconds, error, finished_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
-         $15, $16, $17, $18, $19, $20, $21)",
+         result_seconds, error, finished_at, external_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
+         $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)",
         &[
             (&placed.id.text()).into(),
             (&*new.name).into(),
@@ -52,9 +52,22 @@ pub(super) fn insert(
             new.result_seconds.into(),
             placed.error.into(),
             finished.into(),
+            new.external_id.as_ref().into(),
         ],
     )?;
     Ok(())
+}
+
+/// The task that came with this id of its maker's own.
+pub(super) fn by_external_id(
+    tx: &mut Tx<'_>,
+    external_id: &str,
+) -> Result<Option<TaskId>, StoreError> {
+    tx.row(
+        "SELECT id FROM tasks WHERE external_id = $1",
+        &[external_id.into()],
+        |row| row.get(0),
+    )
 }
 
 /// Puts off a task that still waits for its time.
@@ -341,7 +354,7 @@ pub(super) fn any_old_batch(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, S
         .is_some())
 }
 
-/// The run, and the key that the task holds.
+/// The run, and the key that the task holds. A lease never lasts longer than the longest run.
 pub(super) fn start(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -352,10 +365,11 @@ pub(super) fn start(
     let id = entry.id;
     tx.row(
         "UPDATE tasks SET state = 'running', attempt = attempt + 1, worker = $2, attempted_at = $3, \
-         lease_expires_at = $4, progress = NULL, progress_note = NULL \
+         lease_expires_at = CASE WHEN $3 + timeout_ms * 1000 < $4 THEN $3 + timeout_ms * 1000 ELSE $4 END, \
+         progress = NULL, progress_note = NULL \
          WHERE id = $1 AND state IN ('available', 'scheduled', 'retryable') AND run_at = $5 AND priority = $6 \
          AND run_at <= $3 AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $3) RETURNING attempt, max_attempts, name, queue, args, metadata, \
-         traceparent, timeout_ms, soft_timeout_ms, created_at, run_at, batch_id, lock_key",
+         traceparent, timeout_ms, soft_timeout_ms, created_at, run_at, batch_id, lease_expires_at, external_id, lock_key",
         &[
             (&id.text()).into(),
             worker.into(),
@@ -379,9 +393,10 @@ pub(super) fn start(
                 created_at: row.get(9)?,
                 run_at: row.get(10)?,
                 batch_id: row.get(11)?,
-                lease_expires_at: lease,
+                lease_expires_at: row.get(12)?,
+                external_id: row.get(13)?,
             };
-            Ok((started, row.get(12)?))
+            Ok((started, row.get(14)?))
         },
     )
 }

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod catalogue;
+mod faktory;
 mod input;
 mod orders;
 mod reports;
