@@ -4,7 +4,7 @@
 //! first when the process is told to stop; the database closes last, after every request and
 //! background service that could write. No business rule lives here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use rust_embed::RustEmbed;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::auth::Auth;
 use crate::auth::api::AuthApi;
+use crate::auth::{Auth, OnRegistered};
 use crate::clock::Clock;
 use crate::config::{Settings, ms};
 use crate::flash_sale::api::{FlashSaleApi, SeckillApi};
@@ -26,16 +26,22 @@ use crate::flash_sale::service::Sweeper;
 use crate::http::docs::Spec;
 use crate::http::edge::{Edge, EdgeOptions};
 use crate::http::files::{EmbeddedPage, StaticFiles};
+use crate::http::outgoing::Outgoing;
 use crate::http::serve::{Listeners, serve};
 use crate::http::{docs, probes};
 use crate::monitor::State;
 use crate::monitor::{Health, Metrics};
+use crate::order::FollowUps;
 use crate::order::api::OrderApi;
-use crate::order::tasks::ProcessOrder;
+use crate::order::tasks::{ProcessOrder, SendOrderEmail};
 use crate::product::api::ProductApi;
 use crate::product::stock;
 use crate::store::{DataDir, Store, StoreError};
 use crate::task::api::TaskApi;
+use crate::task::http_request::HttpRequest;
+use crate::task::mail::{self, Mailer, SendWelcomeEmail};
+use crate::task::webhook::api::WebhookApi;
+use crate::task::webhook::{DeliverWebhook, EventKind, Webhooks};
 use crate::task::{self, Pool, Registry, Tasks, Upkeep};
 use crate::user::api::UserApi;
 
@@ -154,8 +160,66 @@ pub fn runtime(settings: &Settings) -> std::io::Result<tokio::runtime::Runtime> 
 }
 
 /// The built-in tasks.
-pub fn registry() -> Registry {
-    Registry::builder().with(ProcessOrder).build()
+pub fn registry(settings: &Settings, data: &OpenData) -> anyhow::Result<Registry> {
+    let (dir, store, clock) = (data.dir.outbox(), data.store.clone(), data.clock.clone());
+    Ok(WaysOut::new(settings, store.clone(), clock, dir)?.registry(settings, store))
+}
+
+/// What leaves the house: calls, webhooks, mails.
+struct WaysOut {
+    outgoing: Outgoing,
+    webhooks: Webhooks,
+    mailer: Mailer,
+}
+
+impl WaysOut {
+    fn new(
+        settings: &Settings,
+        store: Store,
+        clock: Clock,
+        outbox: PathBuf,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            outgoing: Outgoing::new(Arc::new(settings.outgoing.clone()))?,
+            webhooks: Webhooks::new(store, clock, settings.webhooks.clone()),
+            mailer: Mailer::new(settings.mail.clone(), outbox)?,
+        })
+    }
+
+    fn follow_ups(&self, settings: &Settings) -> FollowUps {
+        FollowUps {
+            process: settings.orders.process,
+            mail: mail::sends_order_mails(&settings.mail),
+            events: self.webhooks.events().clone(),
+        }
+    }
+
+    fn registry(&self, settings: &Settings, store: Store) -> Registry {
+        Registry::builder()
+            .with(ProcessOrder::new(self.follow_ups(settings)))
+            .with(SendOrderEmail::new(store, self.mailer.clone()))
+            .with(SendWelcomeEmail::new(self.mailer.clone()))
+            .with(HttpRequest::new(self.outgoing.clone()))
+            .with(DeliverWebhook::new(
+                self.webhooks.clone(),
+                self.outgoing.clone(),
+            ))
+            .build()
+    }
+
+    /// What follows from a registration.
+    fn on_registered(&self, settings: &Settings) -> OnRegistered {
+        let (events, welcome) = (self.webhooks.events().clone(), settings.mail.welcome);
+        Box::new(move |tx, now, account| {
+            events.emit(tx, now, EventKind::UserRegistered, || {
+                serde_json::json!({"user_id": account.id, "name": account.name, "email": account.email})
+            })?;
+            if welcome {
+                SendWelcomeEmail::enqueue(tx, now, account.id)?;
+            }
+            Ok(())
+        })
+    }
 }
 
 /// The handles that the API is made of.
@@ -167,6 +231,44 @@ struct Handles {
     auth: Auth,
     gate: Gate,
     tasks: Tasks,
+    ways_out: WaysOut,
+}
+
+impl Handles {
+    fn new(
+        settings: Arc<Settings>,
+        store: Store,
+        clock: Clock,
+        metrics: Metrics,
+        outbox: PathBuf,
+    ) -> anyhow::Result<Self> {
+        let ways_out = WaysOut::new(&settings, store.clone(), clock.clone(), outbox)?;
+        Ok(Self {
+            auth: Auth::new(
+                store.clone(),
+                Arc::new(settings.auth.clone()),
+                clock.clone(),
+                ways_out.on_registered(&settings),
+            ),
+            gate: Gate::new(
+                Arc::new(settings.flash_sales.clone()),
+                clock.clone(),
+                metrics.clone(),
+            ),
+            tasks: Tasks::new(
+                store.clone(),
+                clock.clone(),
+                Arc::new(settings.tasks.clone()),
+                metrics.clone(),
+                ways_out.registry(&settings, store.clone()),
+            ),
+            settings,
+            store,
+            clock,
+            metrics,
+            ways_out,
+        })
+    }
 }
 
 /// The whole API, in the order of the document's tags.
@@ -178,15 +280,18 @@ type Api = (
     FlashSaleApi,
     SeckillApi,
     TaskApi,
+    WebhookApi,
 );
 
 fn service(handles: &Handles) -> OpenApiService<Api, ()> {
+    let follow_ups = handles.ways_out.follow_ups(&handles.settings);
     let sales = FlashSaleApi::new(
         handles.store.clone(),
         handles.clock.clone(),
         Arc::clone(&handles.settings),
         handles.metrics.clone(),
         handles.gate.clone(),
+        follow_ups.clone(),
     );
     let gate = handles.gate.clone();
     let api = (
@@ -208,12 +313,17 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             Arc::new(handles.settings.orders.clone()),
             handles.metrics.clone(),
             Arc::new(move |released| gate.put_back(released)),
+            follow_ups,
         ),
         sales.clone(),
         SeckillApi::new(sales),
         TaskApi::new(
             handles.tasks.clone(),
             handles.settings.orders.idempotency_seconds,
+        ),
+        WebhookApi::new(
+            handles.ways_out.webhooks.clone(),
+            handles.ways_out.outgoing.clone(),
         ),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
@@ -235,29 +345,8 @@ pub fn openapi() -> anyhow::Result<(String, String)> {
             |_| (),
         )?;
         let clock = Clock::system();
-        let handles = Handles {
-            auth: Auth::new(
-                store.clone(),
-                Arc::new(settings.auth.clone()),
-                clock.clone(),
-            ),
-            gate: Gate::new(
-                Arc::new(settings.flash_sales.clone()),
-                clock.clone(),
-                metrics.clone(),
-            ),
-            tasks: Tasks::new(
-                store.clone(),
-                clock.clone(),
-                Arc::new(settings.tasks.clone()),
-                metrics.clone(),
-                registry(),
-            ),
-            settings: Arc::new(settings),
-            store,
-            clock,
-            metrics,
-        };
+        let outbox = dir.join("outbox");
+        let handles = Handles::new(Arc::new(settings), store, clock, metrics, outbox)?;
         let spec = document(&handles)?;
         handles.store.close();
         Ok((spec.json(), spec.yaml()))
@@ -363,36 +452,24 @@ impl App {
         };
         let OpenData { dir, store, .. } = opened;
         let health = Health::new();
-        let auth = Auth::new(
+        let handles = Handles::new(
+            Arc::clone(&settings),
             store.clone(),
-            Arc::new(settings.auth.clone()),
-            clock.clone(),
-        );
-        let gate = Gate::new(
-            Arc::new(settings.flash_sales.clone()),
             clock.clone(),
             metrics.clone(),
+            dir.outbox(),
+        )?;
+        let (auth, gate, tasks) = (
+            handles.auth.clone(),
+            handles.gate.clone(),
+            handles.tasks.clone(),
         );
+        let webhooks = handles.ways_out.webhooks.clone();
         gate.load(&store).await?;
-        let tasks = Tasks::new(
-            store.clone(),
-            clock.clone(),
-            Arc::new(settings.tasks.clone()),
-            metrics.clone(),
-            registry(),
-        );
+        webhooks.load().await?;
         let (delivering, folder) = (tasks.clone(), dir.queue());
         tokio::task::spawn_blocking(move || delivering.deliver(folder)).await??;
         let setup_token = auth.begin_setup().await?;
-        let handles = Handles {
-            settings: Arc::clone(&settings),
-            store: store.clone(),
-            clock: clock.clone(),
-            metrics: metrics.clone(),
-            auth: auth.clone(),
-            gate: gate.clone(),
-            tasks: tasks.clone(),
-        };
         let endpoint = routes(&handles, &health, &dir.static_files())?;
         let listeners = Listeners::bind(&settings.server)?;
         let (address, is_tls) = (listeners.local_addr(), listeners.is_tls());
@@ -405,10 +482,12 @@ impl App {
             clock.clone(),
             Arc::clone(&settings),
             gate.clone(),
+            handles.ways_out.follow_ups(&settings),
         );
         services.spawn(sweeper.run(services_stopped.clone()));
         services.spawn(Pool::new(tasks.clone()).run(services_stopped.clone()));
         services.spawn(Upkeep::new(tasks.clone()).run(services_stopped.clone()));
+        services.spawn(webhooks.run_upkeep(services_stopped.clone()));
         services.spawn(keep_last_seen(auth.clone(), services_stopped.clone()));
         services.spawn(keep_gauges(
             store.clone(),

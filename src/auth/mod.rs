@@ -26,7 +26,7 @@ use subtle::ConstantTimeEq;
 
 use crate::check::{Checks, FieldError};
 use crate::clock::{Clock, Timestamp};
-use crate::config;
+use crate::config::{self, Language};
 use crate::store::{Row, Store, StoreError, Tx};
 use crate::{id_type, word_type};
 use password::Passwords;
@@ -81,6 +81,8 @@ word_type! {
         Tasks = "tasks",
         /// Fetch and finish tasks, as a worker.
         Work = "work",
+        /// Choose who is told of events.
+        Webhooks = "webhooks",
         /// Act for the user that `X-User-Id` names, as a customer.
         ActAs = "act_as",
     }
@@ -355,6 +357,10 @@ struct Cached {
     last_seen_at: Timestamp,
 }
 
+/// What follows from a registration, in its transaction.
+pub type OnRegistered =
+    Box<dyn Fn(&mut Tx<'_>, Timestamp, &Account) -> Result<(), StoreError> + Send + Sync>;
+
 /// The handle to all of this; clones share it.
 #[derive(Clone)]
 pub struct Auth(Arc<Inner>);
@@ -368,11 +374,17 @@ struct Inner {
     epoch: AtomicU64,
     cache: Mutex<HashMap<String, Cached>>,
     setup: Mutex<Option<(String, Timestamp)>>,
+    on_registered: OnRegistered,
 }
 
 impl Auth {
     /// Nothing is read yet.
-    pub fn new(store: Store, settings: Arc<config::Auth>, clock: Clock) -> Self {
+    pub fn new(
+        store: Store,
+        settings: Arc<config::Auth>,
+        clock: Clock,
+        on_registered: OnRegistered,
+    ) -> Self {
         Self(Arc::new(Inner {
             passwords: Passwords::new(&settings),
             throttle: Throttle::new(Arc::clone(&settings), clock.clone()),
@@ -382,6 +394,7 @@ impl Auth {
             epoch: AtomicU64::new(0),
             cache: Mutex::new(HashMap::new()),
             setup: Mutex::new(None),
+            on_registered,
         }))
     }
 
@@ -447,6 +460,7 @@ impl Auth {
         email: &str,
         name: &str,
         password: &str,
+        language: Option<Language>,
     ) -> Result<Login, AuthError> {
         check_account(email, name, password).map_err(AuthError::Invalid)?;
         let hash = self.0.passwords.hash(password).await?;
@@ -457,7 +471,12 @@ impl Auth {
             .store
             .write(move |tx| {
                 let id = sql::insert_account(tx, now, &email, &name, Some(&hash), Role::Customer)?;
-                auth.begin_session(tx, now, id, token, carrier)
+                if let Some(language) = language {
+                    sql::set_language(tx, id, language.word())?;
+                }
+                let login = auth.begin_session(tx, now, id, token, carrier)?;
+                (auth.0.on_registered)(tx, now, &login.account)?;
+                Ok(login)
             })
             .await
     }
@@ -861,6 +880,27 @@ pub fn account(tx: &mut Tx<'_>, id: UserId) -> Result<Account, AuthError> {
 pub fn account_with(tx: &mut Tx<'_>, email: &str) -> Result<Account, AuthError> {
     let found = sql::account_by_email(tx, &normal_email(email))?;
     Ok(found.ok_or(AuthError::NoAccount)?.0)
+}
+
+/// How somebody is written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recipient {
+    /// Address.
+    pub email: String,
+    /// What to call them.
+    pub name: String,
+    /// What they read; `None` if they never said.
+    pub language: Option<Language>,
+}
+
+/// How an active account is written to; `None` if there is no such account, or no address.
+pub fn recipient(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Recipient>, StoreError> {
+    let found = sql::recipient(tx, id)?;
+    Ok(found.map(|(email, name, language)| Recipient {
+        email,
+        name,
+        language: language.as_deref().and_then(Language::from_word),
+    }))
 }
 
 /// Makes `count` customers, each with a session, for a rehearsal; returns their tokens.

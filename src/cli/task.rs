@@ -124,7 +124,7 @@ fn enqueue(common: &Common, settings: &Settings, args: &EnqueueArgs) -> Outcome 
     }
     let opened = app::open_data(settings)?;
     let now = opened.clock.now();
-    let registry = app::registry();
+    let registry = app::registry(settings, &opened)?;
     let asked = Asked {
         name: args.name.clone(),
         queue: args.queue.clone(),

@@ -17,6 +17,7 @@ pub(super) const APPLICATION_ID: i32 = 0x4f6e_7273;
 const MIGRATIONS: &[(&str, &str)] = &[
     ("V1__shop", include_str!("migrations/0001_shop.sql")),
     ("V2__tasks", include_str!("migrations/0002_tasks.sql")),
+    ("V4__webhooks", include_str!("migrations/0004_webhooks.sql")),
 ];
 
 /// The DDL as SQLite reads it.

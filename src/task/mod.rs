@@ -26,9 +26,11 @@ pub mod api;
 mod disk;
 mod enqueue;
 pub mod handler;
+pub mod http_request;
 mod id;
 mod index;
 mod life;
+pub mod mail;
 #[cfg(test)]
 mod model;
 mod pool;
@@ -38,6 +40,7 @@ mod sql;
 mod steer;
 mod tasks;
 mod upkeep;
+pub mod webhook;
 
 use serde::{Deserialize, Serialize};
 

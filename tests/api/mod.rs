@@ -3,7 +3,9 @@
 mod accounts;
 mod catalogue;
 mod input;
+mod mail;
 mod orders;
 mod sales;
 mod tasks;
 mod tls;
+mod webhooks;
