@@ -728,7 +728,6 @@ mod tests {
             "file:///etc/passwd",
             "gopher://example.com",
             "http://",
-            "http:///x",
             "https://user@example.com",
             "https://user:secret@example.com",
             "http://@",

@@ -144,7 +144,9 @@ fn what_happens_is_told_to_who_wants_it_signed_and_once() {
     let (shop, admin) = open();
     let product = shop.product(&admin, 10);
     // Nobody wants to hear of this one.
-    order(&shop, &admin, product);
+    let zero = order(&shop, &admin, product);
+    let cancel = shop.post(&format!("/api/v1/orders/{zero}/cancel"));
+    cancel.token(&admin).send().expect(200);
     let (orders, sales) = (
         Receiver::open(&[Reaction::Status(200)]),
         Receiver::open(&[Reaction::Status(204)]),
