@@ -289,7 +289,7 @@ section! {
     /// `[tasks]`
     Tasks {
         /// Built-in tasks that run at once in this process; 0 leaves them to wait.
-        workers: usize = 32,
+        workers: usize = 64,
         /// How long running tasks may go on after the server was told to stop.
         shutdown_grace_ms: u64 = 10_000,
         /// Largest arguments of a task, as JSON.
@@ -332,12 +332,13 @@ section! {
         dead_retention_seconds: u64 = 7_776_000,
         /// Rows that the upkeep reads at a time.
         upkeep_rows: u32 = 500,
-        /// Pause between two such looks, where there was nothing to do.
+        /// Pause between two such looks, where there was nothing to do; ten times that at the end.
         upkeep_interval_ms: u64 = 100,
         /// How often rows are looked for without having been told.
         poll_interval_ms: u64 = 1_000,
-        /// Waiting tasks of one queue that are held in memory; the rest wait in `queue/`.
-        index_memory_max: usize = 10_000,
+        /// Waiting tasks of one queue that are held in memory, about 100 bytes each; the rest wait in
+        /// `queue/`.
+        index_memory_max: usize = 100_000,
         /// Messages to the delivery thread that may wait; beyond that it looks into the rows itself.
         index_queue_max: usize = 16_384,
         /// Longest that opening or using `queue/` may take before it is set aside and rebuilt.

@@ -98,8 +98,8 @@ impl Shop {
         ))?;
         let orders = numbers(5_000_000);
         conn.execute_batch(&format!(
-            "{orders} INSERT INTO orders (id, user_id, status, total_amount, currency, created_at, updated_at, paid_at) \
-             SELECT i, 1 + (i * 7919) % {buyers}, 'fulfilled', 3000, 'CNY', i * 1000000, i * 1000000, i * 1000000 FROM n;
+            "{orders} INSERT INTO orders (id, user_id, status, total_amount, currency, created_at, updated_at, paid_at, external_id, import_run) \
+             SELECT i, 1 + (i * 7919) % {buyers}, 'fulfilled', 3000, 'CNY', i * 1000000, i * 1000000, i * 1000000, 'grown-' || i, 1 FROM n;
              {orders} INSERT INTO order_items (order_id, line, product_id, quantity, unit_amount, amount) \
              SELECT i, l, {first} + (i * 31 + l * 104729) % 1000000, 1, 1000, 1000 \
              FROM n, (SELECT 1 AS l UNION ALL SELECT 2 UNION ALL SELECT 3);

@@ -124,6 +124,8 @@ pub(super) fn rehearse(common: &Common, args: &RehearseArgs) -> Outcome {
         ("server.tls_key".to_owned(), String::new()),
         ("server.unix_socket".to_owned(), String::new()),
         ("server.public_url".to_owned(), String::new()),
+        // The copy holds the shop's waiting tasks, and those are not the rehearsal's to do.
+        ("tasks.workers".to_owned(), "0".to_owned()),
         ("log.level".to_owned(), "warn".to_owned()),
     ];
     let settings = common.load_with(flags)?.settings;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! pending_payment ──pay──▶ paid ──▶ processed ──▶ fulfilled
-//!    │        │             └─cancel─▶ refund_due
+//!    │        │             └──cancel───┴─▶ refund_due
 //!    │cancel  │expire                      ▲
 //!    ▼        ▼                            │ late payment, no units left
 //! cancelled  expired ──late payment────────┴─▶ paid (units taken again)
@@ -334,9 +334,9 @@ pub fn cancel(
     let order = get(tx, id, owner)?;
     let (was_held, to) = match order.status {
         OrderStatus::PendingPayment => (true, OrderStatus::Cancelled),
-        OrderStatus::Paid => (false, OrderStatus::RefundDue),
-        OrderStatus::Processed
-        | OrderStatus::Fulfilled
+        // Processing takes a moment; until it is delivered, its buyer may think again.
+        OrderStatus::Paid | OrderStatus::Processed => (false, OrderStatus::RefundDue),
+        OrderStatus::Fulfilled
         | OrderStatus::Cancelled
         | OrderStatus::Expired
         | OrderStatus::RefundDue => return Err(OrderError::State(order.status)),

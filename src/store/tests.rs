@@ -280,3 +280,52 @@ async fn callers_that_stand_still_hold_nobody_up() {
         write.await.expect("kept for them");
     }
 }
+
+#[tokio::test]
+async fn a_topic_is_told_after_its_commit_and_never_for_work_that_was_undone() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    const TOPIC: Topic = Topic::new(31);
+    let told = Arc::new(AtomicU32::new(0));
+    let (count, reader) = (Arc::clone(&told), store.clone());
+    let seen = Arc::new(AtomicU32::new(0));
+    let seen_then = Arc::clone(&seen);
+    store.on_commit(TOPIC, move || {
+        let rows = reader.read_blocking(keys).expect("read").len();
+        seen_then.store(u32::try_from(rows).expect("few"), Ordering::SeqCst);
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    store
+        .write(|tx| insert(tx, "quiet"))
+        .await
+        .expect("written");
+    let refused = store.write(|tx| {
+        tx.touch(TOPIC);
+        insert(tx, "refused")?;
+        Err::<(), _>(TestError::Refused)
+    });
+    assert!(refused.await.is_err());
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+    let touched = store.write(|tx| {
+        tx.touch(TOPIC);
+        tx.touch(Topic::new(0));
+        insert(tx, "loud")
+    });
+    touched.await.expect("written");
+    assert_eq!(
+        (told.load(Ordering::SeqCst), seen.load(Ordering::SeqCst)),
+        (1, 2),
+        "told once, when the row could be seen"
+    );
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    store.begin_write(
+        |tx| insert(tx, "unanswered"),
+        move |done| answer.send(done.is_ok()).expect("somebody waits"),
+    );
+    assert!(answered.await.expect("told"));
+    store
+        .write_patiently(|tx| insert(tx, "patient"), |_| ())
+        .await
+        .expect("written");
+    assert_eq!(store.read(keys).await.expect("read").len(), 4);
+}

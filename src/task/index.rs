@@ -4,8 +4,8 @@
 //! (pause, concurrency, rate). The head of each queue is in memory, the rest on [`Disk`]. Invariants:
 //! everything in it may be stale or missing and nothing is lost by that, because a start is decided
 //! by the row; adding twice is adding once; every entry of a queue in memory comes before every one
-//! on disk; without a disk what does not fit into memory is forgotten and noted ([`Index::is_short`]),
-//! to be looked for in the rows again.
+//! on disk; sled is opened only once memory does not suffice; without a disk what does not fit is
+//! forgotten and noted ([`Index::is_short`]), to be looked for in the rows again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,9 @@ const EMPTY_DISK_BYTES: u64 = 64 * 1_048_576;
 const ENTRY_DISK_BYTES: u64 = 200;
 /// Entries that are due and moved from the scheduled to their queues in one step.
 const DUE_BATCH: usize = 2_000;
+
+/// Entries that go to disk, or come from it, at a time.
+const DISK_BATCH: usize = 2_000;
 
 fn key_of(first: u8, at: Timestamp, id: TaskId) -> Key {
     let mut key = [0; 25];
@@ -105,6 +108,13 @@ impl Queue {
     }
 }
 
+/// A task that was handed out and is not over.
+struct Handed {
+    queue: Arc<str>,
+    /// An entry of it that came up meanwhile, old or ahead of the news: it waits for the end.
+    again: Option<(Key, u8)>,
+}
+
 struct Lease {
     attempt: u32,
     queue: Arc<str>,
@@ -133,8 +143,10 @@ pub(super) struct Index {
     scheduled: Shelf,
     leases: HashMap<TaskId, Lease>,
     lease_ends: BTreeSet<(u64, TaskId)>,
-    handed: HashMap<TaskId, Arc<str>>,
+    handed: HashMap<TaskId, Handed>,
     disk: Option<Disk>,
+    /// Whether there is no disk because it failed, and not because none was needed so far.
+    disk_failed: bool,
     spill: [Vec<Item>; 2],
     folder: PathBuf,
     memory_max: usize,
@@ -193,6 +205,7 @@ impl Index {
             lease_ends: BTreeSet::new(),
             handed: HashMap::new(),
             disk: None,
+            disk_failed: false,
             spill: [Vec::new(), Vec::new()],
             folder: folder.to_owned(),
             memory_max: rules.index_memory_max,
@@ -212,7 +225,7 @@ impl Index {
         }
     }
 
-    /// Forgets everything and begins with an empty folder, or without one if that can't be.
+    /// Forgets everything, and the folder with it.
     pub(super) fn start_over(&mut self) {
         for queue in self.queues.values_mut() {
             queue.waiting = Shelf::default();
@@ -220,10 +233,23 @@ impl Index {
         self.scheduled = Shelf::default();
         self.spill = [Vec::new(), Vec::new()];
         self.disk = None;
+        self.disk_failed = false;
+        disk::clear(&self.folder);
+    }
+
+    /// Opens an empty folder; if that can't be, what was to go there is forgotten.
+    fn open_disk(&mut self) {
         match Disk::anew(&self.folder, self.timeout) {
             Ok(disk) => self.disk = Some(disk),
             Err(error) => {
                 tracing::warn!(%error, "there is no disk for the tasks' delivery index; it goes on in memory");
+                self.disk_failed = true;
+                self.spill = [Vec::new(), Vec::new()];
+                let shelves = self.queues.values_mut().map(|queue| &mut queue.waiting);
+                for shelf in shelves.chain([&mut self.scheduled]) {
+                    shelf.is_short |= shelf.on_disk > 0;
+                    shelf.on_disk = 0;
+                }
             }
         }
     }
@@ -269,7 +295,7 @@ impl Index {
                 entry.priority,
                 name,
                 self.memory_max,
-                self.disk.is_some(),
+                !self.disk_failed,
             );
             self.spill[1].extend(spilled);
             return false;
@@ -279,7 +305,7 @@ impl Index {
     }
 
     fn add_ready(&mut self, priority: u8, run_at: Timestamp, id: TaskId, queue: &str) {
-        let (most, has_disk) = (self.memory_max, self.disk.is_some());
+        let (most, has_disk) = (self.memory_max, !self.disk_failed);
         let queue = self.queue(queue);
         let key = key_of(255 - priority, run_at, id);
         let name = Arc::clone(&queue.name);
@@ -289,13 +315,14 @@ impl Index {
 
     /// Writes what did not fit into memory. To be called after a round of adding.
     pub(super) fn settle(&mut self) -> Result<(), DiskError> {
+        if self.disk.is_none() && self.spill.iter().any(|items| !items.is_empty()) {
+            self.open_disk();
+        }
         for (at, tree) in [(0, Tree::Ready), (1, Tree::Scheduled)] {
-            if !self.spill[at].is_empty()
-                && let Some(disk) = &self.disk
-            {
-                disk.put(tree, std::mem::take(&mut self.spill[at]))?;
+            let items = std::mem::take(&mut self.spill[at]);
+            if let Some(disk) = &self.disk {
+                put(disk, tree, items)?;
             }
-            self.spill[at].clear();
         }
         Ok(())
     }
@@ -324,7 +351,8 @@ impl Index {
         let Some(disk) = &self.disk else {
             return Ok(());
         };
-        let items = disk.take(Tree::Scheduled, "", self.memory_max / 2)?;
+        let most = DISK_BATCH.min(self.memory_max / 2);
+        let items = disk.take(Tree::Scheduled, "", most)?;
         self.scheduled.on_disk -= (items.len() as u64).min(self.scheduled.on_disk);
         if items.is_empty() {
             // Counted and not there: the rows know.
@@ -355,22 +383,31 @@ impl Index {
             return Ok(None);
         };
         let most = most.min(queue.room());
-        for _ in 0..most {
+        let wanted = out.len().saturating_add(most);
+        while out.len() < wanted {
             self.refill(name)?;
             let Some(queue) = self.queues.get_mut(name) else {
                 return Ok(None);
             };
-            if queue.waiting.head.is_empty() {
+            let Some((first, (priority, _))) = queue.waiting.head.first_key_value() else {
                 return Ok(None);
+            };
+            if let Some(handed) = self.handed.get_mut(&id_of(first)) {
+                handed.again = Some((*first, *priority));
+                queue.waiting.head.pop_first();
+                continue;
             }
             if let Err(again_ms) = queue.pay(now_ms) {
                 return Ok(Some(again_ms));
             }
             if let Some((key, (priority, queue_name))) = queue.waiting.head.pop_first() {
                 let id = id_of(&key);
-                if self.handed.insert(id, Arc::clone(&queue_name)).is_none() {
-                    queue.running += 1;
-                }
+                let handed = Handed {
+                    queue: Arc::clone(&queue_name),
+                    again: None,
+                };
+                self.handed.insert(id, handed);
+                queue.running += 1;
                 out.push(Entry {
                     queue: queue_name.to_string(),
                     priority,
@@ -391,7 +428,7 @@ impl Index {
             return Ok(());
         }
         self.settle()?;
-        let most = self.memory_max / 2;
+        let most = DISK_BATCH.min(self.memory_max / 2);
         let Some(disk) = &self.disk else {
             return Ok(());
         };
@@ -409,25 +446,41 @@ impl Index {
         Ok(())
     }
 
-    /// A task that was handed out runs no longer, or was never started.
+    /// A task that was handed out was not started; unless another has it, who was faster.
+    pub(super) fn not_started(&mut self, id: TaskId) {
+        if !self.leases.contains_key(&id) {
+            self.over(id);
+        }
+    }
+
+    /// A task that was handed out runs no longer.
     pub(super) fn over(&mut self, id: TaskId) -> Option<Arc<str>> {
         if let Some(lease) = self.leases.remove(&id) {
             self.lease_ends.remove(&(lease.deadline_ms, id));
         }
-        let name = self.handed.remove(&id)?;
-        let queue = self.queues.get_mut(&name)?;
+        let handed = self.handed.remove(&id)?;
+        let queue = self.queues.get_mut(&handed.queue)?;
         queue.running = queue.running.saturating_sub(1);
-        Some(name)
+        if let Some((key, priority)) = handed.again {
+            self.add_ready(priority, time_of(&key), id, &handed.queue);
+        }
+        Some(handed.queue)
     }
 
     /// A task that is known to run, whoever handed it out.
     pub(super) fn note_running(&mut self, id: TaskId, queue: &str) {
         let queue = self.queue(queue);
         let name = Arc::clone(&queue.name);
-        if self.handed.insert(id, Arc::clone(&name)).is_none()
-            && let Some(queue) = self.queues.get_mut(&name)
-        {
+        if self.handed.contains_key(&id) {
+            return;
+        }
+        if let Some(queue) = self.queues.get_mut(&name) {
             queue.running += 1;
+            let handed = Handed {
+                queue: name,
+                again: None,
+            };
+            self.handed.insert(id, handed);
         }
     }
 
@@ -605,15 +658,15 @@ impl Index {
         };
         for tree in [Tree::Ready, Tree::Scheduled] {
             let spill = std::mem::take(&mut self.spill[usize::from(tree == Tree::Scheduled)]);
-            disk.put(tree, spill)?;
+            put(&disk, tree, spill)?;
         }
         rest.scheduled = self.scheduled.len();
-        disk.put(Tree::Scheduled, to_items(&mut self.scheduled))?;
+        put(&disk, Tree::Scheduled, to_items(&mut self.scheduled))?;
         for queue in self.queues.values_mut() {
             if queue.waiting.len() > 0 {
                 rest.ready
                     .insert(queue.name.to_string(), queue.waiting.len());
-                disk.put(Tree::Ready, to_items(&mut queue.waiting))?;
+                put(&disk, Tree::Ready, to_items(&mut queue.waiting))?;
             }
         }
         rest.leases = self
@@ -623,6 +676,15 @@ impl Index {
             .collect();
         disk.close(rest)
     }
+}
+
+/// Hands entries to the disk in parts that it is quickly done with.
+fn put(disk: &Disk, tree: Tree, mut items: Vec<Item>) -> Result<(), DiskError> {
+    while !items.is_empty() {
+        let rest = items.split_off(items.len().min(DISK_BATCH));
+        disk.put(tree, std::mem::replace(&mut items, rest))?;
+    }
+    Ok(())
 }
 
 /// Puts an entry where it belongs; answers what has to go to disk for it.
@@ -762,7 +824,13 @@ mod tests {
                 (Some(_), Ok(found)) => assert_eq!(found.len(), 1_000, "{what}"),
                 (_, Err(_)) => {}
             }
+            index.start_over();
+            for entry in &all {
+                index.add(NOW, entry);
+            }
+            index.settle().expect("written");
             assert!(index.has_disk(), "{what}: a new folder was made");
+            assert_eq!(index.drain().expect("drained"), all, "{what}");
         }
     }
 
@@ -786,7 +854,8 @@ mod tests {
         for entry in entries(1_000) {
             index.add(NOW, &entry);
         }
-        assert!(!index.is_short());
+        index.settle().expect("forgotten");
+        assert!(!index.is_short() && !index.has_disk());
         let mut got = Vec::new();
         for queue in ["a", "b", "c"] {
             index

@@ -51,8 +51,9 @@ use crate::store::{StoreError, Topic};
 use crate::word_type;
 
 pub use enqueue::{
-    Batch, Debounce, Enqueued, NewBatch, NewTask, Node, Unique, Until, enqueue, enqueue_all,
-    enqueue_batch, enqueue_chain, enqueue_graph,
+    Batch, Debounce, Enqueued, NewBatch, NewTask, Node, PRIORITY_DEFAULT, Unique, Until,
+    add_to_batch, enqueue, enqueue_all, enqueue_batch, enqueue_chain, enqueue_graph, open_batch,
+    seal_batch,
 };
 pub use handler::{
     Handler, HandlerInfo, Outcome, Registry, RegistryBuilder, TaskContext, TaskFailure,

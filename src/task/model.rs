@@ -233,6 +233,7 @@ impl World {
             self.delivery().handle(Mail::Take(Take {
                 queues: Arc::from([QUEUES[queue].to_owned()]),
                 most: 1,
+                waits: true,
                 reply,
             }));
             let entry = offer.try_recv().ok()?.pop().expect("one");
@@ -564,4 +565,43 @@ fn every_history_is_as_the_model_says() {
         })
         .unwrap_or_else(|error| panic!("{error}"));
     store_now.close();
+}
+
+/// Found by the histories: an entry of a task's old time came up while it ran, and took its lease
+/// along when it turned out to be stale.
+#[test]
+fn an_old_entry_of_a_running_task_does_it_no_harm() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = store(dir.path());
+    let mut world = World::new(&store);
+    world.run(Step::Enqueue {
+        queue: 0,
+        priority: 100,
+        delay: 10,
+        expires: None,
+        max_attempts: 2,
+    });
+    let (id, now) = (*world.known.keys().next().expect("one"), world.clock.now());
+    world
+        .change(move |tx| super::retry_task(tx, now, id))
+        .expect("brought forward");
+    let known = world.known.get_mut(&id).expect("known");
+    (known.state, known.run_at) = (TaskState::Available, now);
+    for step in [
+        Step::Fetch {
+            queue: 0,
+            is_own: false,
+        },
+        Step::Advance(10),
+        Step::Fetch {
+            queue: 0,
+            is_own: false,
+        },
+        Step::Advance(20),
+    ] {
+        world.run(step);
+    }
+    assert_eq!(world.known[&id].crashes, 1);
+    world.verify();
+    store.close();
 }

@@ -130,7 +130,7 @@ impl Pool {
         }
         let entries = self
             .tasks
-            .take(queues.into(), permits.len())?
+            .take(queues.into(), permits.len(), true)?
             .wait()
             .await?;
         permits.truncate(entries.len());

@@ -73,6 +73,8 @@ pub(super) enum Mail {
 pub(super) struct Take {
     pub(super) queues: Arc<[String]>,
     pub(super) most: usize,
+    /// Whether to wait until there is one; otherwise the answer comes at once and may be empty.
+    pub(super) waits: bool,
     pub(super) reply: oneshot::Sender<Vec<Entry>>,
 }
 
@@ -344,13 +346,11 @@ impl Loop {
             Mail::Back(entries) => {
                 let now = self.parts.clock.now();
                 for entry in entries {
-                    self.index.over(entry.id);
+                    self.index.not_started(entry.id);
                     self.index.add(now, &entry);
                 }
             }
-            Mail::Dropped(id) => {
-                self.index.over(id);
-            }
+            Mail::Dropped(id) => self.index.not_started(id),
             Mail::Queue(row) => self.index.set_queue(row),
             Mail::Look(reply) => {
                 // Whoever asked may have gone.
@@ -380,7 +380,7 @@ impl Loop {
             }
             self.hand_out(queue, most, now_ms, &mut entries);
         }
-        if !entries.is_empty() {
+        if !entries.is_empty() || !take.waits {
             self.give(take, entries);
             return;
         }

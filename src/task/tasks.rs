@@ -235,13 +235,16 @@ impl Tasks {
         let until = tokio::time::sleep(wait);
         tokio::pin!(until);
         loop {
-            let mut offer = self.take(Arc::clone(&queues), 1)?;
+            let mut offer = self.take(Arc::clone(&queues), 1, !wait.is_zero())?;
             let entries = tokio::select! {
                 biased;
                 entries = offer.wait() => entries?,
-                () = &mut until => return Ok(None),
+                () = &mut until, if !wait.is_zero() => return Ok(None),
                 _ = turned_away.wait_for(|is| *is) => return Ok(None),
             };
+            if entries.is_empty() {
+                return Ok(None);
+            }
             if let Some(started) = self
                 .start(entries, worker, Some(lease_ms))
                 .await?
@@ -253,12 +256,19 @@ impl Tasks {
         }
     }
 
-    /// Asks for up to `most` tasks; the answer comes when there is at least one.
-    pub(super) fn take(&self, queues: Arc<[String]>, most: usize) -> Result<Offer<'_>, TaskError> {
+    /// Asks for up to `most` tasks; the answer comes when there is at least one,
+    /// or else at once.
+    pub(super) fn take(
+        &self,
+        queues: Arc<[String]>,
+        most: usize,
+        waits: bool,
+    ) -> Result<Offer<'_>, TaskError> {
         let (reply, offer) = oneshot::channel();
         let take = Take {
             queues,
             most,
+            waits,
             reply,
         };
         self.delivery()

@@ -42,6 +42,7 @@ impl Upkeep {
             let mut wait = rest;
             match self.step().await {
                 Ok(true) => wait = std::time::Duration::ZERO,
+                Ok(false) if self.above.is_none() => wait = rest * 10, // all of it was seen
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(%error, "old tasks could not be cleared away; it is tried again");

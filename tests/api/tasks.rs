@@ -557,7 +557,7 @@ fn paid_orders_are_processed_once_also_across_a_restart() {
             id
         })
         .collect();
-    for id in orders {
+    for id in &orders {
         let order = || {
             shop.get(&format!("/api/v1/orders/{id}"))
                 .token(&staff)
@@ -567,6 +567,12 @@ fn paid_orders_are_processed_once_also_across_a_restart() {
         shop.wait_until("it is processed", || order()["state"] == "processed");
         assert!(order()["processed_at"].is_string());
     }
+    let cancelled = shop
+        .post(&format!("/api/v1/orders/{}/cancel", orders[0]))
+        .token(&customer)
+        .send();
+    assert_eq!(cancelled.expect(200)["state"], "refund_due");
+    assert_eq!(shop.stock(product), 81, "its unit is on sale again");
     let tasks = shop
         .get("/api/v1/tasks?name=process_order")
         .token(&staff)
@@ -595,7 +601,9 @@ fn paid_orders_are_processed_once_also_across_a_restart() {
 
 #[test]
 fn a_restart_and_a_lost_queue_folder_lose_nothing() {
-    let (mut shop, admin) = open();
+    // So small a memory that the folder is needed.
+    let mut shop = Shop::open_with(|settings| settings.tasks.index_memory_max = 4);
+    let admin = shop.token(Role::Admin);
     let mut expected: Vec<String> = (0..30)
         .map(|at| {
             enqueue(
@@ -623,4 +631,69 @@ fn a_restart_and_a_lost_queue_folder_lose_nothing() {
     got.sort();
     assert_eq!(got, expected);
     assert_eq!(fetch_for(&shop, &admin, "q", 0), Value::Null);
+}
+
+#[test]
+fn a_waiting_task_is_edited_and_moves_to_its_new_place() {
+    let (shop, admin) = open();
+    let of = |name: &str| enqueue(&shop, &admin, json!({"name": name, "queue": "q"}));
+    let (first, second, third) = (of("first"), of("second"), of("third"));
+    let edit = |id: &str, body: Value| {
+        let ask = shop
+            .ask("PATCH", &format!("/api/v1/tasks/{id}"))
+            .token(&admin);
+        ask.json(&body).send()
+    };
+    let later = shop.clock.now().plus_seconds(20);
+    let put_off = edit(&first, json!({"eta": later, "args": {"n": 1}})).expect(200);
+    assert_eq!(
+        (&put_off["state"], &put_off["args"]),
+        (&json!("scheduled"), &json!({"n": 1}))
+    );
+    edit(&third, json!({"priority": 200})).expect(200);
+    assert_eq!(fetch(&shop, &admin, "q")["id"], json!(third));
+    let run = fetch(&shop, &admin, "q");
+    assert_eq!(run["id"], json!(second));
+    assert_eq!(fetch_for(&shop, &admin, "q", 0), Value::Null);
+    assert_eq!(
+        edit(&second, json!({"priority": 1})).outcome(),
+        "409 task_state"
+    );
+    assert_eq!(
+        edit(&first, json!({"max_attempts": 0})).outcome(),
+        "422 validation_failed"
+    );
+    shop.clock.advance(Duration::from_secs(20));
+    assert_eq!(fetch(&shop, &admin, "q")["args"], json!({"n": 1}));
+    let metrics = || shop.get("/metrics").send().body;
+    shop.wait_until("the figures are told", || {
+        metrics().contains("queue_depth{queue=\"q\",state=\"running\"} 3")
+    });
+    let late = json!({"error": "x", "retry": false});
+    assert_eq!(say(&shop, &admin, &run, "fail", late), "204");
+    assert!(metrics().contains("tasks_total{state=\"discarded\",task=\"other\"} 1"));
+}
+
+#[test]
+fn whoever_waits_for_a_task_is_served_as_soon_as_there_is_one() {
+    let (shop, admin) = open();
+    let shop = &shop;
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = (0..4)
+            .map(|_| {
+                let admin = admin.clone();
+                scope.spawn(move || fetch(shop, &admin, "other,q"))
+            })
+            .collect();
+        let mut made: Vec<String> = (0..4)
+            .map(|_| enqueue(shop, &admin, json!({"name": "x", "queue": "q"})))
+            .collect();
+        let mut got: Vec<String> = waiting
+            .into_iter()
+            .map(|waiting| text(&waiting.join().expect("served")["id"]))
+            .collect();
+        made.sort();
+        got.sort();
+        assert_eq!(got, made, "each has one of its own");
+    });
 }
