@@ -175,8 +175,11 @@ impl Mailer {
         let kept = tokio::task::spawn_blocking(move || {
             let path = write_file(&inner.outbox, task, &bytes)?;
             let writes = inner.writes.fetch_add(1, Ordering::AcqRel);
-            if writes.is_multiple_of(WRITES_PER_LOOK) {
-                prune(&inner.outbox, now, &inner.rules)?;
+            if writes.is_multiple_of(WRITES_PER_LOOK)
+                && let Err(error) = prune(&inner.outbox, now, &inner.rules)
+            {
+                // The mail is written; what is too much goes the next time.
+                tracing::warn!(%error, "old mails in outbox/ could not be removed");
             }
             Ok::<_, std::io::Error>(path)
         })
@@ -285,7 +288,12 @@ fn prune(outbox: &Path, now: Timestamp, rules: &config::Mail) -> std::io::Result
     let mut mails = Vec::new();
     for entry in fs::read_dir(outbox)? {
         let entry = entry?;
-        let written = entry.metadata()?.modified()?;
+        let written = match entry.metadata() {
+            Ok(metadata) => metadata.modified()?,
+            // Another mail was just renamed, or removed by hand.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
         let since = written.duration_since(SystemTime::UNIX_EPOCH);
         let micros = since.map_or(0, |since| {
             i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
@@ -296,7 +304,10 @@ fn prune(outbox: &Path, now: Timestamp, rules: &config::Mail) -> std::io::Result
     let surplus = mails.len().saturating_sub(rules.outbox_files_max);
     for (at, (path, written)) in mails.iter().enumerate() {
         if at < surplus || *written < oldest {
-            fs::remove_file(path)?;
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
         }
     }
     Ok(())
@@ -377,5 +388,46 @@ impl Handler for SendWelcomeEmail {
             .send(context.id(), context.now(), &recipient, &letter)
             .await?;
         Ok(Outcome::Done(Some(sent)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_outbox_is_bounded_by_number_and_age_and_the_oldest_go_first() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let outbox = dir.path().join("outbox");
+        let ids: Vec<TaskId> = (0..5).map(|_| TaskId::next()).collect();
+        for id in &ids {
+            write_file(&outbox, *id, b"mail").expect("written");
+            write_file(&outbox, *id, b"mail").expect("the same again");
+        }
+        let left = || {
+            let mut names: Vec<String> = fs::read_dir(&outbox)
+                .expect("a folder")
+                .map(|entry| {
+                    entry
+                        .expect("an entry")
+                        .file_name()
+                        .to_string_lossy()
+                        .into_owned()
+                })
+                .collect();
+            names.sort();
+            names
+        };
+        let rules = config::Mail {
+            outbox_files_max: 2,
+            ..config::Mail::default()
+        };
+        prune(&outbox, Timestamp(0), &rules).expect("pruned");
+        assert_eq!(
+            left(),
+            [format!("{}.eml", ids[3]), format!("{}.eml", ids[4])]
+        );
+        prune(&outbox, Timestamp(i64::MAX), &rules).expect("pruned");
+        assert_eq!(left(), Vec::<String>::new());
     }
 }
