@@ -330,7 +330,7 @@ fn receivers_that_misbehave_fail_and_lead_nowhere() {
         (Reaction::Raw(cut), "no valid HTTP"),
         (Reaction::Status(404), "it answered 404"),
     ] {
-        let receiver = Receiver::open(&[reaction.clone()]);
+        let receiver = Receiver::open(std::slice::from_ref(&reaction));
         let (id, _) = endpoint(&shop, &admin, &receiver.url(), &["*"]);
         let ping = shop
             .post(&format!("/api/v1/webhooks/{id}/ping"))

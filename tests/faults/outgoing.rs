@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::ask::Client;
 use super::sale::Sale;
-use super::server::Launch;
+use super::server::{Launch, Server};
 use super::{note, until};
 use crate::support::receiver::{Reaction, Receiver};
 
@@ -75,6 +75,11 @@ fn killed_between_an_order_and_its_delivery_everything_is_still_told() {
             }
             until("every order is told", || told(&receiver).0 == orders);
             longest = longest.max(watch.elapsed());
+            until("every mail is written", || {
+                let is_late = watch.elapsed() > Duration::from_secs(40);
+                assert!(!is_late, "{}", unfinished(&server, &sale));
+                mails(&dir) == orders.len()
+            });
             server.kill().assert_killed();
         }
     }
@@ -86,17 +91,6 @@ fn killed_between_an_order_and_its_delivery_everything_is_still_told() {
         "an order has one event, however often it is told"
     );
     assert!(longest < Duration::from_secs(10), "{longest:?}");
-    let server = launch(&dir).start();
-    until("every mail is written", || {
-        let mails = std::fs::read_dir(dir.join("outbox")).map_or(0, |folder| {
-            let names = folder.flatten().map(|entry| entry.path());
-            names
-                .filter(|path| path.extension().is_some_and(|end| end == "eml"))
-                .count()
-        });
-        mails == orders.len()
-    });
-    server.stop();
     note(&format!(
         "{} orders, told {} times, at the latest {longest:?} after a start",
         orders.len(),
@@ -116,4 +110,26 @@ fn told(receiver: &Receiver) -> (BTreeSet<i64>, usize) {
         .filter_map(|request| request.header("webhook-id"))
         .collect();
     (orders.collect(), ids.len())
+}
+
+/// Mails in `outbox/`.
+fn mails(dir: &std::path::Path) -> usize {
+    std::fs::read_dir(dir.join("outbox")).map_or(0, |folder| {
+        let paths = folder.flatten().map(|entry| entry.path());
+        paths
+            .filter(|path| path.extension().is_some_and(|end| end == "eml"))
+            .count()
+    })
+}
+
+/// Tasks that are not completed, for whoever reads why a test failed.
+fn unfinished(server: &Server, sale: &Sale) -> String {
+    let path = "/api/v1/tasks?limit=200";
+    let page = Client::new(server.address).get(path, &sale.admin).json();
+    let tasks = page["items"].as_array().cloned().unwrap_or_default();
+    let left: Vec<Value> = tasks
+        .into_iter()
+        .filter(|task| task["state"] != "completed")
+        .collect();
+    json!(left).to_string()
 }
