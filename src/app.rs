@@ -4,7 +4,7 @@
 //! first when the process is told to stop; the database closes last, after every request and
 //! background service that could write. No business rule lives here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::auth::api::AuthApi;
-use crate::auth::{self, Auth, idempotency};
+use crate::auth::{self, Auth, OnRegistered, idempotency};
 use crate::clock::Clock;
 use crate::config::{Settings, ms};
 use crate::flash_sale::api::{FlashSaleApi, SeckillApi};
@@ -27,12 +27,14 @@ use crate::flash_sale::tasks::ExpireHolds;
 use crate::http::docs::Spec;
 use crate::http::edge::{Edge, EdgeOptions};
 use crate::http::files::{EmbeddedPage, StaticFiles};
+use crate::http::outgoing::Outgoing;
 use crate::http::serve::{Listeners, serve};
 use crate::http::{docs, probes};
 use crate::monitor::State;
 use crate::monitor::{Health, Metrics};
+use crate::order::FollowUps;
 use crate::order::api::OrderApi;
-use crate::order::tasks::ProcessOrder;
+use crate::order::tasks::{ProcessOrder, SendOrderEmail};
 use crate::product::api::ProductApi;
 use crate::product::tasks::{UpdateProductPopularity, VerifyStock};
 use crate::report;
@@ -44,6 +46,10 @@ use crate::store::{DataDir, LongReads, Store, StoreError};
 use crate::task::api::TaskApi;
 use crate::task::faktory::api::WorkerApi;
 use crate::task::faktory::{Faktory, Listener};
+use crate::task::http_request::HttpRequest;
+use crate::task::mail::{self, Mailer, SendWelcomeEmail};
+use crate::task::webhook::api::WebhookApi;
+use crate::task::webhook::{DeliverWebhook, EventKind, Webhooks};
 use crate::task::{self, Pool, Registry, Tasks, Upkeep};
 use crate::user::api::UserApi;
 use crate::user::tasks::{CleanExpiredCache, Sweep, SyncUserActivity};
@@ -71,18 +77,15 @@ pub struct OpenData {
 impl OpenData {
     /// The built-in tasks, for whoever makes some.
     pub fn registry(&self, settings: &Settings) -> anyhow::Result<Registry> {
-        let (settings, metrics) = (Arc::new(settings.clone()), Metrics::new()?);
-        let (auth, gate) = auth_and_gate(&settings, &self.store, &self.clock, &metrics);
-        let (store, clock) = (self.store.clone(), self.clock.clone());
-        let sweeper = Sweeper::new(store, clock, Arc::clone(&settings), gate);
-        Ok(registry(
-            &settings,
+        let (handles, _) = handles(
+            Arc::new(settings.clone()),
             &self.dir.database(),
-            &self.store,
-            &metrics,
-            auth,
-            sweeper,
-        ))
+            self.dir.outbox(),
+            self.store.clone(),
+            self.clock.clone(),
+            Metrics::new()?,
+        )?;
+        Ok(handles.tasks.registry().clone())
     }
 
     /// Closes the database and notes the orderly end. Blocks.
@@ -176,19 +179,6 @@ pub fn runtime(settings: &Settings) -> std::io::Result<tokio::runtime::Runtime> 
         .build()
 }
 
-fn auth_and_gate(
-    settings: &Settings,
-    store: &Store,
-    clock: &Clock,
-    metrics: &Metrics,
-) -> (Auth, Gate) {
-    let (auth, sales) = (settings.auth.clone(), settings.flash_sales.clone());
-    (
-        Auth::new(store.clone(), Arc::new(auth), clock.clone()),
-        Gate::new(Arc::new(sales), clock.clone(), metrics.clone()),
-    )
-}
-
 /// The built-in tasks.
 fn registry(
     settings: &Settings,
@@ -197,6 +187,7 @@ fn registry(
     metrics: &Metrics,
     auth: Auth,
     sweeper: Sweeper,
+    ways_out: &WaysOut,
 ) -> Registry {
     let reads = LongReads::new(database.to_owned(), &settings.database);
     let reports = Arc::new(settings.reports.clone());
@@ -211,7 +202,14 @@ fn registry(
         ("reports", Arc::new(report::purge)),
     ];
     Registry::builder()
-        .with(ProcessOrder)
+        .with(ProcessOrder::new(ways_out.follow_ups(settings)))
+        .with(SendOrderEmail::new(store.clone(), ways_out.mailer.clone()))
+        .with(SendWelcomeEmail::new(ways_out.mailer.clone()))
+        .with(HttpRequest::new(ways_out.outgoing.clone()))
+        .with(DeliverWebhook::new(
+            ways_out.webhooks.clone(),
+            ways_out.outgoing.clone(),
+        ))
         .with(VerifyStock::new(reads.clone(), metrics.clone()))
         .with(GenerateSalesReport::new(reads.clone(), reports))
         .with(UpdateProductPopularity::new(store.clone(), reads, products))
@@ -262,13 +260,58 @@ fn without_data<T>(
         let metrics = Metrics::new()?;
         let path = dir.join("onrush.db");
         let store = Store::open(&path, &settings.database, metrics.clone(), |_| ())?;
-        let handles = handles(Arc::new(settings), &path, store, Clock::system(), metrics).0;
+        let (settings, outbox) = (Arc::new(settings), dir.join("outbox"));
+        let (handles, _) = handles(settings, &path, outbox, store, Clock::system(), metrics)?;
         let done = work(&handles);
         handles.store.close();
         done
     })();
     std::fs::remove_dir_all(&dir)?;
     done
+}
+
+/// What leaves the house: calls, webhooks, mails.
+struct WaysOut {
+    outgoing: Outgoing,
+    webhooks: Webhooks,
+    mailer: Mailer,
+}
+
+impl WaysOut {
+    fn new(
+        settings: &Settings,
+        store: Store,
+        clock: Clock,
+        outbox: PathBuf,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            outgoing: Outgoing::new(Arc::new(settings.outgoing.clone()))?,
+            webhooks: Webhooks::new(store, clock, settings.webhooks.clone()),
+            mailer: Mailer::new(settings.mail.clone(), outbox)?,
+        })
+    }
+
+    fn follow_ups(&self, settings: &Settings) -> FollowUps {
+        FollowUps {
+            process: settings.orders.process,
+            mail: mail::sends_order_mails(&settings.mail),
+            events: self.webhooks.events().clone(),
+        }
+    }
+
+    /// What follows from a registration.
+    fn on_registered(&self, settings: &Settings) -> OnRegistered {
+        let (events, welcome) = (self.webhooks.events().clone(), settings.mail.welcome);
+        Box::new(move |tx, now, account| {
+            events.emit(tx, now, EventKind::UserRegistered, || {
+                serde_json::json!({"user_id": account.id, "name": account.name, "email": account.email})
+            })?;
+            if welcome {
+                SendWelcomeEmail::enqueue(tx, now, account.id)?;
+            }
+            Ok(())
+        })
+    }
 }
 
 /// The handles that the API is made of.
@@ -282,6 +325,7 @@ struct Handles {
     tasks: Tasks,
     schedules: Schedules,
     faktory: Faktory,
+    ways_out: WaysOut,
 }
 
 /// The whole API, in the order of the document's tags.
@@ -296,22 +340,36 @@ type Api = (
     ScheduleApi,
     ReportApi,
     WorkerApi,
+    WebhookApi,
 );
 
 /// Builds each handle once. The sweeper is a service and a task.
 fn handles(
     settings: Arc<Settings>,
     database: &Path,
+    outbox: PathBuf,
     store: Store,
     clock: Clock,
     metrics: Metrics,
-) -> (Handles, Sweeper) {
-    let (auth, gate) = auth_and_gate(&settings, &store, &clock, &metrics);
+) -> anyhow::Result<(Handles, Sweeper)> {
+    let ways_out = WaysOut::new(&settings, store.clone(), clock.clone(), outbox)?;
+    let auth = Auth::new(
+        store.clone(),
+        Arc::new(settings.auth.clone()),
+        clock.clone(),
+        ways_out.on_registered(&settings),
+    );
+    let gate = Gate::new(
+        Arc::new(settings.flash_sales.clone()),
+        clock.clone(),
+        metrics.clone(),
+    );
     let sweeper = Sweeper::new(
         store.clone(),
         clock.clone(),
         Arc::clone(&settings),
         gate.clone(),
+        ways_out.follow_ups(&settings),
     );
     let tasks = Tasks::new(
         store.clone(),
@@ -325,6 +383,7 @@ fn handles(
             &metrics,
             auth.clone(),
             sweeper.clone(),
+            &ways_out,
         ),
     );
     let schedules = Schedules::new(
@@ -347,17 +406,20 @@ fn handles(
         tasks,
         schedules,
         faktory,
+        ways_out,
     };
-    (handles, sweeper)
+    Ok((handles, sweeper))
 }
 
 fn service(handles: &Handles) -> OpenApiService<Api, ()> {
+    let follow_ups = handles.ways_out.follow_ups(&handles.settings);
     let sales = FlashSaleApi::new(
         handles.store.clone(),
         handles.clock.clone(),
         Arc::clone(&handles.settings),
         handles.metrics.clone(),
         handles.gate.clone(),
+        follow_ups.clone(),
     );
     let gate = handles.gate.clone();
     let api = (
@@ -379,6 +441,7 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             Arc::new(handles.settings.orders.clone()),
             handles.metrics.clone(),
             Arc::new(move |released| gate.put_back(released)),
+            follow_ups,
         ),
         sales.clone(),
         SeckillApi::new(sales),
@@ -395,6 +458,10 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             Arc::new(handles.settings.reports.clone()),
         ),
         WorkerApi::new(handles.faktory.clone()),
+        WebhookApi::new(
+            handles.ways_out.webhooks.clone(),
+            handles.ways_out.outgoing.clone(),
+        ),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
         .description("A shop's catalogue, orders, stock and flash sales in one process.")
@@ -515,13 +582,19 @@ impl App {
         let (handles, sweeper) = handles(
             Arc::clone(&settings),
             &dir.database(),
+            dir.outbox(),
             store.clone(),
             clock.clone(),
             metrics.clone(),
+        )?;
+        let (auth, gate, tasks) = (
+            handles.auth.clone(),
+            handles.gate.clone(),
+            handles.tasks.clone(),
         );
-        let (auth, gate) = (handles.auth.clone(), handles.gate.clone());
-        let tasks = handles.tasks.clone();
+        let webhooks = handles.ways_out.webhooks.clone();
         gate.load(&store).await?;
+        webhooks.load().await?;
         let (delivering, folder) = (tasks.clone(), dir.queue());
         tokio::task::spawn_blocking(move || delivering.deliver(folder)).await??;
         let (schedules, faktory) = (handles.schedules.clone(), handles.faktory.clone());
@@ -548,6 +621,7 @@ impl App {
         services.spawn(sweeper.run(services_stopped.clone()));
         services.spawn(Pool::new(tasks.clone()).run(services_stopped.clone()));
         services.spawn(Upkeep::new(tasks.clone()).run(services_stopped.clone()));
+        services.spawn(webhooks.run_upkeep(services_stopped.clone()));
         services.spawn(keep_gauges(
             store.clone(),
             metrics.clone(),

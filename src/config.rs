@@ -84,6 +84,12 @@ pub struct Settings {
     pub reports: Reports,
     /// Workers that speak the Faktory protocol.
     pub faktory: Faktory,
+    /// Calls to other servers.
+    pub outgoing: Outgoing,
+    /// Webhooks.
+    pub webhooks: Webhooks,
+    /// Mails.
+    pub mail: Mail,
     /// CSV imports.
     pub import: Import,
     /// Log lines.
@@ -434,6 +440,29 @@ section! {
 }
 
 section! {
+    /// `[outgoing]`
+    Outgoing {
+        /// Internal addresses that tasks and webhooks may call nevertheless, as CIDR ranges. Every
+        /// other address that is not public is refused.
+        allow_internal: Vec<IpNet> = Vec::new(),
+        /// PEM file with certificate authorities that are trusted besides the public ones.
+        extra_ca: PathBuf = PathBuf::new(),
+        /// Longest call, from the look-up of the name to the last byte of the answer.
+        timeout_ms: u64 = 15_000,
+        /// Time for one address to take the connection.
+        connect_timeout_ms: u64 = 5_000,
+        /// What is read of an answer's body.
+        response_bytes_max: usize = 32_768,
+        /// Largest head of an answer.
+        response_header_bytes_max: usize = 32_768,
+        /// Most header lines of an answer.
+        response_headers_max: usize = 100,
+        /// Names that are looked up at once.
+        lookups_max: usize = 8,
+    }
+}
+
+section! {
     /// `[faktory]`
     Faktory {
         /// Whether workers and producers that speak the Faktory protocol are served.
@@ -474,6 +503,61 @@ section! {
 }
 
 section! {
+    /// `[webhooks]`
+    Webhooks {
+        /// Endpoints that there may be.
+        endpoints_max: u32 = 100,
+        /// Longest wait for an endpoint's answer.
+        timeout_ms: u64 = 15_000,
+        /// Calls of one endpoint at once; further ones wait, so that a slow one does not hold up the rest.
+        endpoint_calls_max: u32 = 4,
+        /// An endpoint that has only failed for this long is disabled.
+        disable_after_seconds: u64 = 432_000,
+        /// What is kept of an endpoint's answer in the delivery log.
+        excerpt_bytes_max: usize = 1_024,
+        /// How long the old secret signs beside the new one, unless the rotation says otherwise.
+        secret_overlap_seconds: u64 = 86_400,
+        /// How long events and the delivery log are kept.
+        retention_seconds: u64 = 2_592_000,
+    }
+}
+
+section! {
+    /// `[mail]`
+    Mail {
+        /// The mail server. Without one, mails are written to `outbox/` in the data directory.
+        smtp_host: String = String::new(),
+        /// Its port; 0 for the customary one: 465 with `tls`, 587 with `starttls`, 25 with `none`.
+        smtp_port: u16 = 0,
+        /// `tls` from the first byte, `starttls`, or `none`: in the clear, for a server on this machine.
+        smtp_tls: MailTls = MailTls::Starttls,
+        /// PEM file with certificate authorities that are trusted besides the public ones.
+        smtp_ca: PathBuf = PathBuf::new(),
+        /// Who logs in there; empty for nobody.
+        smtp_user: String = String::new(),
+        /// The password; better in a file that ONRUSH_MAIL__SMTP_PASSWORD_FILE names.
+        smtp_password: Secret = Secret::default(),
+        /// Longest time for one mail.
+        timeout_ms: u64 = 30_000,
+        /// Who writes: `name@example.com` or `Name <name@example.com>`.
+        from: String = "Onrush <onrush@localhost>".to_owned(),
+        /// The shop's name, in subjects and texts.
+        shop_name: String = "Onrush".to_owned(),
+        /// Language of accounts that chose none: `en` or `zh`.
+        language: Language = Language::En,
+        /// Whether those who register get a mail.
+        welcome: bool = true,
+        /// Whether customers get mails about their orders: `smtp` (when there is a mail server),
+        /// `always`, `never`.
+        orders: OrderMails = OrderMails::Smtp,
+        /// Mails in `outbox/`; beyond it the oldest are removed.
+        outbox_files_max: usize = 1_000,
+        /// How long a mail stays in `outbox/`.
+        outbox_seconds: u64 = 2_592_000,
+    }
+}
+
+section! {
     /// `[import]`
     Import {
         /// Rows that share one write.
@@ -509,6 +593,91 @@ pub enum LogFormat {
     Json,
 }
 
+/// How the mail server is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MailTls {
+    /// Encrypted from the first byte.
+    Tls,
+    /// Encrypted before anything is said that matters, or not at all.
+    Starttls,
+    /// In the clear.
+    None,
+}
+
+/// A language that Onrush writes mails in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Language {
+    /// English.
+    En,
+    /// Chinese, simplified.
+    Zh,
+}
+
+impl Language {
+    /// Every word, in the order of declaration.
+    pub const WORDS: &'static [&'static str] = &["en", "zh"];
+
+    /// The word that stands for it in settings, tables and JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Language::En => "en",
+            Language::Zh => "zh",
+        }
+    }
+
+    /// The language that a word stands for.
+    pub fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "en" => Some(Language::En),
+            "zh" => Some(Language::Zh),
+            _ => None,
+        }
+    }
+}
+
+/// Whether customers get mails about their orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderMails {
+    /// When there is a mail server.
+    Smtp,
+    /// Also when they only land in `outbox/`.
+    Always,
+    /// The shop writes its own.
+    Never,
+}
+
+/// A text that nobody is to see: its debug output and [`Loaded::effective`] leave it out.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself, for whoever it was made for.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_empty() { "none" } else { MASK })
+    }
+}
+
+/// What stands in the place of a secret.
+const MASK: &str = "\"********\"";
+/// Keys whose values are secrets.
+const SECRETS: &[&str] = &["faktory.password", "mail.smtp_password"];
+
 /// Sections in the order of `config init`, with their keys' explanations.
 type Docs = &'static [(&'static str, &'static [&'static str])];
 const SECTIONS: &[(&str, Docs)] = &[
@@ -523,6 +692,9 @@ const SECTIONS: &[(&str, Docs)] = &[
     ("schedules", Schedules::DOCS),
     ("reports", Reports::DOCS),
     ("faktory", Faktory::DOCS),
+    ("outgoing", Outgoing::DOCS),
+    ("webhooks", Webhooks::DOCS),
+    ("mail", Mail::DOCS),
     ("import", Import::DOCS),
     ("log", Log::DOCS),
 ];
@@ -536,8 +708,6 @@ const CUSTOMARY: &[(&str, &str)] = &[
 const ENV_PREFIX: &str = "ONRUSH_";
 /// The one setting whose keys are names that an owner chooses.
 const ENTRIES: &str = "schedules.entries";
-/// Values that are never shown.
-const SECRETS: &[&str] = &["faktory.password"];
 /// Meant for the build (`web/build.rs`), and often still set when the result is started.
 const BUILD_ONLY: &str = "ONRUSH_UI_DIST";
 
@@ -675,13 +845,9 @@ impl Loaded {
         let values = flatten(&to_json(&self.settings));
         let row = |key: &str, value: &serde_json::Value| {
             let source = self.sources.get(key).map_or("default", String::as_str);
-            let shown = match value {
-                serde_json::Value::String(secret)
-                    if SECRETS.contains(&key) && !secret.is_empty() =>
-                {
-                    "(secret)".to_owned()
-                }
-                value => value.to_string(),
+            let shown = match value.to_string() {
+                text if text != "\"\"" && SECRETS.contains(&key) => MASK.to_owned(),
+                text => text,
             };
             (key.to_owned(), shown, source.to_owned())
         };
@@ -1083,6 +1249,35 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
             "it needs server.tls_cert and server.tls_key".to_owned(),
         ));
     }
+    for (key, value) in [
+        ("outgoing.timeout_ms", s.outgoing.timeout_ms),
+        ("outgoing.connect_timeout_ms", s.outgoing.connect_timeout_ms),
+        ("webhooks.timeout_ms", s.webhooks.timeout_ms),
+        ("mail.timeout_ms", s.mail.timeout_ms),
+    ] {
+        at_least(key, value, 10)?;
+    }
+    // hyper asks for so much.
+    at_least(
+        "outgoing.response_header_bytes_max",
+        s.outgoing.response_header_bytes_max as u64,
+        8_192,
+    )?;
+    for (key, value) in [
+        (
+            "outgoing.response_headers_max",
+            s.outgoing.response_headers_max as u64,
+        ),
+        ("outgoing.lookups_max", s.outgoing.lookups_max as u64),
+        (
+            "webhooks.endpoint_calls_max",
+            u64::from(s.webhooks.endpoint_calls_max),
+        ),
+        ("webhooks.retention_seconds", s.webhooks.retention_seconds),
+        ("mail.outbox_files_max", s.mail.outbox_files_max as u64),
+    ] {
+        at_least(key, value, 1)?;
+    }
     at_least("import.batch_rows", s.import.batch_rows as u64, 1)?;
     if s.server.tls_cert.as_os_str().is_empty() != s.server.tls_key.as_os_str().is_empty() {
         return Err((
@@ -1222,7 +1417,7 @@ mod tests {
         let shown = loaded.effective();
         assert!(shown.iter().all(|(_, value, _)| !value.contains("hunter2")));
         let row = shown.iter().find(|(key, _, _)| key == "faktory.password");
-        assert_eq!(row.map(|(_, value, _)| value.as_str()), Some("(secret)"));
+        assert_eq!(row.map(|(_, value, _)| value.as_str()), Some(MASK));
     }
 
     #[test]

@@ -302,6 +302,67 @@ fn table() -> Vec<(&'static str, &'static str, Rule, Value)> {
             Admin("tasks"),
             none.clone(),
         ),
+        ("GET", "/api/v1/webhooks", Admin("webhooks"), none.clone()),
+        (
+            "POST",
+            "/api/v1/webhooks",
+            Admin("webhooks"),
+            json!({"url": "https://example.com/x", "events": ["*"]}),
+        ),
+        (
+            "GET",
+            "/api/v1/webhooks/{id}",
+            Admin("webhooks"),
+            none.clone(),
+        ),
+        (
+            "PATCH",
+            "/api/v1/webhooks/{id}",
+            Admin("webhooks"),
+            json!({"description": "x"}),
+        ),
+        (
+            "DELETE",
+            "/api/v1/webhooks/{id}",
+            Admin("webhooks"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/webhooks/{id}/rotate",
+            Admin("webhooks"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/webhooks/{id}/ping",
+            Admin("webhooks"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/webhooks/{id}/replay",
+            Admin("webhooks"),
+            json!({"event_id": "evt_none"}),
+        ),
+        (
+            "GET",
+            "/api/v1/webhooks/{id}/deliveries",
+            Admin("webhooks"),
+            none.clone(),
+        ),
+        (
+            "GET",
+            "/api/v1/webhook-events/{id}",
+            Admin("webhooks"),
+            none.clone(),
+        ),
+        (
+            "GET",
+            "/api/v1/webhook-event-types",
+            Admin("webhooks"),
+            none.clone(),
+        ),
         // A user's own account needs `orders`, anyone else's `users`: tested apart.
         ("GET", "/api/v1/users/{id}", Customer("users"), none),
     ]
@@ -369,6 +430,7 @@ const SCOPES: &[&str] = &[
     "tasks",
     "work",
     "reports",
+    "webhooks",
 ];
 
 struct Callers<'a> {

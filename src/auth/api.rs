@@ -17,6 +17,7 @@ use super::{
 };
 use crate::check::FieldError;
 use crate::clock::Timestamp;
+use crate::config::Language;
 use crate::http::json::WithCookie;
 use crate::http::{
     Body, ClientAddr, Created, Failure, NoContent, Problem, RequestInfo, fails, read_cursor,
@@ -43,6 +44,8 @@ pub enum Tag {
     Schedules,
     /// What was sold.
     Reports,
+    /// Endpoints that are told of events, and how that went.
+    Webhooks,
 }
 
 /// Who calls: by a session's token or an API key (`Authorization: Bearer …`), or by the cookie of
@@ -316,6 +319,9 @@ struct RegisterBody {
     /// At least 8 characters, none of the most used passwords
     #[oai(validator(min_length = 8, max_length = 256))]
     password: String,
+    /// Language of mails, `en` or `zh`; the shop's own if left out
+    #[serde(default)]
+    language: Option<String>,
 }
 
 impl Example for RegisterBody {
@@ -324,6 +330,7 @@ impl Example for RegisterBody {
             email: "lilei@example.com".to_owned(),
             name: "李雷 Li Lei".to_owned(),
             password: "correct horse battery".to_owned(),
+            language: Some("zh".to_owned()),
         }
     }
 }
@@ -588,10 +595,19 @@ impl AuthApi {
             email,
             name,
             password,
+            language,
         } = body.0;
+        let language = language
+            .map(|word| {
+                Language::from_word(&word).ok_or_else(|| {
+                    let reason = format!("must be one of {}", Language::WORDS.join(", "));
+                    vec![FieldError::new("language", reason)]
+                })
+            })
+            .transpose()?;
         let login = self
             .auth
-            .register(&email, &name, &password)
+            .register(&email, &name, &password, language)
             .await
             .map_err(problem)?;
         let (view, _) = SessionView::new(login, Carrier::Bearer, &info);

@@ -26,7 +26,7 @@ use subtle::ConstantTimeEq;
 
 use crate::check::{Checks, FieldError};
 use crate::clock::{Clock, Timestamp};
-use crate::config;
+use crate::config::{self, Language};
 use crate::store::{Row, Store, StoreError, Tx};
 use crate::{id_type, word_type};
 use password::Passwords;
@@ -83,6 +83,8 @@ word_type! {
         Work = "work",
         /// Have sales reports made, and read them.
         Reports = "reports",
+        /// Choose who is told of events.
+        Webhooks = "webhooks",
         /// Act for the user that `X-User-Id` names, as a customer.
         ActAs = "act_as",
     }
@@ -425,6 +427,10 @@ impl Callers {
     }
 }
 
+/// What follows from a registration, in its transaction.
+pub type OnRegistered =
+    Box<dyn Fn(&mut Tx<'_>, Timestamp, &Account) -> Result<(), StoreError> + Send + Sync>;
+
 /// The handle to all of this; clones share it.
 #[derive(Clone)]
 pub struct Auth(Arc<Inner>);
@@ -438,11 +444,17 @@ struct Inner {
     epoch: AtomicU64,
     callers: Mutex<Callers>,
     setup: Mutex<Option<(String, Timestamp)>>,
+    on_registered: OnRegistered,
 }
 
 impl Auth {
     /// Nothing is read yet.
-    pub fn new(store: Store, settings: Arc<config::Auth>, clock: Clock) -> Self {
+    pub fn new(
+        store: Store,
+        settings: Arc<config::Auth>,
+        clock: Clock,
+        on_registered: OnRegistered,
+    ) -> Self {
         Self(Arc::new(Inner {
             passwords: Passwords::new(&settings),
             throttle: Throttle::new(Arc::clone(&settings), clock.clone()),
@@ -456,6 +468,7 @@ impl Auth {
             clock,
             epoch: AtomicU64::new(0),
             setup: Mutex::new(None),
+            on_registered,
         }))
     }
 
@@ -521,6 +534,7 @@ impl Auth {
         email: &str,
         name: &str,
         password: &str,
+        language: Option<Language>,
     ) -> Result<Login, AuthError> {
         check_account(email, name, password).map_err(AuthError::Invalid)?;
         let hash = self.0.passwords.hash(password).await?;
@@ -531,7 +545,12 @@ impl Auth {
             .store
             .write(move |tx| {
                 let id = sql::insert_account(tx, now, &email, &name, Some(&hash), Role::Customer)?;
-                auth.begin_session(tx, now, id, token, carrier)
+                if let Some(language) = language {
+                    sql::set_language(tx, id, language.word())?;
+                }
+                let login = auth.begin_session(tx, now, id, token, carrier)?;
+                (auth.0.on_registered)(tx, now, &login.account)?;
+                Ok(login)
             })
             .await
     }
@@ -941,6 +960,27 @@ pub fn account(tx: &mut Tx<'_>, id: UserId) -> Result<Account, AuthError> {
 pub fn account_with(tx: &mut Tx<'_>, email: &str) -> Result<Account, AuthError> {
     let found = sql::account_by_email(tx, &normal_email(email))?;
     Ok(found.ok_or(AuthError::NoAccount)?.0)
+}
+
+/// How somebody is written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recipient {
+    /// Address.
+    pub email: String,
+    /// What to call them.
+    pub name: String,
+    /// What they read; `None` if they never said.
+    pub language: Option<Language>,
+}
+
+/// How an active account is written to; `None` if there is no such account, or no address.
+pub fn recipient(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Recipient>, StoreError> {
+    let found = sql::recipient(tx, id)?;
+    Ok(found.map(|(email, name, language)| Recipient {
+        email,
+        name,
+        language: language.as_deref().and_then(Language::from_word),
+    }))
 }
 
 /// Makes `count` customers, each with a session, for a rehearsal; returns their tokens.

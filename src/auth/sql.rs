@@ -325,3 +325,23 @@ pub(super) fn purge_keys(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, Store
         &[until.into()],
     )
 }
+
+/// How an active account is written to: `(address, name, language)`.
+pub(super) fn recipient(
+    tx: &mut Tx<'_>,
+    id: UserId,
+) -> Result<Option<(String, String, Option<String>)>, StoreError> {
+    tx.row(
+        "SELECT email, name, language FROM users WHERE id = $1 AND status = 'active' AND email IS NOT NULL",
+        &[id.into()],
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )
+}
+
+pub(super) fn set_language(tx: &mut Tx<'_>, id: UserId, language: &str) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE users SET language = $2 WHERE id = $1",
+        &[id.into(), language.into()],
+    )?;
+    Ok(())
+}

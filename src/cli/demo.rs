@@ -8,6 +8,7 @@ use crate::app::{self, App};
 use crate::flash_sale::{self, NewSale, Sale, SaleError, rehearsal};
 use crate::monitor::{Metrics, logs};
 use crate::product::ProductId;
+use crate::task::webhook::Events;
 
 #[derive(Args)]
 pub(super) struct DemoArgs {
@@ -93,7 +94,7 @@ async fn open_sale(app: &App, product: ProductId, units: u32) -> Result<Sale, Fa
             };
             rehearsal::close_others(tx, now, product)?;
             crate::product::stock::receive(tx, now, product, units)?;
-            flash_sale::create(tx, now, &settings, &new)
+            flash_sale::create(tx, now, &settings, &Events::default(), &new)
         })
         .await
         .map_err(|error: SaleError| anyhow::anyhow!("the sale could not be opened: {error}").into())

@@ -23,6 +23,7 @@ use crate::flash_sale::{self, NewSale, Sale, SaleId};
 use crate::monitor::{Metrics, logs};
 use crate::product::{ProductId, stock};
 use crate::store::{Store, StoreError, database_in};
+use crate::task::webhook::Events;
 
 #[derive(Args)]
 pub(super) struct RehearseArgs {
@@ -184,7 +185,7 @@ async fn choose(app: &App, args: &RehearseArgs) -> Result<Sale, Failed> {
                 attempts_per_minute: 3,
                 payment_window_seconds: 0,
             };
-            flash_sale::create(tx, now, &settings, &new).map(Some)
+            flash_sale::create(tx, now, &settings, &Events::default(), &new).map(Some)
         })
         .await
         .map_err(|error| {

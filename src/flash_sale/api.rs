@@ -18,7 +18,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Settings;
 use crate::http::{Body, Created, Failure, OptionalBody, Problem, fails, read_cursor};
 use crate::monitor::Metrics;
-use crate::order::OrderError;
+use crate::order::{FollowUps, OrderError};
 use crate::product::ProductId;
 use crate::product::stock::StockError;
 use crate::store::Store;
@@ -274,6 +274,7 @@ pub struct FlashSaleApi {
     settings: Arc<Settings>,
     metrics: Metrics,
     gate: Gate,
+    follow_ups: FollowUps,
 }
 
 impl FlashSaleApi {
@@ -284,6 +285,7 @@ impl FlashSaleApi {
         settings: Arc<Settings>,
         metrics: Metrics,
         gate: Gate,
+        follow_ups: FollowUps,
     ) -> Self {
         Self {
             store,
@@ -291,6 +293,7 @@ impl FlashSaleApi {
             settings,
             metrics,
             gate,
+            follow_ups,
         }
     }
 
@@ -340,7 +343,7 @@ impl FlashSaleApi {
             Err(refusal) => return self.refused(refusal, sale_id, caller, key).await,
         };
         let request = ClaimRequest {
-            process: self.settings.orders.process,
+            follow_ups: self.follow_ups.clone(),
             sale_id,
             user_id,
             quantity,
@@ -417,10 +420,11 @@ impl FlashSaleApi {
             self.settings.flash_sales.clone(),
             self.gate.clone(),
         );
+        let events = self.follow_ups.events.clone();
         let sale = self
             .store
             .write_then(
-                move |tx| super::create(tx, now, &settings, &new),
+                move |tx| super::create(tx, now, &settings, &events, &new),
                 move |done| {
                     if let Ok(sale) = done {
                         gate.open(sale.clone());
@@ -492,11 +496,12 @@ impl FlashSaleApi {
     ) -> Result<Body<SaleView>, Failure<{ fails::SECURED | fails::NOT_FOUND }>> {
         access.0.require(Role::Staff, Scope::Sales)?;
         let (now, gate, id) = (self.clock.now(), self.gate.clone(), SaleId(id.0));
+        let events = self.follow_ups.events.clone();
         let sale = self
             .store
             .write_then(
                 move |tx| {
-                    super::close(tx, now, id, SaleStatus::Stopped)?;
+                    super::close(tx, now, &events, id, SaleStatus::Stopped)?;
                     super::get(tx, id)
                 },
                 move |done| {

@@ -18,12 +18,13 @@ use crate::auth::UserId;
 use crate::check::{Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::order::{
-    self, NewOrder, OrderError, OrderId, OrderItem, OrderStatus, Stored,
+    self, FollowUps, NewOrder, OrderError, OrderId, OrderItem, OrderStatus, Stored,
     idempotency::{Key, KeyError},
 };
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::product::{ProductId, UNIT_AMOUNT_MAX};
 use crate::store::{StoreError, Tx};
+use crate::task::webhook::{EventKind, Events};
 use crate::{config, id_type, word_type};
 
 id_type! {
@@ -220,6 +221,7 @@ pub fn create(
     tx: &mut Tx<'_>,
     now: Timestamp,
     settings: &config::FlashSales,
+    events: &Events,
     new: &NewSale,
 ) -> Result<Sale, SaleError> {
     check(new, now, settings).map_err(SaleError::Invalid)?;
@@ -233,7 +235,26 @@ pub fn create(
         quantity: new.quantity,
     };
     stock::append(tx, now, &movement)?;
+    events.emit(tx, now, EventKind::SaleCreated, || described(&sale, now))?;
     Ok(sale)
+}
+
+/// A sale as receivers of events see it.
+fn described(sale: &Sale, now: Timestamp) -> serde_json::Value {
+    serde_json::json!({
+        "sale_id": sale.id,
+        "product_id": sale.product_id,
+        "state": sale.state(now),
+        "quantity": sale.quantity,
+        "remaining": sale.remaining,
+        "held": sale.held,
+        "sold": sale.sold,
+        "returned": sale.returned,
+        "unit_amount": sale.unit_amount,
+        "currency": sale.currency,
+        "starts_at": sale.starts_at,
+        "ends_at": sale.ends_at,
+    })
 }
 
 /// One sale.
@@ -287,8 +308,8 @@ pub struct ClaimRequest {
     pub quantity: u32,
     /// Under which key.
     pub key: Option<Key>,
-    /// Whether a task processes the order once it is paid.
-    pub process: bool,
+    /// What follows from it.
+    pub follow_ups: FollowUps,
 }
 
 /// Grants units, or says why not. All of it or nothing.
@@ -319,14 +340,13 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
         currency: sale.currency,
         sale_id: Some(sale_id.0),
         expires_at,
-        process: request.process,
     };
     let reason = if status == OrderStatus::Paid {
         Reason::ClaimSell
     } else {
         Reason::ClaimHold
     };
-    let order = order::insert(tx, now, &new, vec![item], reason)?;
+    let order = order::insert(tx, now, &request.follow_ups, &new, vec![item], reason)?;
     fail::fail_point!("claim.order_written");
     let claim_id = Uuid::now_v7();
     if !sql::insert_claim(
@@ -340,6 +360,14 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
         return Err(SaleError::LimitReached(sale.per_user_limit));
     }
     fail::fail_point!("claim.claim_written");
+    if sale.remaining == 0 {
+        request.follow_ups.events.emit(
+            tx,
+            now,
+            EventKind::SaleSoldOut,
+            || serde_json::json!({"sale_id": sale_id, "product_id": sale.product_id}),
+        )?;
+    }
     let claimed = Claimed {
         claim_id,
         order_id: order.id,
@@ -375,6 +403,7 @@ fn refusal(tx: &mut Tx<'_>, id: SaleId, now: Timestamp) -> Result<SaleError, Sto
 pub fn close(
     tx: &mut Tx<'_>,
     now: Timestamp,
+    events: &Events,
     id: SaleId,
     status: SaleStatus,
 ) -> Result<Option<Sale>, SaleError> {
@@ -394,6 +423,7 @@ pub fn close(
         };
         stock::append(tx, now, &movement)?;
     }
+    events.emit(tx, now, EventKind::SaleEnded, || described(&sale, now))?;
     Ok(Some(sale))
 }
 

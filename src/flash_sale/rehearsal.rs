@@ -20,6 +20,7 @@ use crate::http::client::Connection;
 use crate::product::ProductId;
 use crate::product::stock;
 use crate::store::{Store, StoreError, Tx};
+use crate::task::webhook::Events;
 
 /// Who does what.
 pub struct Plan {
@@ -181,7 +182,13 @@ pub fn open_now(
 pub fn close_others(tx: &mut Tx<'_>, now: Timestamp, product: ProductId) -> Result<(), SaleError> {
     let open = super::open_sales(tx)?;
     for sale in open.iter().filter(|sale| sale.product_id == product) {
-        super::close(tx, now, sale.id, super::SaleStatus::Stopped)?;
+        super::close(
+            tx,
+            now,
+            &Events::default(),
+            sale.id,
+            super::SaleStatus::Stopped,
+        )?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::gate::Gate;
 use super::{SaleError, SaleStatus, sql};
 use crate::clock::Clock;
 use crate::config::{Settings, ms};
-use crate::order::{self, OrderError, ReleasedToSale};
+use crate::order::{self, FollowUps, OrderError, ReleasedToSale};
 use crate::store::Store;
 
 /// The background service; clones do the same.
@@ -21,16 +21,24 @@ pub struct Sweeper {
     clock: Clock,
     settings: Arc<Settings>,
     gate: Gate,
+    follow_ups: FollowUps,
 }
 
 impl Sweeper {
     /// With the handles that it works on.
-    pub fn new(store: Store, clock: Clock, settings: Arc<Settings>, gate: Gate) -> Self {
+    pub fn new(
+        store: Store,
+        clock: Clock,
+        settings: Arc<Settings>,
+        gate: Gate,
+        follow_ups: FollowUps,
+    ) -> Self {
         Self {
             store,
             clock,
             settings,
             gate,
+            follow_ups,
         }
     }
 
@@ -56,10 +64,10 @@ impl Sweeper {
     pub async fn sweep(&self) -> Result<(), SaleError> {
         let now = self.clock.now();
         for id in self.store.point(move |tx| sql::due(tx, now)).await? {
-            let gate = self.gate.clone();
+            let (gate, events) = (self.gate.clone(), self.follow_ups.events.clone());
             self.store
                 .write_then(
-                    move |tx| super::close(tx, now, id, SaleStatus::Ended),
+                    move |tx| super::close(tx, now, &events, id, SaleStatus::Ended),
                     move |done| {
                         if done.is_ok() {
                             gate.close(id);
@@ -79,11 +87,11 @@ impl Sweeper {
         let batch = self.settings.orders.expiry_batch;
         let mut all = 0;
         while self.store.point(move |tx| order::any_due(tx, now)).await? {
-            let gate = self.gate.clone();
+            let (gate, follow_ups) = (self.gate.clone(), self.follow_ups.clone());
             let (expired, _) = self
                 .store
                 .write_then(
-                    move |tx| order::expire_due(tx, now, batch),
+                    move |tx| order::expire_due(tx, now, &follow_ups, batch),
                     move |done: &Result<(usize, Vec<ReleasedToSale>), OrderError>| {
                         if let Ok((_, released)) = done {
                             gate.put_back(released);

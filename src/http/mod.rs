@@ -11,6 +11,7 @@ pub mod docs;
 pub mod edge;
 pub mod files;
 pub mod json;
+pub mod outgoing;
 pub mod probes;
 pub mod problem;
 pub mod request;

@@ -7,7 +7,7 @@ use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
-use super::{Filter, Order, OrderError, OrderId, OrderStatus, ReleasedToSale};
+use super::{Filter, FollowUps, Order, OrderError, OrderId, OrderStatus, ReleasedToSale};
 use crate::auth::api::{Access, Tag, UserView};
 use crate::auth::idempotency::Key;
 use crate::auth::{Role, Scope, UserId};
@@ -180,6 +180,7 @@ pub struct OrderApi {
     rules: Arc<config::Orders>,
     metrics: Metrics,
     on_released: OnReleased,
+    follow_ups: FollowUps,
 }
 
 impl OrderApi {
@@ -190,6 +191,7 @@ impl OrderApi {
         rules: Arc<config::Orders>,
         metrics: Metrics,
         on_released: OnReleased,
+        follow_ups: FollowUps,
     ) -> Self {
         Self {
             store,
@@ -197,6 +199,7 @@ impl OrderApi {
             rules,
             metrics,
             on_released,
+            follow_ups,
         }
     }
 }
@@ -236,6 +239,7 @@ impl OrderApi {
             .map(|line| (ProductId(line.product_id), line.quantity))
             .collect();
         let (now, rules) = (self.clock.now(), Arc::clone(&self.rules));
+        let follow_ups = self.follow_ups.clone();
         let created = self
             .store
             .write(move |tx| {
@@ -247,7 +251,7 @@ impl OrderApi {
                 {
                     return Ok(Created::replay(stored.body, stored.location));
                 }
-                let order = super::create(tx, now, &rules, caller.user_id, &lines)?;
+                let order = super::create(tx, now, &rules, &follow_ups, caller.user_id, &lines)?;
                 let location = format!("/api/v1/orders/{}", order.id);
                 let text = serde_json::to_string(&OrderView::from(order))
                     .map_err(|error| crate::store::StoreError::Bug(error.to_string()))?;
@@ -399,10 +403,11 @@ impl OrderApi {
         caller.require(Role::Customer, Scope::Orders)?;
         let owner = (!caller.is_staff()).then_some(caller.user_id);
         let (now, tell) = (self.clock.now(), Arc::clone(&self.on_released));
+        let follow_ups = self.follow_ups.clone();
         let (order, _) = self
             .store
             .write_then(
-                move |tx| super::cancel(tx, now, OrderId(id.0), owner),
+                move |tx| super::cancel(tx, now, &follow_ups, OrderId(id.0), owner),
                 move |done: &Result<(Order, Vec<ReleasedToSale>), OrderError>| {
                     if let Ok((_, released)) = done {
                         tell(released);
@@ -438,10 +443,10 @@ impl OrderApi {
             caller.require(Role::Customer, Scope::Orders)?;
         }
         let owner = (!trusted).then_some(caller.user_id);
-        let (now, rules) = (self.clock.now(), Arc::clone(&self.rules));
+        let (now, follow_ups) = (self.clock.now(), self.follow_ups.clone());
         let order = self
             .store
-            .write(move |tx| super::pay(tx, now, &rules, OrderId(id.0), owner))
+            .write(move |tx| super::pay(tx, now, &follow_ups, OrderId(id.0), owner))
             .await
             .map_err(Problem::from)?;
         Ok(Body(order.into()))

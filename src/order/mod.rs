@@ -15,6 +15,7 @@
 
 pub mod api;
 pub mod import;
+mod letters;
 mod sql;
 pub mod tasks;
 
@@ -28,6 +29,7 @@ use crate::config;
 use crate::product::ProductId;
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::store::{StoreError, Tx};
+use crate::task::webhook::{EventKind, Events};
 use crate::{id_type, word_type};
 
 id_type! {
@@ -110,8 +112,17 @@ pub struct NewOrder {
     pub sale_id: Option<i64>,
     /// Until when it must be paid.
     pub expires_at: Option<Timestamp>,
-    /// Whether a task processes it once it is paid.
+}
+
+/// What follows from what happens to an order, in the same transaction.
+#[derive(Clone, Debug, Default)]
+pub struct FollowUps {
+    /// Whether a task processes an order once it is paid.
     pub process: bool,
+    /// Whether customers get mails about their orders.
+    pub mail: bool,
+    /// Whoever wants to hear of it.
+    pub events: Events,
 }
 
 /// Units that returned to an open sale.
@@ -184,6 +195,7 @@ pub fn create(
     tx: &mut Tx<'_>,
     now: Timestamp,
     rules: &config::Orders,
+    follow_ups: &FollowUps,
     user_id: UserId,
     lines: &[(ProductId, u32)],
 ) -> Result<Order, OrderError> {
@@ -233,20 +245,20 @@ pub fn create(
         currency: currency.unwrap_or_default(),
         sale_id: None,
         expires_at,
-        process: rules.process,
     };
     let reason = if status == OrderStatus::Paid {
         Reason::Sell
     } else {
         Reason::Hold
     };
-    insert(tx, now, &new, items, reason)
+    insert(tx, now, follow_ups, &new, items, reason)
 }
 
 /// Writes an order, its lines and their movements; the units have been taken by the caller.
 pub fn insert(
     tx: &mut Tx<'_>,
     now: Timestamp,
+    follow_ups: &FollowUps,
     new: &NewOrder,
     items: Vec<OrderItem>,
     reason: Reason,
@@ -264,10 +276,7 @@ pub fn insert(
         };
         stock::append(tx, now, &movement)?;
     }
-    if new.status == OrderStatus::Paid && new.process {
-        tasks::enqueue_processing(tx, now, id)?;
-    }
-    Ok(Order {
+    let order = Order {
         id,
         user_id: new.user_id,
         status: new.status,
@@ -279,7 +288,12 @@ pub fn insert(
         paid_at: (new.status == OrderStatus::Paid).then_some(now),
         processed_at: None,
         items,
-    })
+    };
+    tasks::follow(tx, now, follow_ups, &order, EventKind::OrderCreated)?;
+    if order.status == OrderStatus::Paid {
+        tasks::follow(tx, now, follow_ups, &order, EventKind::OrderPaid)?;
+    }
+    Ok(order)
 }
 
 /// One order; another's is as absent as none. `owner` is `None` for staff.
@@ -313,6 +327,7 @@ pub fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Order>, OrderError> 
 pub fn cancel(
     tx: &mut Tx<'_>,
     now: Timestamp,
+    follow_ups: &FollowUps,
     id: OrderId,
     owner: Option<UserId>,
 ) -> Result<(Order, Vec<ReleasedToSale>), OrderError> {
@@ -330,7 +345,13 @@ pub fn cancel(
         return Err(OrderError::State(order.status));
     }
     let released = release(tx, now, &order, was_held)?;
-    Ok((get(tx, id, None)?, released))
+    let order = get(tx, id, None)?;
+    let what = match was_held {
+        true => EventKind::OrderCancelled,
+        false => EventKind::OrderRefundDue,
+    };
+    tasks::follow(tx, now, follow_ups, &order, what)?;
+    Ok((order, released))
 }
 
 /// Returns an order's units to its sale while that is open, else to the free stock.
@@ -377,7 +398,7 @@ fn release(
 pub fn pay(
     tx: &mut Tx<'_>,
     now: Timestamp,
-    rules: &config::Orders,
+    follow_ups: &FollowUps,
     id: OrderId,
     owner: Option<UserId>,
 ) -> Result<Order, OrderError> {
@@ -409,8 +430,12 @@ pub fn pay(
         OrderStatus::Cancelled => return Err(OrderError::State(order.status)),
     }
     let paid = get(tx, id, None)?;
-    if paid.status == OrderStatus::Paid && order.status != OrderStatus::Paid && rules.process {
-        tasks::enqueue_processing(tx, now, id)?;
+    if paid.status != order.status {
+        let what = match paid.status {
+            OrderStatus::RefundDue => EventKind::OrderRefundDue,
+            _ => EventKind::OrderPaid,
+        };
+        tasks::follow(tx, now, follow_ups, &paid, what)?;
     }
     Ok(paid)
 }
@@ -462,12 +487,13 @@ pub fn any_due(tx: &mut Tx<'_>, now: Timestamp) -> Result<bool, StoreError> {
 pub fn expire_due(
     tx: &mut Tx<'_>,
     now: Timestamp,
+    follow_ups: &FollowUps,
     batch: u32,
 ) -> Result<(usize, Vec<ReleasedToSale>), OrderError> {
     let due = sql::due(tx, now, batch)?;
     let mut released = Vec::new();
     for id in &due {
-        let order = get(tx, *id, None)?;
+        let mut order = get(tx, *id, None)?;
         if sql::shift(
             tx,
             now,
@@ -477,6 +503,8 @@ pub fn expire_due(
         )? {
             fail::fail_point!("order.expired");
             released.extend(release(tx, now, &order, true)?);
+            order.status = OrderStatus::Expired;
+            tasks::follow(tx, now, follow_ups, &order, EventKind::OrderExpired)?;
         }
     }
     Ok((due.len(), released))
@@ -536,7 +564,14 @@ mod tests {
         };
         let place = |lines: Vec<(ProductId, u32)>| {
             store.write_blocking(move |tx| {
-                create(tx, START, &config::Orders::default(), user, &lines)
+                create(
+                    tx,
+                    START,
+                    &config::Orders::default(),
+                    &FollowUps::default(),
+                    user,
+                    &lines,
+                )
             })
         };
         let late = START.plus_seconds(901);
@@ -560,15 +595,13 @@ mod tests {
         let id = order.id;
         for _ in 0..2 {
             let paid = store
-                .write_blocking(move |tx| {
-                    pay(tx, START, &config::Orders::default(), id, Some(user))
-                })
+                .write_blocking(move |tx| pay(tx, START, &FollowUps::default(), id, Some(user)))
                 .expect("pay");
             assert_eq!(paid.status, OrderStatus::Paid);
             stock_is(7, "paid");
         }
         let (back, _) = store
-            .write_blocking(move |tx| cancel(tx, START, id, Some(user)))
+            .write_blocking(move |tx| cancel(tx, START, &FollowUps::default(), id, Some(user)))
             .expect("cancel");
         assert_eq!(back.status, OrderStatus::RefundDue);
         stock_is(10, "paid and cancelled");
@@ -576,14 +609,14 @@ mod tests {
         let id = place(vec![(product, 6)]).expect("order").id;
         let expire = || {
             store
-                .write_blocking(move |tx| expire_due(tx, late, 10))
+                .write_blocking(move |tx| expire_due(tx, late, &FollowUps::default(), 10))
                 .expect("expire")
                 .0
         };
         assert_eq!((expire(), expire()), (1, 0));
         stock_is(10, "expired");
         let paid = store
-            .write_blocking(move |tx| pay(tx, late, &config::Orders::default(), id, None))
+            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), id, None))
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::Paid);
         stock_is(4, "paid late, units taken again");
@@ -592,12 +625,14 @@ mod tests {
         assert_eq!(expire(), 1);
         place(vec![(product, 1)]).expect("another buyer");
         let paid = store
-            .write_blocking(move |tx| pay(tx, late, &config::Orders::default(), id, None))
+            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), id, None))
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::RefundDue);
         stock_is(3, "paid late, units gone");
         let other = UserId(user.0 + 1);
-        let foreign = store.write_blocking(move |tx| cancel(tx, late, id, Some(other)).map(|_| ()));
+        let foreign = store.write_blocking(move |tx| {
+            cancel(tx, late, &FollowUps::default(), id, Some(other)).map(|_| ())
+        });
         assert!(
             matches!(foreign, Err(OrderError::NotFound(_))),
             "another's order is as absent as none"

@@ -2,15 +2,29 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::{OrderError, OrderId, OrderStatus, sql};
+use super::{FollowUps, Order, OrderError, OrderId, OrderStatus, letters, sql};
+use crate::auth;
 use crate::clock::Timestamp;
-use crate::store::{StoreError, Tx};
+use crate::product::{self, ProductError};
+use crate::store::{Store, StoreError, Tx};
+use crate::task::mail::{MAIL_ATTEMPTS, MAIL_TIMEOUT_MS, Mailer};
+use crate::task::webhook::EventKind;
 use crate::task::{self, Handler, NewTask, Outcome, TaskContext, TaskError, TaskFailure};
 
 /// Takes a paid order over into the shop's processing: checks that its lines add up, and sets
 /// `processed` and `processed_at` in the transaction that completes the task.
-pub struct ProcessOrder;
+pub struct ProcessOrder {
+    follow_ups: FollowUps,
+}
+
+impl ProcessOrder {
+    /// With what follows from it.
+    pub fn new(follow_ups: FollowUps) -> Self {
+        Self { follow_ups }
+    }
+}
 
 /// Which order.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
@@ -32,19 +46,60 @@ impl Handler for ProcessOrder {
         _context: TaskContext,
         args: ProcessOrderArgs,
     ) -> Result<Outcome, TaskFailure> {
+        let follow_ups = self.follow_ups.clone();
         Ok(Outcome::commit(move |tx, now| {
-            process(tx, now, OrderId(args.order_id))
+            process(tx, now, &follow_ups, OrderId(args.order_id))
         }))
     }
 }
 
-/// Enqueues the processing of an order that was paid, in the transaction that notes the payment.
-pub(super) fn enqueue_processing(
+/// What follows from what happened to an order: whoever wants it hears of it, what is paid is
+/// processed, the customer gets a mail. All of it commits with what happened, or none.
+pub(super) fn follow(
     tx: &mut Tx<'_>,
     now: Timestamp,
-    id: OrderId,
+    follow_ups: &FollowUps,
+    order: &Order,
+    what: EventKind,
 ) -> Result<(), StoreError> {
-    let task = NewTask::of::<ProcessOrder>(&ProcessOrderArgs { order_id: id.0 })?;
+    follow_ups
+        .events
+        .emit(tx, now, what, || letters::described(order))?;
+    let id = order.id;
+    if what == EventKind::OrderPaid && follow_ups.process {
+        // The mail comes from there: a claim is paid for with one task, not two.
+        return enqueue::<ProcessOrder>(tx, now, &ProcessOrderArgs { order_id: id.0 });
+    }
+    let about = match what {
+        EventKind::OrderCreated if order.status == OrderStatus::PendingPayment => About::Placed,
+        EventKind::OrderPaid => About::Paid,
+        EventKind::OrderCancelled => About::Cancelled,
+        EventKind::OrderExpired => About::Expired,
+        EventKind::OrderRefundDue => About::RefundDue,
+        _ => return Ok(()), // nothing to write to a customer about
+    };
+    write_to_customer(tx, now, follow_ups, id, about)
+}
+
+fn write_to_customer(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    follow_ups: &FollowUps,
+    id: OrderId,
+    about: About,
+) -> Result<(), StoreError> {
+    if !follow_ups.mail {
+        return Ok(());
+    }
+    let args = SendOrderEmailArgs {
+        order_id: id.0,
+        about,
+    };
+    enqueue::<SendOrderEmail>(tx, now, &args)
+}
+
+fn enqueue<H: Handler>(tx: &mut Tx<'_>, now: Timestamp, args: &H::Args) -> Result<(), StoreError> {
+    let task = NewTask::of::<H>(args)?;
     task::enqueue(tx, now, &task).map_err(|error| match error {
         TaskError::Store(error) => error,
         other => StoreError::Bug(other.to_string()),
@@ -55,9 +110,10 @@ pub(super) fn enqueue_processing(
 fn process(
     tx: &mut Tx<'_>,
     now: Timestamp,
+    follow_ups: &FollowUps,
     id: OrderId,
 ) -> Result<Option<serde_json::Value>, TaskFailure> {
-    let order = super::get(tx, id, None).map_err(|error| match error {
+    let mut order = super::get(tx, id, None).map_err(|error| match error {
         OrderError::Store(error) => error.into(),
         other => TaskFailure::discard(other.to_string()),
     })?;
@@ -76,6 +132,9 @@ fn process(
             if !sql::shift(tx, now, id, OrderStatus::Paid, OrderStatus::Processed)? {
                 return Err(TaskFailure::retry("the order changed meanwhile"));
             }
+            (order.status, order.processed_at) = (OrderStatus::Processed, Some(now));
+            follow(tx, now, follow_ups, &order, EventKind::OrderProcessed)?;
+            write_to_customer(tx, now, follow_ups, id, About::Paid)?;
             OrderStatus::Processed
         }
         OrderStatus::PendingPayment => {
@@ -89,4 +148,117 @@ fn process(
         | OrderStatus::RefundDue => order.status,
     };
     Ok(Some(serde_json::json!({"state": state.word()})))
+}
+
+/// What a mail about an order says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum About {
+    /// It was placed, and is to be paid in time.
+    Placed,
+    /// It is paid.
+    Paid,
+    /// It was cancelled before it was paid.
+    Cancelled,
+    /// It was not paid in time.
+    Expired,
+    /// It was paid, and the money comes back.
+    RefundDue,
+}
+
+impl About {
+    /// Whether it is still true of an order in this state.
+    fn holds(self, status: OrderStatus) -> bool {
+        match self {
+            About::Placed => status == OrderStatus::PendingPayment,
+            About::Paid => matches!(
+                status,
+                OrderStatus::Paid | OrderStatus::Processed | OrderStatus::Fulfilled
+            ),
+            About::Cancelled => status == OrderStatus::Cancelled,
+            About::Expired => status == OrderStatus::Expired,
+            About::RefundDue => status == OrderStatus::RefundDue,
+        }
+    }
+}
+
+/// Writes to a customer about an order, unless it is no longer true.
+pub struct SendOrderEmail {
+    store: Store,
+    mailer: Mailer,
+}
+
+impl SendOrderEmail {
+    /// With what it needs.
+    pub fn new(store: Store, mailer: Mailer) -> Self {
+        Self { store, mailer }
+    }
+}
+
+/// About which order, and what.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SendOrderEmailArgs {
+    /// Key of the order.
+    pub order_id: i64,
+    /// `placed`, `paid`, `cancelled`, `expired` or `refund_due`.
+    pub about: About,
+}
+
+impl Handler for SendOrderEmail {
+    type Args = SendOrderEmailArgs;
+    const NAME: &'static str = "send_order_email";
+    const QUEUE: &'static str = "mail";
+    const ABOUT: &'static str = "Writes to a customer about an order.";
+    const MAX_ATTEMPTS: u32 = MAIL_ATTEMPTS;
+    const TIMEOUT_MS: i64 = MAIL_TIMEOUT_MS;
+
+    async fn run(
+        &self,
+        context: TaskContext,
+        args: SendOrderEmailArgs,
+    ) -> Result<Outcome, TaskFailure> {
+        let id = OrderId(args.order_id);
+        let found = self
+            .store
+            .read(move |tx| {
+                let order = super::get(tx, id, None)?;
+                let recipient = auth::recipient(tx, order.user_id)?;
+                let mut names = Vec::new();
+                for item in order.items.iter().take(letters::LINES_SHOWN) {
+                    names.push(match product::get(tx, item.product_id) {
+                        Ok(product) => product.name,
+                        Err(ProductError::Store(error)) => return Err(error.into()),
+                        Err(_) => format!("# {}", item.product_id),
+                    });
+                }
+                Ok::<_, OrderError>((order, recipient, names))
+            })
+            .await;
+        let skipped = |why: &str| Ok(Outcome::Done(Some(json!({"skipped": why}))));
+        let (order, recipient, names) = match found {
+            Ok(found) => found,
+            Err(OrderError::NotFound(_)) => return skipped("there is no such order"),
+            Err(error) => return Err(TaskFailure::retry(error.to_string())),
+        };
+        let Some(recipient) = recipient else {
+            return skipped("the customer has no address");
+        };
+        if !args.about.holds(order.status) {
+            return skipped("it is no longer true");
+        }
+        let letter = letters::write(
+            self.mailer.language(&recipient),
+            self.mailer.shop_name(),
+            &recipient.name,
+            args.about,
+            &order,
+            &names,
+        );
+        let sent = self
+            .mailer
+            .send(context.id(), context.now(), &recipient, &letter)
+            .await?;
+        Ok(Outcome::Done(Some(sent)))
+    }
 }

@@ -214,6 +214,11 @@ impl DataDir {
         self.root.join("queue")
     }
 
+    /// Mails that there is no server for.
+    pub fn outbox(&self) -> PathBuf {
+        self.root.join("outbox")
+    }
+
     /// Files that the owner serves under `/static/`.
     pub fn static_files(&self) -> PathBuf {
         self.root.join("static")

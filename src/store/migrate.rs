@@ -21,6 +21,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
         "V3__schedules",
         include_str!("migrations/0003_schedules.sql"),
     ),
+    ("V4__webhooks", include_str!("migrations/0004_webhooks.sql")),
     ("V5__reports", include_str!("migrations/0005_reports.sql")),
     (
         "V6__task_external_ids",

@@ -26,7 +26,14 @@ use crate::config;
 use crate::store::{StoreError, Tx};
 
 /// Queues that this process serves itself; they take only tasks that it knows.
-pub const BUILT_IN_QUEUES: &[&str] = &["orders", "mail", "webhooks", "reports", "maintenance"];
+pub const BUILT_IN_QUEUES: &[&str] = &[
+    "orders",
+    "mail",
+    "webhooks",
+    "http",
+    "reports",
+    "maintenance",
+];
 /// The queue of a task that names none and is not built in.
 pub const DEFAULT_QUEUE: &str = "default";
 

@@ -27,9 +27,11 @@ mod disk;
 mod enqueue;
 pub mod faktory;
 pub mod handler;
+pub mod http_request;
 mod id;
 mod index;
 mod life;
+pub mod mail;
 #[cfg(test)]
 mod model;
 mod pool;
@@ -39,6 +41,7 @@ mod sql;
 mod steer;
 mod tasks;
 mod upkeep;
+pub mod webhook;
 
 use serde::{Deserialize, Serialize};
 

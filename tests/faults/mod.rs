@@ -9,6 +9,7 @@ mod clients;
 mod damage;
 mod disk;
 mod kill;
+mod outgoing;
 mod power;
 mod sale;
 mod schedules;

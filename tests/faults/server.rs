@@ -36,6 +36,7 @@ impl Launch {
         .set("ONRUSH_AUTH__ARGON2_MEMORY_KIB", 8)
         .set("ONRUSH_AUTH__ARGON2_PASSES", 1)
         // Tasks write as well, and would take the counts that are meant for what a test does.
+        .set("ONRUSH_MAIL__WELCOME", false)
         .set("ONRUSH_ORDERS__PROCESS", false)
         .set("ONRUSH_ORDERS__LEDGER_CHECK_SECONDS", 0)
     }

@@ -3,6 +3,9 @@
 //!
 //! Invariant: when a [`Shop`] is dropped, its stock ledger adds up, whatever the test did to it.
 
+pub mod receiver;
+pub mod smtp;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;

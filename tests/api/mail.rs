@@ -1,0 +1,237 @@
+//! Mails: what is written to whom, and what becomes of mail servers that misbehave.
+
+use std::time::Duration;
+
+use onrush::auth::Role;
+use onrush::config::{Language, MailTls, OrderMails, Settings};
+use serde_json::{Value, json};
+
+use crate::support::smtp::{MailServer, Post};
+use crate::support::{PASSWORD, Shop, text};
+
+fn open(change: impl FnOnce(&mut Settings)) -> (Shop, String) {
+    let shop = Shop::open_with(|settings| {
+        settings.auth.staff_session_idle_seconds = 31_536_000;
+        settings.auth.staff_session_seconds = 31_536_000;
+        settings.mail.from = "Tea & Co <shop@example.com>".to_owned();
+        settings.mail.shop_name = "Tea & Co".to_owned();
+        change(settings);
+    });
+    let admin = shop.token(Role::Admin);
+    (shop, admin)
+}
+
+fn with_server(server: &MailServer) -> impl FnOnce(&mut Settings) {
+    let port = server.address.port();
+    move |settings| {
+        settings.mail.smtp_host = "127.0.0.1".to_owned();
+        settings.mail.smtp_port = port;
+        settings.mail.smtp_tls = MailTls::None;
+        settings.mail.timeout_ms = 500;
+    }
+}
+
+fn register(shop: &Shop, name: &str, language: Option<&str>) -> String {
+    let body = json!({"email": "lilei@example.com", "name": name, "password": PASSWORD,
+        "language": language});
+    let answer = shop.post("/api/v1/auth/register").json(&body).send();
+    text(&answer.expect(201)["token"])
+}
+
+/// The newest task of this name.
+fn task(shop: &Shop, admin: &str, name: &str) -> Value {
+    let path = format!("/api/v1/tasks?name={name}&limit=1");
+    let page = shop.get(&path).token(admin).send().expect(200);
+    let Some(found) = page["items"][0]["id"].as_str() else {
+        return Value::Null;
+    };
+    let path = format!("/api/v1/tasks/{found}");
+    shop.get(&path).token(admin).send().expect(200)
+}
+
+/// The mails in `outbox/`, oldest first.
+fn outbox(shop: &Shop) -> Vec<String> {
+    let Ok(folder) = std::fs::read_dir(shop.data_dir().join("outbox")) else {
+        return Vec::new();
+    };
+    let mut paths: Vec<_> = folder.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+        .iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "eml"))
+        .filter_map(|path| std::fs::read_to_string(path).ok())
+        .collect()
+}
+
+fn header<'a>(mail: &'a str, name: &str) -> &'a str {
+    mail.lines()
+        .take_while(|line| !line.is_empty())
+        .find_map(|line| line.strip_prefix(&format!("{name}: ")))
+        .unwrap_or_else(|| panic!("no {name} in {mail}"))
+}
+
+/// Its parts, decoded: the plain text, then the HTML.
+fn parts(mail: &str) -> Vec<String> {
+    use base64::Engine;
+    mail.split("Content-Type: text/")
+        .skip(1)
+        .map(|part| {
+            let (head, body) = part.split_once("\r\n\r\n").expect("a head");
+            let body = body.split("\r\n--").next().unwrap_or_default();
+            if head.contains("base64") {
+                let body: String = body.split_whitespace().collect();
+                let bytes = base64::engine::general_purpose::STANDARD.decode(body);
+                String::from_utf8(bytes.expect("base64")).expect("UTF-8")
+            } else if head.contains("quoted-printable") {
+                quoted_printable(body)
+            } else {
+                body.to_owned()
+            }
+        })
+        .collect()
+}
+
+fn quoted_printable(text: &str) -> String {
+    let joined = text.replace("=\r\n", "");
+    let (mut bytes, mut rest) = (Vec::new(), joined.as_bytes());
+    while let [first, more @ ..] = rest {
+        rest = more;
+        if *first == b'=' {
+            let digits = std::str::from_utf8(&rest[..2]).expect("digits");
+            bytes.push(u8::from_str_radix(digits, 16).expect("a number"));
+            rest = &rest[2..];
+        } else {
+            bytes.push(*first);
+        }
+    }
+    String::from_utf8(bytes).expect("UTF-8")
+}
+
+#[test]
+fn without_a_mail_server_mails_are_files_in_the_language_of_their_reader() {
+    let (shop, admin) = open(|settings| {
+        settings.mail.orders = OrderMails::Always;
+        settings.mail.language = Language::En;
+    });
+    let token = register(&shop, "李雷", Some("zh"));
+    shop.wait_until("the welcome", || outbox(&shop).len() == 1);
+    let mail = outbox(&shop).remove(0);
+    assert!(header(&mail, "From").contains("shop@example.com"));
+    assert!(header(&mail, "To").contains("lilei@example.com"));
+    let both = parts(&mail);
+    assert!(
+        both[0].contains("李雷，您好：") && both[0].contains("欢迎来到Tea & Co"),
+        "{both:?}"
+    );
+    assert!(both[1].contains("欢迎来到Tea &amp; Co"), "{both:?}");
+    shop.wait_until("its task is done", || {
+        task(&shop, &admin, "send_welcome_email")["state"] == "completed"
+    });
+    let sent = task(&shop, &admin, "send_welcome_email");
+    assert_eq!(
+        header(&mail, "Message-ID"),
+        format!("<{}@example.com>", text(&sent["id"]))
+    );
+    // An order: placed, paid; another: placed, expired.
+    let product = shop.product(&admin, 10);
+    let order = || {
+        let body = json!({"items": [{"product_id": product, "quantity": 2}]});
+        let answer = shop.post("/api/v1/orders").token(&token).json(&body).send();
+        answer.expect(201)["id"].as_i64().expect("an id")
+    };
+    let one = order();
+    shop.wait_until("placed", || outbox(&shop).len() == 2);
+    let pay = shop
+        .post(&format!("/api/v1/orders/{one}/pay"))
+        .token(&token);
+    pay.send().expect(200);
+    shop.wait_until("paid", || outbox(&shop).len() == 3);
+    order();
+    shop.wait_until("placed", || outbox(&shop).len() == 4);
+    shop.clock.advance(Duration::from_secs(901));
+    shop.wait_until("expired", || outbox(&shop).len() == 5);
+    let mails = outbox(&shop);
+    for (at, words) in [
+        (1, "保留至 2026-11-11 00:15 UTC"),
+        (2, "已付款"),
+        (4, "未按时付款"),
+    ] {
+        let text = &parts(&mails[at])[0];
+        assert!(text.contains(words), "{text}");
+        assert!(text.contains("Mug 杯子  × 2  20.00 CNY"), "{text}");
+    }
+}
+
+#[test]
+fn a_mail_server_gets_the_mail_and_its_words_decide() {
+    let server = MailServer::open(&[Post::Refuse(451), Post::HangAfterData, Post::Take]);
+    let (shop, admin) = open(|settings| {
+        with_server(&server)(settings);
+        settings.mail.smtp_user = "shop".to_owned();
+        settings.mail.smtp_password = "hunter2 and more".into();
+    });
+    register(&shop, "Hàn Méiméi 韩梅梅", None);
+    let state = || task(&shop, &admin, "send_welcome_email");
+    for (attempts, words) in [(1, "no such person here"), (2, "within 500 ms")] {
+        shop.wait_until("a failure", || {
+            let task = state();
+            task["state"] == "retryable" && task["attempt"] == attempts
+        });
+        let error = text(&state()["error"]);
+        assert!(error.contains(words), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+        shop.clock.advance(Duration::from_secs(20));
+    }
+    shop.wait_until("it is sent", || state()["state"] == "completed");
+    assert_eq!(state()["result"]["sent"], true);
+    let mails = server.mails();
+    assert_eq!(mails.len(), 1);
+    let id = format!("<{}@example.com>", text(&state()["id"]));
+    assert_eq!(header(&mails[0], "Message-ID").trim(), id);
+    assert!(parts(&mails[0])[0].contains("Hello Hàn Méiméi 韩梅梅,"));
+    assert!(header(&mails[0], "Subject").contains("Welcome to Tea & Co"));
+    assert_eq!(outbox(&shop), Vec::<String>::new());
+    let logins = server.lines();
+    assert!(logins.iter().any(|line| line.starts_with("AUTH PLAIN ")));
+}
+
+#[test]
+fn a_mail_that_is_refused_is_dead_and_a_server_that_is_away_is_asked_again() {
+    let refusing = MailServer::open(&[Post::Refuse(550)]);
+    let (shop, admin) = open(with_server(&refusing));
+    register(&shop, "Nobody", None);
+    let state = || task(&shop, &admin, "send_welcome_email");
+    shop.wait_until("it is dead", || state()["state"] == "discarded");
+    assert!(
+        text(&state()["error"]).contains("no such person here"),
+        "{}",
+        state()
+    );
+    assert_eq!(state()["attempt"], 1);
+    drop(shop);
+    // Our login is wrong: that is not the mail's fault.
+    let strict = MailServer::open(&[Post::RefuseLogin(535)]);
+    let (shop, admin) = open(|settings| {
+        with_server(&strict)(settings);
+        settings.mail.smtp_user = "shop".to_owned();
+        settings.mail.smtp_password = "wrong".into();
+    });
+    register(&shop, "Somebody", None);
+    let state = || task(&shop, &admin, "send_welcome_email");
+    shop.wait_until("it waits", || state()["state"] == "retryable");
+    assert!(
+        text(&state()["error"]).contains("who are you"),
+        "{}",
+        state()
+    );
+    drop(shop);
+    // Nobody listens there.
+    let (shop, admin) = open(|settings| {
+        settings.mail.smtp_host = "127.0.0.1".to_owned();
+        settings.mail.smtp_port = 1;
+        settings.mail.smtp_tls = MailTls::None;
+    });
+    register(&shop, "Somebody", None);
+    let state = || task(&shop, &admin, "send_welcome_email");
+    shop.wait_until("it waits", || state()["state"] == "retryable");
+}
