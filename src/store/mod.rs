@@ -346,13 +346,18 @@ impl Store {
         }
     }
 
+    /// Jobs in the writer's queue.
+    pub fn writes_waiting(&self) -> usize {
+        self.0.writer.waiting()
+    }
+
     /// Figures for the metrics.
     pub fn stats(&self) -> StoreStats {
         let state = self.0.readers.state();
         StoreStats {
             readers_in_use: state.connections - state.idle_connections,
             readers_idle: state.idle_connections,
-            writes_waiting: self.0.writer.waiting(),
+            writes_waiting: self.writes_waiting(),
             wal_bytes: self.0.checkpointer.wal_bytes(),
         }
     }

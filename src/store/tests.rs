@@ -359,3 +359,28 @@ async fn a_topic_is_told_after_its_commit_and_never_for_work_that_was_undone() {
         .expect("written");
     assert_eq!(store.read(keys).await.expect("read").len(), 4);
 }
+
+/// The numbers of placeholders are remembered by where a text stands: another text in the same place
+/// must not be taken for it.
+#[test]
+fn placeholders_are_bound_by_number_wherever_the_text_stands() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    let mut text = String::with_capacity(64);
+    for (sql, expected) in [
+        ("SELECT $1 || '-' || $2 || '-' || $1", "a-b-a"),
+        ("SELECT $2 || '-' || $1 || '-' || $2", "b-a-b"),
+        ("SELECT $2 || '-' || $2 || '-' || $1", "b-b-a"),
+    ] {
+        text.clear();
+        text.push_str(sql);
+        for _ in 0..2 {
+            let found: Result<Option<String>, StoreError> = store
+                .read_blocking(|tx| tx.row(&text, &["a".into(), "b".into()], |row| row.get(0)));
+            assert_eq!(found.expect("read").as_deref(), Some(expected));
+        }
+    }
+    let missing: Result<Option<String>, StoreError> =
+        store.read_blocking(|tx| tx.row("SELECT $1 || $3", &["a".into()], |row| row.get(0)));
+    assert!(matches!(missing, Err(StoreError::Bug(_))), "{missing:?}");
+}

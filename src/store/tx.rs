@@ -4,6 +4,9 @@
 //! runs on SQLite and PostgreSQL; values are 64-bit integers, text or NULL; placeholders are `$1…`,
 //! bound by their number wherever they stand.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
 
@@ -295,7 +298,7 @@ impl<'c> Tx<'c> {
     /// Runs a statement; answers how many rows it changed.
     pub fn execute(&mut self, sql: &str, params: &[Param<'_>]) -> Result<u64, StoreError> {
         let mut statement = self.conn.prepare_cached(sql)?;
-        bind(&mut statement, params)?;
+        bind(&mut statement, sql, params)?;
         Ok(statement.raw_execute()? as u64)
     }
 
@@ -320,7 +323,7 @@ impl<'c> Tx<'c> {
         map: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
         let mut statement = self.conn.prepare_cached(sql)?;
-        bind(&mut statement, params)?;
+        bind(&mut statement, sql, params)?;
         let mut rows = statement.raw_query();
         match rows.next()? {
             Some(row) => map(&Row(row)).map(Some),
@@ -351,7 +354,7 @@ impl<'c> Tx<'c> {
         mut visit: impl FnMut(&Row<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let mut statement = self.conn.prepare_cached(sql)?;
-        bind(&mut statement, params)?;
+        bind(&mut statement, sql, params)?;
         let mut rows = statement.raw_query();
         while let Some(row) = rows.next()? {
             visit(&Row(row))?;
@@ -360,23 +363,61 @@ impl<'c> Tx<'c> {
     }
 }
 
+/// Statements whose numbering a thread remembers; beyond it, it begins anew.
+const NUMBERINGS_MAX: usize = 1_024;
+
+/// Which of the parameters each place of a statement takes, from 0.
+struct Numbering {
+    sql: Box<str>,
+    places: Box<[usize]>,
+}
+
+thread_local! {
+    /// By where a statement's text stands in memory: most stand there for ever. The text itself is
+    /// compared as well, for one that was put together may give its place to another.
+    static NUMBERINGS: RefCell<HashMap<(usize, usize), Numbering>> = RefCell::new(HashMap::new());
+}
+
 /// Binds `$n` to `params[n - 1]`. SQLite takes `$1` for a name and numbers names by first
-/// appearance, so the number must be read from the name.
+/// appearance, so the number must be read from the name; which for a statement with many is a good
+/// part of its cost, and is therefore done once.
 fn bind(
     statement: &mut rusqlite::CachedStatement<'_>,
+    sql: &str,
     params: &[Param<'_>],
 ) -> Result<(), StoreError> {
-    for index in 1..=statement.parameter_count() {
-        let number: usize = statement
-            .parameter_name(index)
-            .and_then(|name| name.strip_prefix('$'))
-            .and_then(|digits| digits.parse().ok())
-            .ok_or_else(|| StoreError::Bug("a placeholder is not of the form $1".to_owned()))?;
-        let param = number
-            .checked_sub(1)
-            .and_then(|at| params.get(at))
-            .ok_or_else(|| StoreError::Bug(format!("no value for placeholder ${number}")))?;
-        statement.raw_bind_parameter(index, param)?;
-    }
-    Ok(())
+    NUMBERINGS.with_borrow_mut(|known| {
+        let key = (sql.as_ptr().addr(), sql.len());
+        if known.get(&key).is_none_or(|one| *one.sql != *sql) {
+            let numbering = Numbering {
+                sql: sql.into(),
+                places: numbering(statement)?,
+            };
+            if known.len() >= NUMBERINGS_MAX {
+                known.clear();
+            }
+            known.insert(key, numbering);
+        }
+        let places = known.get(&key).map_or(&[][..], |one| &one.places);
+        for (index, place) in (1..).zip(places) {
+            let param = params.get(*place).ok_or_else(|| {
+                StoreError::Bug(format!("no value for placeholder ${}", place + 1))
+            })?;
+            statement.raw_bind_parameter(index, param)?;
+        }
+        Ok(())
+    })
+}
+
+fn numbering(statement: &rusqlite::CachedStatement<'_>) -> Result<Box<[usize]>, StoreError> {
+    (1..=statement.parameter_count())
+        .map(|index| {
+            statement
+                .parameter_name(index)
+                .and_then(|name| name.strip_prefix('$'))
+                .and_then(|digits| digits.parse::<usize>().ok())
+                .and_then(|number| number.checked_sub(1))
+                .ok_or_else(|| StoreError::Bug("a placeholder is not of the form $1".to_owned()))
+        })
+        .collect()
 }

@@ -26,6 +26,12 @@ use crate::store::StoreError;
 const START_AT_ONCE: usize = 64;
 /// How long to wait after the database, or the delivery, could not do more.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Writes of others that may wait before tasks give way to them, ...
+const GIVE_WAY_FROM: usize = 32;
+/// ... looking again so often, ...
+const GIVE_WAY_STEP: Duration = Duration::from_millis(5);
+/// ... and for this long at most: a rush that does not end must not keep tasks from being done.
+const GIVE_WAY_MOST: Duration = Duration::from_millis(100);
 /// How often log lines of running tasks are written.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
@@ -111,6 +117,18 @@ impl Pool {
         }
     }
 
+    /// Lets customers' writes go first: while a sale runs, what follows from it can wait a moment.
+    async fn give_way(&self) {
+        let watch = Stopwatch::start();
+        // Its own runs write as well: that many waiting are no sign of a rush.
+        let own = self.workers.saturating_sub(self.places.available_permits());
+        while self.tasks.store().writes_waiting() > own + GIVE_WAY_FROM
+            && watch.elapsed() < GIVE_WAY_MOST
+        {
+            tokio::time::sleep(GIVE_WAY_STEP).await;
+        }
+    }
+
     /// Waits for free places and for tasks, starts them and lets them run.
     async fn begin(
         &self,
@@ -128,6 +146,7 @@ impl Pool {
         {
             permits.push(permit);
         }
+        self.give_way().await;
         let entries = self
             .tasks
             .take(queues.into(), permits.len(), true)?
