@@ -346,9 +346,9 @@ impl Store {
         }
     }
 
-    /// Jobs in the writer's queue.
-    pub fn writes_waiting(&self) -> usize {
-        self.0.writer.waiting()
+    /// Writes that wait, and those of the transaction that runs.
+    pub fn writes_under_way(&self) -> usize {
+        self.0.writer.under_way()
     }
 
     /// Figures for the metrics.
@@ -357,7 +357,7 @@ impl Store {
         StoreStats {
             readers_in_use: state.connections - state.idle_connections,
             readers_idle: state.idle_connections,
-            writes_waiting: self.writes_waiting(),
+            writes_waiting: self.0.writer.waiting(),
             wal_bytes: self.0.checkpointer.wal_bytes(),
         }
     }

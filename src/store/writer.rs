@@ -214,6 +214,7 @@ enum Message {
 pub(super) struct Writer {
     queue: SyncSender<Message>,
     waiting: Arc<AtomicUsize>,
+    in_batch: Arc<AtomicUsize>,
     broken: Arc<AtomicBool>,
     listeners: Arc<Mutex<Vec<Listener>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -232,6 +233,7 @@ impl Writer {
     ) -> Result<Self, StoreError> {
         let (queue, jobs) = sync_channel(queue_max);
         let waiting = Arc::new(AtomicUsize::new(0));
+        let in_batch = Arc::new(AtomicUsize::new(0));
         let broken = Arc::new(AtomicBool::new(false));
         let listeners = Arc::new(Mutex::new(Vec::new()));
         let mut state = Loop {
@@ -239,6 +241,7 @@ impl Writer {
             jobs,
             batch_max,
             waiting: Arc::clone(&waiting),
+            in_batch: Arc::clone(&in_batch),
             broken: Arc::clone(&broken),
             listeners: Arc::clone(&listeners),
             touched: Topics::default(),
@@ -255,6 +258,7 @@ impl Writer {
         Ok(Self {
             queue,
             waiting,
+            in_batch,
             broken,
             listeners,
             thread: Mutex::new(Some(thread)),
@@ -340,6 +344,11 @@ impl Writer {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// Jobs that wait, and those of the transaction that runs.
+    pub(super) fn under_way(&self) -> usize {
+        self.waiting() + self.in_batch.load(Ordering::Relaxed)
+    }
+
     /// Finishes what is queued, then ends the thread. Blocks until then.
     pub(super) fn stop(&self) {
         let Some(thread) = self.thread.lock().take() else {
@@ -363,6 +372,7 @@ struct Loop {
     jobs: Receiver<Message>,
     batch_max: usize,
     waiting: Arc<AtomicUsize>,
+    in_batch: Arc<AtomicUsize>,
     broken: Arc<AtomicBool>,
     listeners: Arc<Mutex<Vec<Listener>>>,
     /// What the batch in hand touched, as far as it was not undone.
@@ -429,6 +439,7 @@ impl Loop {
     /// Runs the batch in one transaction and answers everyone.
     fn commit(&mut self, batch: &mut Vec<Box<dyn Job>>) {
         self.metrics.db_write_batch_size.observe(batch.len() as f64);
+        self.in_batch.store(batch.len(), Ordering::Relaxed);
         let outcome = self.transaction(batch);
         if let Err(error) = &outcome {
             if !self.conn.is_autocommit() && self.conn.execute_batch("ROLLBACK").is_err() {
@@ -446,6 +457,7 @@ impl Loop {
         for job in batch.iter_mut() {
             job.settle(outcome.clone());
         }
+        self.in_batch.store(0, Ordering::Relaxed);
         self.outbox.post(batch.drain(..));
         if let Err(error) = outcome
             && error.is_fatal()

@@ -26,7 +26,7 @@ use crate::store::StoreError;
 const START_AT_ONCE: usize = 64;
 /// How long to wait after the database, or the delivery, could not do more.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Writes of others that may wait before tasks give way to them, ...
+/// Writes of others that may be under way before tasks give way to them, ...
 const GIVE_WAY_FROM: usize = 32;
 /// ... looking again so often, ...
 const GIVE_WAY_STEP: Duration = Duration::from_millis(5);
@@ -118,11 +118,12 @@ impl Pool {
     }
 
     /// Lets customers' writes go first: while a sale runs, what follows from it can wait a moment.
-    async fn give_way(&self) {
+    async fn give_way(&self, permits: usize) {
         let watch = Stopwatch::start();
-        // Its own runs write as well: that many waiting are no sign of a rush.
-        let own = self.workers.saturating_sub(self.places.available_permits());
-        while self.tasks.store().writes_waiting() > own + GIVE_WAY_FROM
+        // Its own runs write as well: that many are no sign of a rush.
+        let free = self.places.available_permits() + permits;
+        let own = self.workers.saturating_sub(free);
+        while self.tasks.store().writes_under_way() > own + GIVE_WAY_FROM
             && watch.elapsed() < GIVE_WAY_MOST
         {
             tokio::time::sleep(GIVE_WAY_STEP).await;
@@ -146,7 +147,7 @@ impl Pool {
         {
             permits.push(permit);
         }
-        self.give_way().await;
+        self.give_way(permits.len()).await;
         let entries = self
             .tasks
             .take(queues.into(), permits.len(), true)?

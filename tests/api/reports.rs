@@ -202,7 +202,7 @@ fn days_begin_at_the_shops_own_midnight() {
 
 #[test]
 fn popularity_is_what_was_ordered_within_a_day_once_the_shop_has_a_history() {
-    let shop = Shop::open();
+    let shop = Shop::open_with(|settings| settings.schedules.enabled = false);
     let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));
     let csv = "sku,name,price,currency,stock,popularity\nA,Mug,7,CNY,50,900\nB,Pen,1,CNY,50,800\nC,Cup,1,CNY,50,0\n";
     let import = shop.post("/api/v1/products/import").token(&staff);
@@ -252,7 +252,10 @@ fn popularity_is_what_was_ordered_within_a_day_once_the_shop_has_a_history() {
 #[test]
 fn last_use_is_gathered_and_written_by_the_task_and_at_the_stop() {
     // A small memory: callers leave it before their use is written.
-    let mut shop = Shop::open_with(|settings| settings.auth.callers_cached_max = 4);
+    let mut shop = Shop::open_with(|settings| {
+        settings.auth.callers_cached_max = 4;
+        settings.schedules.enabled = false;
+    });
     let users: Vec<(i64, String)> = (0..5)
         .map(|number| {
             let email = format!("u{number}@example.com");
