@@ -11,7 +11,7 @@ use crate::product::{self, ProductError};
 use crate::store::{Store, StoreError, Tx};
 use crate::task::mail::{MAIL_ATTEMPTS, MAIL_TIMEOUT_MS, Mailer};
 use crate::task::webhook::EventKind;
-use crate::task::{self, Handler, NewTask, Outcome, TaskContext, TaskError, TaskFailure};
+use crate::task::{self, Effect, Handler, NewTask, Outcome, TaskContext, TaskError, TaskFailure};
 
 /// Takes a paid order over into the shop's processing: checks that its lines add up, and sets
 /// `processed` and `processed_at` in the transaction that completes the task.
@@ -41,13 +41,9 @@ impl Handler for ProcessOrder {
     const ABOUT: &'static str = "Checks a paid order and sets it to `processed`.";
     const TIMEOUT_MS: i64 = 30_000;
 
-    async fn run(
-        &self,
-        _context: TaskContext,
-        args: ProcessOrderArgs,
-    ) -> Result<Outcome, TaskFailure> {
+    fn effect(&self, args: ProcessOrderArgs) -> Option<Effect> {
         let follow_ups = self.follow_ups.clone();
-        Ok(Outcome::commit(move |tx, now| {
+        Some(Box::new(move |tx, now| {
             process(tx, now, &follow_ups, OrderId(args.order_id))
         }))
     }

@@ -10,7 +10,8 @@ use std::collections::HashMap;
 use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
 
-use super::StoreError;
+use super::writer::unless_it_panics;
+use super::{StoreError, sqlite};
 use crate::clock::Timestamp;
 
 /// A value for a placeholder.
@@ -293,6 +294,34 @@ impl<'c> Tx<'c> {
 
     pub(super) fn topics(&self) -> Topics {
         self.topics
+    }
+
+    /// Runs a part that can be undone alone: its `Err` or its panic undoes what it wrote, and what
+    /// was written before stays. The outer error means that the whole transaction is lost.
+    pub fn part<T, E: From<StoreError>>(
+        &mut self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
+    ) -> Result<Result<T, E>, StoreError> {
+        let conn = self.conn;
+        let run = |sql| -> Result<(), StoreError> {
+            conn.prepare_cached(sql)?
+                .raw_execute()
+                .map_err(|error| sqlite::write_failure(conn, error))?;
+            Ok(())
+        };
+        run("SAVEPOINT part")?;
+        let before = self.topics;
+        let result = unless_it_panics(|| work(self));
+        if conn.is_autocommit() {
+            // SQLite undid the whole transaction by itself: disk full, I/O error, no memory.
+            return Err(StoreError::StorageFull);
+        }
+        if result.is_err() {
+            self.topics = before;
+            run("ROLLBACK TO part")?;
+        }
+        run("RELEASE part")?;
+        Ok(result)
     }
 
     /// Runs a statement; answers how many rows it changed.

@@ -80,14 +80,7 @@ where
         let Some(work) = self.work.take() else {
             return false;
         };
-        let result = catch_unwind(AssertUnwindSafe(|| work(tx))).unwrap_or_else(|panic| {
-            let text = panic
-                .downcast_ref::<&str>()
-                .map(|text| (*text).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_else(|| "panic".to_owned());
-            Err(E::from(StoreError::Panicked(text)))
-        });
+        let result = unless_it_panics(|| work(tx));
         let keep = result.is_ok();
         self.result = Some(result);
         keep
@@ -120,6 +113,20 @@ where
             drop(reply.send(answer));
         }
     }
+}
+
+/// Runs `work`; a panic is an error of its own.
+pub(super) fn unless_it_panics<T, E: From<StoreError>>(
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "panic".to_owned());
+        Err(E::from(StoreError::Panicked(text)))
+    })
 }
 
 /// Settled jobs whose callers are to be woken, a few at once.

@@ -132,12 +132,25 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Does it. Dropped at its time limit; told before by [`TaskContext::soft_limit`] and
     /// [`TaskContext::cancelled`]. It may run again after a crash, so what it does outside the
-    /// database must bear that.
+    /// database must bear that. Where [`Handler::effect`] is all of it, that is what is done.
     fn run(
         &self,
-        context: TaskContext,
+        _context: TaskContext,
         args: Self::Args,
-    ) -> impl Future<Output = Result<Outcome, TaskFailure>> + Send;
+    ) -> impl Future<Output = Result<Outcome, TaskFailure>> + Send {
+        async move {
+            match self.effect(args) {
+                Some(effect) => Ok(Outcome::Commit(effect)),
+                None => Err(TaskFailure::discard("there is nothing to do")),
+            }
+        }
+    }
+
+    /// What it does, if that is nothing but a few quick statements: such a task can be started, done
+    /// and completed in one transaction.
+    fn effect(&self, _args: Self::Args) -> Option<Effect> {
+        None
+    }
 
     /// What the shape of the arguments can't say.
     fn check(_args: &Self::Args) -> Result<(), Vec<FieldError>> {
@@ -150,11 +163,30 @@ pub trait Handler: Send + Sync + 'static {
 #[serde(deny_unknown_fields)]
 pub struct NoArgs {}
 
+/// What a run leaves, as text, unless that is too much.
+pub(super) fn result_text(
+    rules: &config::Tasks,
+    result: Option<&serde_json::Value>,
+) -> Result<Option<String>, TaskFailure> {
+    let text = result.map(serde_json::Value::to_string);
+    if text
+        .as_ref()
+        .is_some_and(|text| text.len() > rules.result_bytes_max)
+    {
+        return Err(TaskFailure::discard(format!(
+            "its result is larger than {} bytes",
+            rules.result_bytes_max
+        )));
+    }
+    Ok(text)
+}
+
 type Run<'a> = Pin<Box<dyn Future<Output = Result<Outcome, TaskFailure>> + Send + 'a>>;
 
 /// [`Handler`] without its type.
 pub(super) trait AnyHandler: Send + Sync {
     fn run<'a>(&'a self, context: TaskContext, args: &str) -> Run<'a>;
+    fn effect(&self, args: &str) -> Option<Effect>;
     fn check(&self, args: &str) -> Result<(), Vec<FieldError>>;
 }
 
@@ -172,6 +204,10 @@ impl<H: Handler> AnyHandler for H {
                 Box::pin(std::future::ready(Err(failure)))
             }
         }
+    }
+
+    fn effect(&self, args: &str) -> Option<Effect> {
+        Handler::effect(self, read_args::<H>(args).ok()?)
     }
 
     fn check(&self, args: &str) -> Result<(), Vec<FieldError>> {
@@ -292,6 +328,11 @@ impl Registry {
     /// Names of the built-in tasks.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.0.keys().copied()
+    }
+
+    /// What a task does, if that is a few quick statements and nothing else.
+    pub(super) fn effect(&self, name: &str, args: &str) -> Option<Effect> {
+        self.handler(name)?.effect(args)
     }
 
     pub(super) fn handler(&self, name: &str) -> Option<&dyn AnyHandler> {

@@ -57,7 +57,8 @@ pub use enqueue::{
     seal_batch,
 };
 pub use handler::{
-    Handler, HandlerInfo, NoArgs, Outcome, Registry, RegistryBuilder, TaskContext, TaskFailure,
+    Effect, Handler, HandlerInfo, NoArgs, Outcome, Registry, RegistryBuilder, TaskContext,
+    TaskFailure,
 };
 pub use id::TaskId;
 pub use life::{

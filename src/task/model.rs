@@ -12,6 +12,8 @@ use proptest::prelude::*;
 use proptest::sample::Index as Pick;
 use tokio::sync::oneshot;
 
+use super::handler::{Effect, TaskFailure};
+use super::life::do_at_once;
 use super::relay::{Flags, Loop, Mail, Parts, Take};
 use super::{AttemptOutcome, Failure, NewTask, RetryPolicy, Start, TaskError, TaskId, TaskState};
 use crate::clock::{Clock, Timestamp};
@@ -35,6 +37,11 @@ enum Step {
     Fetch {
         queue: usize,
         is_own: bool,
+    },
+    /// By this process, for a handler that only writes.
+    Do {
+        queue: usize,
+        succeeds: bool,
     },
     Complete(Pick),
     Fail {
@@ -65,6 +72,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(queue, priority, delay, expires, max_attempts)| Step::Enqueue {
                 queue, priority, delay, expires: expires.map(|more| delay + more), max_attempts }),
         8 => (0..2usize, any::<bool>()).prop_map(|(queue, is_own)| Step::Fetch { queue, is_own }),
+        4 => (0..2usize, prop::bool::weighted(0.7)).prop_map(|(queue, succeeds)| Step::Do { queue, succeeds }),
         4 => pick().prop_map(Step::Complete),
         3 => (pick(), prop::bool::weighted(0.2)).prop_map(|(run, is_final)| Step::Fail { run, is_final }),
         1 => (pick(), 0..20i64).prop_map(|(run, wait)| Step::Snooze { run, wait }),
@@ -227,6 +235,18 @@ impl World {
     }
 
     fn fetch(&mut self, queue: usize, is_own: bool) -> Option<(TaskId, u32)> {
+        self.begin(queue, is_own, None)
+            .map(|(id, attempt, _)| (id, attempt))
+    }
+
+    /// The next task, which attempt this is, and whether it is done already: with `at_once`, whose
+    /// value says whether that succeeds, it may be.
+    fn begin(
+        &mut self,
+        queue: usize,
+        is_own: bool,
+        at_once: Option<bool>,
+    ) -> Option<(TaskId, u32, bool)> {
         let worker = format!("process:{}", self.worker);
         loop {
             let (reply, mut offer) = oneshot::channel();
@@ -239,10 +259,32 @@ impl World {
             let entry = offer.try_recv().ok()?.pop().expect("one");
             let (now, id, name) = (self.now(), entry.id, worker.clone());
             let lease = (!is_own).then_some(LEASE_MS);
-            let start = self
+            let rules = Arc::clone(&self.rules);
+            let begun = self
                 .store
-                .write_blocking(move |tx| super::start(tx, now, &entry, &name, lease))
+                .write_blocking(move |tx| {
+                    if let Some(succeeds) = at_once {
+                        let effect = |_: &str, _: &str| -> Option<Effect> {
+                            Some(Box::new(move |_, _| match succeeds {
+                                true => Ok(None),
+                                false => Err(TaskFailure::retry("no")),
+                            }))
+                        };
+                        let done = do_at_once(tx, now, &rules, &entry, &name, effect)?;
+                        if let Some(changes) = done {
+                            return Ok(Err(changes));
+                        }
+                    }
+                    super::start(tx, now, &entry, &name, lease).map(Ok)
+                })
                 .expect("a start");
+            let start = match begun {
+                Ok(start) => start,
+                Err(changes) => {
+                    self.delivery().handle(Mail::Changed(changes));
+                    return Some((id, 1, true));
+                }
+            };
             match start {
                 Start::Run(run) => {
                     if let Some(ends) = run.lease_expires_at {
@@ -253,7 +295,7 @@ impl World {
                             ends,
                         });
                     }
-                    return Some((id, run.attempt));
+                    return Some((id, run.attempt, false));
                 }
                 Start::Expired(changes) => {
                     self.delivery().handle(Mail::Dropped(id));
@@ -332,6 +374,22 @@ impl World {
                     known.attempt += 1;
                     known.state = TaskState::Running;
                     known.lease = (!is_own).then(|| Timestamp(now.0 + LEASE_MS * 1_000));
+                    assert_eq!(attempt, known.attempt);
+                }
+            }
+            Step::Do { queue, succeeds } => {
+                let expected = self.expected(queue);
+                let got = self.begin(queue, true, Some(succeeds));
+                assert_eq!(got.map(|(id, ..)| id), expected, "the next task of {queue}");
+                if let Some((id, attempt, is_done)) = got {
+                    let known = self.known.get_mut(&id).expect("known");
+                    assert_eq!(is_done, succeeds && known.attempt == 0);
+                    known.attempt += 1;
+                    known.lease = None;
+                    known.state = match is_done {
+                        true => TaskState::Completed,
+                        false => TaskState::Running,
+                    };
                     assert_eq!(attempt, known.attempt);
                 }
             }

@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::handler::{BUILT_IN_QUEUES, Lines, Outcome, TaskContext, TaskFailure};
+use super::handler::{BUILT_IN_QUEUES, Lines, Outcome, TaskContext, TaskFailure, result_text};
 use super::{
     AttemptOutcome, Changes, Failure, Started, TaskError, Tasks, append_logs, complete, fail,
     release, snooze,
@@ -357,16 +357,7 @@ async fn note_success(
                 }
             };
             append_logs(tx, &rules, id, attempt, &lines)?;
-            let text = result.map(|value| value.to_string());
-            if text
-                .as_ref()
-                .is_some_and(|text| text.len() > rules.result_bytes_max)
-            {
-                return Err(FinishError::Failed(TaskFailure::discard(format!(
-                    "its result is larger than {} bytes",
-                    rules.result_bytes_max
-                ))));
-            }
+            let text = result_text(&rules, result.as_ref()).map_err(FinishError::Failed)?;
             let changes: Changes = complete(tx, now, &rules, id, attempt, text.as_deref())?;
             Ok(((), changes))
         })
@@ -386,8 +377,8 @@ mod tests {
     use crate::monitor::Metrics;
     use crate::store::Store;
     use crate::task::{
-        Attempt, Enqueued, Handler, LogLevel, LogLine, NewTask, Registry, RetryPolicy, Task,
-        TaskId, TaskState,
+        Attempt, Effect, Enqueued, Handler, LogLevel, LogLine, NewTask, Registry, RetryPolicy,
+        Task, TaskId, TaskState,
     };
 
     /// Does what its arguments say.
@@ -411,7 +402,25 @@ mod tests {
         const SOFT_TIMEOUT_MS: Option<i64> = Some(10);
         const RETRY_POLICY: Option<RetryPolicy> = Some(RetryPolicy::Fixed { delay_ms: 1 });
 
+        fn effect(&self, args: OddArgs) -> Option<Effect> {
+            let effects = Arc::clone(&self.effects);
+            Some(match args.what.as_str() {
+                "at once" => Box::new(move |_, _| {
+                    effects.fetch_add(1, Ordering::AcqRel);
+                    Ok(Some(serde_json::json!("quick")))
+                }),
+                "at once fails" => Box::new(|_, _| Err(TaskFailure::discard("no"))),
+                "at once panics" => Box::new(|_, _| panic!("in the effect")),
+                _ => return None,
+            })
+        }
+
         async fn run(&self, context: TaskContext, args: OddArgs) -> Result<Outcome, TaskFailure> {
+            if let Some(effect) = self.effect(OddArgs {
+                what: args.what.clone(),
+            }) {
+                return Ok(Outcome::Commit(effect));
+            }
             let effects = Arc::clone(&self.effects);
             context.log(LogLevel::Info, format!("attempt {}", context.attempt()));
             match args.what.as_str() {
@@ -446,11 +455,24 @@ mod tests {
         effects: Arc<AtomicU32>,
         stop: watch::Sender<bool>,
         pool: tokio::task::JoinHandle<()>,
+        /// Enqueued before the handle was made.
+        before: Vec<TaskId>,
         _dir: tempfile::TempDir,
+    }
+
+    fn odd(what: &str) -> NewTask {
+        let args = OddArgs {
+            what: what.to_owned(),
+        };
+        NewTask::of::<Odd>(&args).expect("a task")
     }
 
     impl Place {
         async fn open(change: impl FnOnce(&mut config::Tasks)) -> Self {
+            Self::open_with(change, &[]).await
+        }
+
+        async fn open_with(change: impl FnOnce(&mut config::Tasks), before: &[&str]) -> Self {
             let dir = tempfile::tempdir().expect("a directory");
             let metrics = Metrics::new().expect("metrics");
             let database = config::Database::default();
@@ -464,7 +486,16 @@ mod tests {
                 .build();
             let mut rules = config::Tasks::default();
             change(&mut rules);
-            let tasks = Tasks::new(store, Clock::system(), Arc::new(rules), metrics, registry);
+            let clock = Clock::system();
+            let mut made = Vec::new();
+            for what in before {
+                let (now, new) = (clock.now(), odd(what));
+                let one = store
+                    .write(move |tx| crate::task::enqueue(tx, now, &new))
+                    .await;
+                made.push(one.expect("enqueued").id());
+            }
+            let tasks = Tasks::new(store, clock, Arc::new(rules), metrics, registry);
             tasks.deliver(dir.path().join("queue")).expect("delivery");
             let (stop, stopped) = watch::channel(false);
             let pool = tokio::spawn(Pool::new(tasks.clone()).run(stopped));
@@ -473,16 +504,13 @@ mod tests {
                 effects,
                 stop,
                 pool,
+                before: made,
                 _dir: dir,
             }
         }
 
         async fn enqueue(&self, what: &str) -> TaskId {
-            let args = OddArgs {
-                what: what.to_owned(),
-            };
-            let new = NewTask::of::<Odd>(&args).expect("a task");
-            let made = self.tasks.enqueue(new).await.expect("enqueued");
+            let made = self.tasks.enqueue(odd(what)).await.expect("enqueued");
             assert!(matches!(made, Enqueued::New(_)));
             made.id()
         }
@@ -534,6 +562,8 @@ mod tests {
             .await;
         assert_eq!(place.effects.load(Ordering::Acquire), 1);
         for (what, error, runs) in [
+            ("at once fails", "no", 1),
+            ("at once panics", "its effect panicked: in the effect", 2),
             ("commit fails", "no", 1),
             ("commit panics", "its effect panicked: in the effect", 2),
             ("fails", "always", 2),
@@ -549,7 +579,12 @@ mod tests {
                 (runs, runs as usize),
                 "{what}"
             );
-            assert!(!logs.is_empty() || what.starts_with("commit") || what == "too large");
+            assert!(
+                !logs.is_empty()
+                    || what.contains("commit")
+                    || what.contains("at once")
+                    || what == "too large"
+            );
         }
         let (soft, _, _) = place
             .until(place.enqueue("soft").await, TaskState::Completed)
@@ -586,6 +621,23 @@ mod tests {
         let (back, attempts, _) = place.until(id, TaskState::Available).await;
         assert_eq!((back.attempt, back.crashes, back.max_attempts), (1, 0, 3));
         assert_eq!(attempts[0].outcome, AttemptOutcome::Released);
+        place.close().await;
+    }
+
+    /// One from before this process began may be what ended the one before: its start is written.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_only_writes_is_done_at_once_unless_it_is_from_before() {
+        let place = Place::open_with(|_| (), &["at once"]).await;
+        let new = place.enqueue("at once").await;
+        let (new, attempts, _) = place.until(new, TaskState::Completed).await;
+        assert_eq!((new.attempt, attempts.len()), (1, 0));
+        assert_eq!(new.result.as_deref(), Some("\"quick\""));
+        assert_eq!(new.attempted_at, new.finished_at);
+        let old = place.before[0];
+        let (old, _, _) = place.until(old, TaskState::Completed).await;
+        assert_eq!(old.attempt, 1);
+        assert!(old.attempted_at < old.finished_at);
+        assert_eq!(place.effects.load(Ordering::Acquire), 2);
         place.close().await;
     }
 

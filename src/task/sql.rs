@@ -401,6 +401,71 @@ pub(super) fn start(
     )
 }
 
+/// A task that was never started and may be, as far as doing it at once needs it.
+pub(super) struct Fresh {
+    pub(super) args: String,
+    pub(super) ended: Ended,
+}
+
+/// By the same conditions as [`start`].
+pub(super) fn fresh(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    entry: &Entry,
+) -> Result<Option<Fresh>, StoreError> {
+    tx.row(
+        "SELECT args, name, lock_key, batch_id, followers FROM tasks WHERE id = $1 AND attempt = 0 \
+         AND state IN ('available', 'scheduled') AND run_at = $2 AND priority = $3 AND run_at <= $4 \
+         AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $4)",
+        &[
+            (&entry.id.text()).into(),
+            entry.run_at.into(),
+            i64::from(entry.priority).into(),
+            now.into(),
+        ],
+        |row| {
+            Ok(Fresh {
+                args: row.get(0)?,
+                ended: Ended {
+                    name: row.get(1)?,
+                    queue: entry.queue.clone(),
+                    was_running: true,
+                    started_at: Some(now),
+                    lock_key: row.get(2)?,
+                    batch_id: row.get(3)?,
+                    followers: row.get(4)?,
+                },
+            })
+        },
+    )
+}
+
+/// Start and end of a [`Fresh`] task in one; `false` if it is another's by now, or more wait for it.
+pub(super) fn complete_fresh(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: TaskId,
+    worker: &str,
+    followers: u32,
+    result: Option<&str>,
+    result_seconds: i64,
+) -> Result<bool, StoreError> {
+    Ok(tx.execute(
+        "UPDATE tasks SET state = 'completed', attempt = 1, worker = $2, attempted_at = $3, finished_at = $3, \
+         result = $4, result_expires_at = \
+         CASE WHEN $4 IS NULL THEN NULL ELSE $3 + COALESCE(result_seconds, $5) * 1000000 END \
+         WHERE id = $1 AND attempt = 0 AND state IN ('available', 'scheduled') AND followers = $6",
+        &[
+            (&id.text()).into(),
+            worker.into(),
+            now.into(),
+            result.into(),
+            result_seconds.min(i64::from(u32::MAX)).into(),
+            followers.into(),
+        ],
+    )? == 1)
+}
+
 /// A task that waits for nothing but its time and a worker.
 pub(super) struct Waiting {
     pub(super) entry: Entry,

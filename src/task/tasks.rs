@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
+use super::life::do_at_once;
 use super::relay::{Delivery, Mail, Parts, Stats, Take};
 use super::{
     Beat, Changes, Enqueued, Entry, Failure, NewTask, QueueRow, Registry, Start, Started,
@@ -36,6 +37,8 @@ struct Inner {
     metrics: Metrics,
     registry: Registry,
     worker: Arc<str>,
+    /// Whatever this process enqueues comes after it.
+    first: TaskId,
     delivery: Mutex<Option<Arc<Delivery>>>,
     fetchers: AtomicUsize,
     /// Whether those who wait for tasks are sent away, because the process stops.
@@ -71,6 +74,7 @@ impl Tasks {
             metrics,
             registry,
             worker: format!("process:{}", Uuid::now_v7()).into(),
+            first: TaskId::next(),
             delivery: Mutex::new(None),
             fetchers: AtomicUsize::new(0),
             turned_away: watch::channel(false).0,
@@ -286,7 +290,8 @@ impl Tasks {
     }
 
     /// Starts tasks that were handed out, in one transaction; answers those that the worker has now.
-    /// If nobody waits for the answer any more, they wait again.
+    /// If nobody waits for the answer any more, they wait again. Without a lease they are this
+    /// process's own, and those that only write are done with it.
     pub(super) async fn start(
         &self,
         entries: Vec<Entry>,
@@ -295,20 +300,31 @@ impl Tasks {
     ) -> Result<Vec<Started>, TaskError> {
         let (now, worker) = (self.0.clock.now(), worker.to_owned());
         let (tasks, asked) = (self.clone(), entries.clone());
+        let inner = Arc::clone(&self.0);
         let (answer, mut started) = oneshot::channel();
         let work = move |tx: &mut Tx<'_>| {
             fail::fail_point!("task.start");
             asked
                 .into_iter()
                 .map(|entry| {
-                    let start = super::start(tx, now, &entry, &worker, lease_ms)?;
-                    Ok((entry, start))
+                    let done = match lease_ms {
+                        None if entry.id > inner.first => {
+                            let effect = |name: &str, args: &str| inner.registry.effect(name, args);
+                            do_at_once(tx, now, &inner.rules, &entry, &worker, effect)?
+                        }
+                        _ => None,
+                    };
+                    let begun = match done {
+                        Some(changes) => Begun::Done(changes),
+                        None => Begun::Start(super::start(tx, now, &entry, &worker, lease_ms)?),
+                    };
+                    Ok((entry, begun))
                 })
                 .collect::<Result<Vec<_>, TaskError>>()
         };
-        let after = move |done: &Result<Vec<(Entry, Start)>, TaskError>| match done {
-            Ok(starts) => {
-                if let Err(unclaimed) = answer.send(tasks.after_start(starts)) {
+        let after = move |done: &Result<Vec<(Entry, Begun)>, TaskError>| match done {
+            Ok(begun) => {
+                if let Err(unclaimed) = answer.send(tasks.after_start(begun)) {
                     tasks.release_all(unclaimed);
                 }
             }
@@ -322,9 +338,17 @@ impl Tasks {
         }
     }
 
-    fn after_start(&self, starts: &[(Entry, Start)]) -> Vec<Started> {
-        let mut running = Vec::with_capacity(starts.len());
-        for (entry, start) in starts {
+    fn after_start(&self, begun: &[(Entry, Begun)]) -> Vec<Started> {
+        let mut running = Vec::new();
+        let mut changed = Changes::default();
+        for (entry, begun) in begun {
+            let start = match begun {
+                Begun::Done(changes) => {
+                    changed.add(changes.clone());
+                    continue;
+                }
+                Begun::Start(start) => start,
+            };
             match start {
                 Start::Run(started) => {
                     if let Some(ends) = started.lease_expires_at {
@@ -339,12 +363,13 @@ impl Tasks {
                 }
                 Start::Expired(changes) => {
                     self.post(Mail::Dropped(entry.id));
-                    self.tell(changes);
+                    changed.add(changes.clone());
                 }
                 Start::Moved(place) => self.post(Mail::Back(vec![place.clone()])),
                 Start::Stale => self.post(Mail::Dropped(entry.id)),
             }
         }
+        self.tell(&changed);
         running
     }
 
@@ -484,6 +509,14 @@ impl Tasks {
     pub(super) fn now(&self) -> Timestamp {
         self.0.clock.now()
     }
+}
+
+/// What became of a task that was handed out.
+enum Begun {
+    /// It was done in the transaction that would have started it.
+    Done(Changes),
+    /// It was started, or could not be.
+    Start(Start),
 }
 
 /// A request for a task. When it is dropped before its answer was taken, what came goes back.
