@@ -31,6 +31,7 @@ use crate::http::outgoing::Outgoing;
 use crate::http::serve::{Listeners, serve};
 use crate::http::{docs, probes};
 use crate::monitor::State;
+use crate::monitor::api::SystemApi;
 use crate::monitor::{Health, Metrics};
 use crate::order::FollowUps;
 use crate::order::api::OrderApi;
@@ -189,7 +190,7 @@ fn registry(
     sweeper: Sweeper,
     ways_out: &WaysOut,
 ) -> Registry {
-    let reads = LongReads::new(database.to_owned(), &settings.database);
+    let reads = LongReads::new(database.to_owned(), &settings.database, store);
     let reports = Arc::new(settings.reports.clone());
     let products = Arc::new(settings.products.clone());
     let key_seconds = settings.orders.idempotency_seconds;
@@ -341,6 +342,7 @@ type Api = (
     ReportApi,
     WorkerApi,
     WebhookApi,
+    SystemApi,
 );
 
 /// Builds each handle once. The sweeper is a service and a task.
@@ -462,6 +464,7 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.ways_out.webhooks.clone(),
             handles.ways_out.outgoing.clone(),
         ),
+        SystemApi::new(handles.store.clone(), handles.settings.database.clone()),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
         .description("A shop's catalogue, orders, stock and flash sales in one process.")

@@ -192,6 +192,14 @@ section! {
         reader_timeout_ms: u64 = 250,
         /// Longest run of one reading statement.
         statement_timeout_ms: u64 = 5_000,
+        /// A statement that takes as long is kept in the list of slow queries; 0 keeps every one.
+        slow_list_ms: u64 = 100,
+        /// One that takes as long is logged as well.
+        slow_log_ms: u64 = 1_000,
+        /// Slow calls kept in the list.
+        slow_kept: usize = 200,
+        /// Whether the values of a slow query's parameters stay hidden, in list and log.
+        hide_parameters: bool = true,
         /// Prepared statements kept by each connection.
         statement_cache: usize = 128,
         /// Page cache of the writer, in KiB.

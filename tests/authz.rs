@@ -363,6 +363,12 @@ fn table() -> Vec<(&'static str, &'static str, Rule, Value)> {
             Admin("webhooks"),
             none.clone(),
         ),
+        (
+            "GET",
+            "/api/v1/system/slow-queries",
+            Admin("system"),
+            none.clone(),
+        ),
         // A user's own account needs `orders`, anyone else's `users`: tested apart.
         ("GET", "/api/v1/users/{id}", Customer("users"), none),
     ]
@@ -431,6 +437,7 @@ const SCOPES: &[&str] = &[
     "work",
     "reports",
     "webhooks",
+    "system",
 ];
 
 struct Callers<'a> {

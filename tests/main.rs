@@ -6,4 +6,5 @@ mod faults;
 mod layout;
 mod openapi;
 mod oversell;
+mod statements;
 mod support;

@@ -46,6 +46,8 @@ pub enum Tag {
     Reports,
     /// Endpoints that are told of events, and how that went.
     Webhooks,
+    /// How the server itself does.
+    System,
 }
 
 /// Who calls: by a session's token or an API key (`Authorization: Bearer …`), or by the cookie of

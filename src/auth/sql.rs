@@ -3,11 +3,12 @@
 use super::idempotency::Stored;
 use super::{Account, ApiKey, Carrier, KeyId, KeyRow, NewKey, Role, Scope, SessionRow, UserId};
 use crate::clock::Timestamp;
+use crate::sql;
 use crate::store::{Param, Row, StoreError, Tx, value_rows};
 
 pub(super) fn account_by_id(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Account>, StoreError> {
     tx.row(
-        "SELECT id, email, name, role, status, created_at, last_seen_at FROM users WHERE id = $1",
+        sql!("SELECT id, email, name, role, status, created_at, last_seen_at FROM users WHERE id = $1"),
         &[id.into()],
         Account::read,
     )
@@ -18,7 +19,7 @@ pub(super) fn account_by_email(
     email: &str,
 ) -> Result<Option<(Account, Option<String>)>, StoreError> {
     tx.row(
-        "SELECT id, email, name, role, status, created_at, last_seen_at, password_hash FROM users WHERE email = $1",
+        sql!("SELECT id, email, name, role, status, created_at, last_seen_at, password_hash FROM users WHERE email = $1"),
         &[email.into()],
         |row| Ok((Account::read(row)?, row.get(7)?)),
     )
@@ -33,8 +34,10 @@ pub(super) fn insert_account(
     role: Role,
 ) -> Result<UserId, StoreError> {
     tx.row(
-        "INSERT INTO users (email, name, password_hash, role, status, created_at, updated_at) \
-         VALUES ($1, $2, $3, $4, 'active', $5, $5) RETURNING id",
+        sql!(
+            "INSERT INTO users (email, name, password_hash, role, status, created_at, updated_at) \
+         VALUES ($1, $2, $3, $4, 'active', $5, $5) RETURNING id"
+        ),
         &[
             email.into(),
             name.into(),
@@ -56,9 +59,11 @@ pub(super) fn insert_first_admin(
     password_hash: &str,
 ) -> Result<Option<UserId>, StoreError> {
     tx.row(
-        "INSERT INTO users (email, name, password_hash, role, status, created_at, updated_at) \
+        sql!(
+            "INSERT INTO users (email, name, password_hash, role, status, created_at, updated_at) \
          SELECT $1, $2, $3, 'admin', 'active', $4, $4 \
-         WHERE NOT EXISTS (SELECT 1 FROM users WHERE role = 'admin') RETURNING id",
+         WHERE NOT EXISTS (SELECT 1 FROM users WHERE role = 'admin') RETURNING id"
+        ),
         &[email.into(), name.into(), password_hash.into(), now.into()],
         |row| row.get(0),
     )
@@ -67,7 +72,7 @@ pub(super) fn insert_first_admin(
 pub(super) fn has_admin(tx: &mut Tx<'_>) -> Result<bool, StoreError> {
     Ok(tx
         .row(
-            "SELECT 1 FROM users WHERE role = 'admin' LIMIT 1",
+            sql!("SELECT 1 FROM users WHERE role = 'admin' LIMIT 1"),
             &[],
             |_| Ok(()),
         )?
@@ -83,8 +88,8 @@ pub(super) fn insert_session(
     expires_at: Timestamp,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO sessions (token_hash, user_id, kind, created_at, last_seen_at, expires_at) \
-         VALUES ($1, $2, $3, $4, $4, $5)",
+        sql!("INSERT INTO sessions (token_hash, user_id, kind, created_at, last_seen_at, expires_at) \
+         VALUES ($1, $2, $3, $4, $4, $5)"),
         &[
             token_hash.into(),
             user.into(),
@@ -98,8 +103,10 @@ pub(super) fn insert_session(
 
 pub(super) fn session(tx: &mut Tx<'_>, token_hash: &str) -> Result<Option<SessionRow>, StoreError> {
     tx.row(
-        "SELECT s.user_id, u.role, u.status, s.last_seen_at, s.expires_at \
-         FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.token_hash = $1",
+        sql!(
+            "SELECT s.user_id, u.role, u.status, s.last_seen_at, s.expires_at \
+         FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.token_hash = $1"
+        ),
         &[token_hash.into()],
         |row| {
             Ok(SessionRow {
@@ -115,7 +122,7 @@ pub(super) fn session(tx: &mut Tx<'_>, token_hash: &str) -> Result<Option<Sessio
 
 pub(super) fn delete_session(tx: &mut Tx<'_>, token_hash: &str) -> Result<(), StoreError> {
     tx.execute(
-        "DELETE FROM sessions WHERE token_hash = $1",
+        sql!("DELETE FROM sessions WHERE token_hash = $1"),
         &[token_hash.into()],
     )?;
     Ok(())
@@ -137,11 +144,11 @@ pub(super) fn touch_sessions(
         params.extend(pair(hash, at));
     }
     tx.execute(
-        &format!(
+        sql!(&format!(
             "WITH seen (token_hash, at) AS (VALUES {}) UPDATE sessions SET last_seen_at = seen.at FROM seen \
              WHERE sessions.token_hash = seen.token_hash AND sessions.last_seen_at < seen.at",
             value_rows(places, &["text", "bigint"])
-        ),
+        )),
         &params,
     )?;
     Ok(())
@@ -162,11 +169,11 @@ pub(super) fn touch_accounts(
         params.extend(pair(last));
     }
     tx.execute(
-        &format!(
+        sql!(&format!(
             "WITH seen (id, at) AS (VALUES {}) UPDATE users SET last_seen_at = seen.at FROM seen \
              WHERE users.id = seen.id AND (users.last_seen_at IS NULL OR users.last_seen_at < seen.at)",
             value_rows(places, &["bigint", "bigint"])
-        ),
+        )),
         &params,
     )?;
     Ok(())
@@ -175,8 +182,10 @@ pub(super) fn touch_accounts(
 /// Drops sessions past their end, a bounded number at a time.
 pub(super) fn purge_sessions(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64, StoreError> {
     tx.execute(
-        "DELETE FROM sessions WHERE token_hash IN \
-         (SELECT token_hash FROM sessions WHERE expires_at <= $1 ORDER BY expires_at LIMIT 500)",
+        sql!(
+            "DELETE FROM sessions WHERE token_hash IN \
+         (SELECT token_hash FROM sessions WHERE expires_at <= $1 ORDER BY expires_at LIMIT 500)"
+        ),
         &[now.into()],
     )
 }
@@ -206,9 +215,11 @@ pub(super) fn insert_key(
     scopes: &str,
 ) -> Result<ApiKey, StoreError> {
     tx.row(
-        "INSERT INTO api_keys (user_id, name, key_hash, scopes, created_at, expires_at) \
+        sql!(
+            "INSERT INTO api_keys (user_id, name, key_hash, scopes, created_at, expires_at) \
          VALUES ($1, $2, $3, $4, $5, $6) \
-         RETURNING id, user_id, name, scopes, created_at, expires_at, revoked_at",
+         RETURNING id, user_id, name, scopes, created_at, expires_at, revoked_at"
+        ),
         &[
             user.into(),
             (&new.name).into(),
@@ -224,8 +235,10 @@ pub(super) fn insert_key(
 
 pub(super) fn live_keys(tx: &mut Tx<'_>, user: UserId, now: Timestamp) -> Result<i64, StoreError> {
     let count = tx.row(
-        "SELECT count(*) FROM api_keys WHERE user_id = $1 AND revoked_at IS NULL \
-         AND (expires_at IS NULL OR expires_at > $2)",
+        sql!(
+            "SELECT count(*) FROM api_keys WHERE user_id = $1 AND revoked_at IS NULL \
+         AND (expires_at IS NULL OR expires_at > $2)"
+        ),
         &[user.into(), now.into()],
         |row| row.get(0),
     )?;
@@ -234,8 +247,10 @@ pub(super) fn live_keys(tx: &mut Tx<'_>, user: UserId, now: Timestamp) -> Result
 
 pub(super) fn keys(tx: &mut Tx<'_>, before: i64, limit: i64) -> Result<Vec<ApiKey>, StoreError> {
     tx.rows(
-        "SELECT id, user_id, name, scopes, created_at, expires_at, revoked_at FROM api_keys \
-         WHERE id < $1 ORDER BY id DESC LIMIT $2",
+        sql!(
+            "SELECT id, user_id, name, scopes, created_at, expires_at, revoked_at FROM api_keys \
+         WHERE id < $1 ORDER BY id DESC LIMIT $2"
+        ),
         &[before.into(), limit.into()],
         api_key,
     )
@@ -248,8 +263,10 @@ pub(super) fn keys_of(
     limit: i64,
 ) -> Result<Vec<ApiKey>, StoreError> {
     tx.rows(
-        "SELECT id, user_id, name, scopes, created_at, expires_at, revoked_at FROM api_keys \
-         WHERE user_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3",
+        sql!(
+            "SELECT id, user_id, name, scopes, created_at, expires_at, revoked_at FROM api_keys \
+         WHERE user_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3"
+        ),
         &[owner.into(), before.into(), limit.into()],
         api_key,
     )
@@ -262,8 +279,10 @@ pub(super) fn revoke_key(
     owner: Option<UserId>,
 ) -> Result<bool, StoreError> {
     let changed = tx.execute(
-        "UPDATE api_keys SET revoked_at = coalesce(revoked_at, $2) \
-         WHERE id = $1 AND ($3 IS NULL OR user_id = $3)",
+        sql!(
+            "UPDATE api_keys SET revoked_at = coalesce(revoked_at, $2) \
+         WHERE id = $1 AND ($3 IS NULL OR user_id = $3)"
+        ),
         &[id.into(), now.into(), owner.into()],
     )?;
     Ok(changed == 1)
@@ -275,8 +294,8 @@ pub(super) fn key(
     now: Timestamp,
 ) -> Result<Option<KeyRow>, StoreError> {
     tx.row(
-        "SELECT k.user_id, u.role, u.status, k.scopes, k.expires_at FROM api_keys k JOIN users u ON u.id = k.user_id \
-         WHERE k.key_hash = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > $2)",
+        sql!("SELECT k.user_id, u.role, u.status, k.scopes, k.expires_at FROM api_keys k JOIN users u ON u.id = k.user_id \
+         WHERE k.key_hash = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > $2)"),
         &[key_hash.into(), now.into()],
         |row| Ok(KeyRow { user_id: row.get(0)?, role: row.get(1)?, status: row.get(2)?, scopes: row.get(3)?, expires_at: row.get(4)? }),
     )
@@ -289,7 +308,7 @@ pub(super) fn stored(
     since: Timestamp,
 ) -> Result<Option<Stored>, StoreError> {
     tx.row(
-        "SELECT fingerprint, location, body FROM idempotency_keys WHERE caller = $1 AND key = $2 AND created_at > $3",
+        sql!("SELECT fingerprint, location, body FROM idempotency_keys WHERE caller = $1 AND key = $2 AND created_at > $3"),
         &[(&caller.to_string()).into(), key.into(), since.into()],
         |row| Ok(Stored { fingerprint: row.get(0)?, location: row.get(1)?, body: row.get(2)? }),
     )
@@ -303,9 +322,9 @@ pub(super) fn store(
     stored: &Stored,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO idempotency_keys (caller, key, fingerprint, location, body, created_at) \
+        sql!("INSERT INTO idempotency_keys (caller, key, fingerprint, location, body, created_at) \
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (caller, key) DO UPDATE SET fingerprint = excluded.fingerprint, \
-         location = excluded.location, body = excluded.body, created_at = excluded.created_at",
+         location = excluded.location, body = excluded.body, created_at = excluded.created_at"),
         &[
             (&caller.to_string()).into(),
             key.into(),
@@ -320,8 +339,8 @@ pub(super) fn store(
 
 pub(super) fn purge_keys(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, StoreError> {
     tx.execute(
-        "DELETE FROM idempotency_keys WHERE (caller, key) IN \
-         (SELECT caller, key FROM idempotency_keys WHERE created_at <= $1 ORDER BY created_at LIMIT 500)",
+        sql!("DELETE FROM idempotency_keys WHERE (caller, key) IN \
+         (SELECT caller, key FROM idempotency_keys WHERE created_at <= $1 ORDER BY created_at LIMIT 500)"),
         &[until.into()],
     )
 }
@@ -332,7 +351,7 @@ pub(super) fn recipient(
     id: UserId,
 ) -> Result<Option<(String, String, Option<String>)>, StoreError> {
     tx.row(
-        "SELECT email, name, language FROM users WHERE id = $1 AND status = 'active' AND email IS NOT NULL",
+        sql!("SELECT email, name, language FROM users WHERE id = $1 AND status = 'active' AND email IS NOT NULL"),
         &[id.into()],
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )
@@ -340,7 +359,7 @@ pub(super) fn recipient(
 
 pub(super) fn set_language(tx: &mut Tx<'_>, id: UserId, language: &str) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE users SET language = $2 WHERE id = $1",
+        sql!("UPDATE users SET language = $2 WHERE id = $1"),
         &[id.into(), language.into()],
     )?;
     Ok(())

@@ -5,6 +5,7 @@ use crate::auth::UserId;
 use crate::clock::Timestamp;
 use crate::order::OrderId;
 use crate::product::ProductId;
+use crate::sql;
 use crate::store::{Row, StoreError, Tx};
 
 const COLUMNS: &str = "id, product_id, quantity, remaining, held, sold, returned, unit_amount, currency, starts_at, \
@@ -39,13 +40,13 @@ pub(super) fn insert(
     currency: &str,
 ) -> Result<Option<Sale>, StoreError> {
     tx.row(
-        &format!(
+        sql!(&format!(
             "INSERT INTO flash_sales (product_id, quantity, remaining, held, sold, returned, unit_amount, currency, \
              starts_at, ends_at, per_user_limit, attempts_per_minute, payment_window_seconds, status, created_at) \
              SELECT $1, $2, $2, 0, 0, 0, $3, $4, $5, $6, $7, $8, $9, 'open', $10 WHERE NOT EXISTS \
              (SELECT 1 FROM flash_sales WHERE product_id = $1 AND status = 'open' AND starts_at < $6 AND ends_at > $5) \
              RETURNING {COLUMNS}"
-        ),
+        )),
         &[
             new.product_id.into(),
             new.quantity.into(),
@@ -64,7 +65,7 @@ pub(super) fn insert(
 
 pub(super) fn get(tx: &mut Tx<'_>, id: SaleId) -> Result<Option<Sale>, StoreError> {
     tx.row(
-        &format!("SELECT {COLUMNS} FROM flash_sales WHERE id = $1"),
+        sql!(&format!("SELECT {COLUMNS} FROM flash_sales WHERE id = $1")),
         &[id.into()],
         sale,
     )
@@ -72,7 +73,9 @@ pub(super) fn get(tx: &mut Tx<'_>, id: SaleId) -> Result<Option<Sale>, StoreErro
 
 pub(super) fn list(tx: &mut Tx<'_>, before: i64, limit: i64) -> Result<Vec<Sale>, StoreError> {
     tx.rows(
-        &format!("SELECT {COLUMNS} FROM flash_sales WHERE id < $1 ORDER BY id DESC LIMIT $2"),
+        sql!(&format!(
+            "SELECT {COLUMNS} FROM flash_sales WHERE id < $1 ORDER BY id DESC LIMIT $2"
+        )),
         &[before.into(), limit.into()],
         sale,
     )
@@ -80,9 +83,9 @@ pub(super) fn list(tx: &mut Tx<'_>, before: i64, limit: i64) -> Result<Vec<Sale>
 
 pub(super) fn open_sales(tx: &mut Tx<'_>) -> Result<Vec<Sale>, StoreError> {
     tx.rows(
-        &format!(
+        sql!(&format!(
             "SELECT {COLUMNS} FROM flash_sales WHERE status = 'open' ORDER BY ends_at LIMIT 10000"
-        ),
+        )),
         &[],
         sale,
     )
@@ -90,7 +93,7 @@ pub(super) fn open_sales(tx: &mut Tx<'_>) -> Result<Vec<Sale>, StoreError> {
 
 pub(super) fn due(tx: &mut Tx<'_>, now: Timestamp) -> Result<Vec<SaleId>, StoreError> {
     tx.rows(
-        "SELECT id FROM flash_sales WHERE status = 'open' AND ends_at <= $1 ORDER BY ends_at LIMIT 100",
+        sql!("SELECT id FROM flash_sales WHERE status = 'open' AND ends_at <= $1 ORDER BY ends_at LIMIT 100"),
         &[now.into()],
         |row| row.get(0),
     )
@@ -114,11 +117,11 @@ pub(super) fn take(
     now: Timestamp,
 ) -> Result<Option<Terms>, StoreError> {
     tx.row(
-        "UPDATE flash_sales SET remaining = remaining - $2, \
+        sql!("UPDATE flash_sales SET remaining = remaining - $2, \
          held = held + CASE WHEN payment_window_seconds > 0 THEN $2 ELSE 0 END, \
          sold = sold + CASE WHEN payment_window_seconds > 0 THEN 0 ELSE $2 END \
          WHERE id = $1 AND status = 'open' AND starts_at <= $3 AND ends_at > $3 AND remaining >= $2 \
-         RETURNING product_id, remaining, unit_amount, currency, per_user_limit, payment_window_seconds",
+         RETURNING product_id, remaining, unit_amount, currency, per_user_limit, payment_window_seconds"),
         &[id.into(), quantity.into(), now.into()],
         |row| {
             Ok(Terms {
@@ -143,10 +146,12 @@ pub(super) fn insert_claim(
     order: OrderId,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "INSERT INTO claims (id, sale_id, user_id, order_id, quantity, created_at) \
+        sql!(
+            "INSERT INTO claims (id, sale_id, user_id, order_id, quantity, created_at) \
          SELECT $1, $2, $3, $4, $5, $6 WHERE (SELECT COALESCE(SUM(c.quantity), 0) FROM claims c \
          JOIN orders o ON o.id = c.order_id WHERE c.sale_id = $2 AND c.user_id = $3 \
-         AND o.status NOT IN ('cancelled', 'expired', 'refund_due')) + $5 <= $7",
+         AND o.status NOT IN ('cancelled', 'expired', 'refund_due')) + $5 <= $7"
+        ),
         &[
             claim_id.into(),
             request.sale_id.into(),
@@ -165,7 +170,7 @@ pub(super) type ClaimRow = (SaleId, UserId, OrderId, u32, Timestamp);
 /// One claim.
 pub(super) fn claim(tx: &mut Tx<'_>, id: &str) -> Result<Option<ClaimRow>, StoreError> {
     tx.row(
-        "SELECT sale_id, user_id, order_id, quantity, created_at FROM claims WHERE id = $1",
+        sql!("SELECT sale_id, user_id, order_id, quantity, created_at FROM claims WHERE id = $1"),
         &[id.into()],
         |row| {
             Ok((
@@ -190,10 +195,10 @@ pub(super) fn close(
         return Ok(None);
     };
     let closed = tx.row(
-        &format!(
+        sql!(&format!(
             "UPDATE flash_sales SET returned = returned + remaining, remaining = 0, status = $2, closed_at = $3 \
              WHERE id = $1 AND status = 'open' AND remaining = $4 RETURNING {COLUMNS}"
-        ),
+        )),
         &[id.into(), status.into(), now.into(), before.remaining.into()],
         sale,
     )?;
@@ -208,8 +213,8 @@ pub(super) fn bring_forward(
     until: Timestamp,
 ) -> Result<bool, StoreError> {
     let changed = tx.execute(
-        "UPDATE flash_sales SET starts_at = CASE WHEN starts_at < $2 THEN starts_at ELSE $2 END, \
-         ends_at = CASE WHEN ends_at > $3 THEN ends_at ELSE $3 END WHERE id = $1 AND status = 'open'",
+        sql!("UPDATE flash_sales SET starts_at = CASE WHEN starts_at < $2 THEN starts_at ELSE $2 END, \
+         ends_at = CASE WHEN ends_at > $3 THEN ends_at ELSE $3 END WHERE id = $1 AND status = 'open'"),
         &[id.into(), now.into(), until.into()],
     )?;
     Ok(changed == 1)
@@ -220,8 +225,8 @@ pub(super) fn bring_forward(
 pub(super) fn units_ordered(tx: &mut Tx<'_>, id: SaleId) -> Result<i64, StoreError> {
     Ok(tx
         .row(
-            "SELECT COALESCE(SUM(c.quantity), 0) FROM claims c JOIN orders o ON o.id = c.order_id \
-             WHERE c.sale_id = $1 AND o.sale_id = c.sale_id AND o.status NOT IN ('cancelled', 'expired', 'refund_due')",
+            sql!("SELECT COALESCE(SUM(c.quantity), 0) FROM claims c JOIN orders o ON o.id = c.order_id \
+             WHERE c.sale_id = $1 AND o.sale_id = c.sale_id AND o.status NOT IN ('cancelled', 'expired', 'refund_due')"),
             &[id.into()],
             |row| row.get(0),
         )?
@@ -236,7 +241,7 @@ pub(super) fn claim_has_order(
 ) -> Result<bool, StoreError> {
     Ok(tx
         .row(
-            "SELECT 1 FROM claims c JOIN orders o ON o.id = c.order_id WHERE c.id = $1 AND o.id = $2",
+            sql!("SELECT 1 FROM claims c JOIN orders o ON o.id = c.order_id WHERE c.id = $1 AND o.id = $2"),
             &[claim.into(), order.into()],
             |_| Ok(()),
         )?

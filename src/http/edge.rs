@@ -34,6 +34,7 @@ use super::problem::{Problem, title};
 use super::request::{self, Info, Peer, RequestId, RequestInfo, TraceParent};
 use crate::clock::{Clock, Stopwatch};
 use crate::config::{self, ms};
+use crate::monitor::statements::called_by;
 use crate::monitor::{Metrics, RouteMetrics};
 
 /// Seconds after which a request that ran into the time limit may come again.
@@ -125,6 +126,8 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
             trace: headers
                 .get("traceparent")
                 .and_then(|value| TraceParent::parse(value.to_str().ok()?)),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
         }))
     }
 
@@ -254,7 +257,8 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
                 request_id = info.id().as_str(),
                 trace_id = info.trace().map(TraceParent::trace_id),
             );
-            pin!(self.run(request, &asked.uri)).instrument(span).await
+            let run = pin!(self.run(request, &asked.uri));
+            called_by(info.caller(), run.instrument(span)).await
         };
 
         let pattern = match &outcome {

@@ -9,11 +9,13 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use poem::http::header::{HeaderMap, HeaderValue};
+use poem::http::{Method, Uri};
 use poem::{FromRequest, Request, RequestBody};
 use rand::RngCore;
 
 use super::problem::Problem;
 use crate::clock::Timestamp;
+use crate::monitor::statements::{Called, Caller};
 
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
@@ -118,9 +120,42 @@ pub(super) struct Info {
     pub(super) client: ClientAddr,
     pub(super) secure: bool,
     pub(super) trace: Option<TraceParent>,
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+}
+
+impl Caller for Info {
+    fn what(&self) -> String {
+        format!("{} {}", self.method, without_ids(self.uri.path()))
+    }
+
+    fn id(&self) -> String {
+        self.id.as_str().to_owned()
+    }
+}
+
+/// Characters of a path that are told.
+const PATH_SHOWN_MAX: usize = 100;
+
+/// A path by which requests for different things are one kind: numbers and UUIDs become `{id}`.
+fn without_ids(path: &str) -> String {
+    let segments = path.split('/').map(|segment| {
+        let is_number = segment.bytes().all(|byte| byte.is_ascii_digit());
+        match !segment.is_empty() && (is_number || uuid::Uuid::try_parse(segment).is_ok()) {
+            true => "{id}",
+            false => segment,
+        }
+    });
+    let path = segments.collect::<Vec<_>>().join("/");
+    path.chars().take(PATH_SHOWN_MAX).collect()
 }
 
 impl RequestInfo {
+    /// Who has statements run, for the list of slow ones.
+    pub(super) fn caller(&self) -> Called {
+        Arc::clone(&self.0) as Called
+    }
+
     /// The request's id.
     pub fn id(&self) -> &RequestId {
         &self.0.id

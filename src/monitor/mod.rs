@@ -3,9 +3,11 @@
 //! Invariants: no feature is named beyond the metrics that dashboards rely on; every label is
 //! bounded, a raw path or id never becomes one; a reader of metrics can't slow down a request.
 
+pub mod api;
 mod health;
 pub mod logs;
 mod metrics;
+pub mod statements;
 mod system;
 mod views;
 

@@ -3,6 +3,7 @@
 use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, ReleasedToSale};
 use crate::auth::{Account, UserId};
 use crate::clock::Timestamp;
+use crate::sql;
 use crate::store::{Row, StoreError, Tx};
 
 fn order(row: &Row<'_>) -> Result<Order, StoreError> {
@@ -50,8 +51,8 @@ pub(super) fn insert(
     new: &NewOrder,
 ) -> Result<OrderId, StoreError> {
     tx.insert(
-        "INSERT INTO orders (user_id, status, total_amount, currency, sale_id, created_at, updated_at, expires_at, \
-         paid_at) VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8)",
+        sql!("INSERT INTO orders (user_id, status, total_amount, currency, sale_id, created_at, updated_at, expires_at, \
+         paid_at) VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8)"),
         &[
             new.user_id.into(),
             new.status.into(),
@@ -72,8 +73,10 @@ pub(super) fn insert_item(
     item: &OrderItem,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO order_items (order_id, line, product_id, quantity, unit_amount, amount) \
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        sql!(
+            "INSERT INTO order_items (order_id, line, product_id, quantity, unit_amount, amount) \
+         VALUES ($1, $2, $3, $4, $5, $6)"
+        ),
         &[
             order.into(),
             line.into(),
@@ -88,8 +91,8 @@ pub(super) fn insert_item(
 
 pub(super) fn get(tx: &mut Tx<'_>, id: OrderId) -> Result<Option<Order>, StoreError> {
     tx.row(
-        "SELECT id, user_id, status, total_amount, currency, sale_id, created_at, expires_at, paid_at, processed_at \
-         FROM orders WHERE id = $1",
+        sql!("SELECT id, user_id, status, total_amount, currency, sale_id, created_at, expires_at, paid_at, processed_at \
+         FROM orders WHERE id = $1"),
         &[id.into()],
         order,
     )
@@ -97,7 +100,7 @@ pub(super) fn get(tx: &mut Tx<'_>, id: OrderId) -> Result<Option<Order>, StoreEr
 
 pub(super) fn items(tx: &mut Tx<'_>, id: OrderId) -> Result<Vec<OrderItem>, StoreError> {
     tx.rows(
-        "SELECT product_id, quantity, unit_amount, amount FROM order_items WHERE order_id = $1 ORDER BY line",
+        sql!("SELECT product_id, quantity, unit_amount, amount FROM order_items WHERE order_id = $1 ORDER BY line"),
         &[id.into()],
         |row| {
             Ok(OrderItem {
@@ -142,7 +145,7 @@ pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Order>, Store
     };
     let mut orders: Vec<Order> = Vec::new();
     tx.each(
-        sql,
+        sql!(sql),
         &[
             filter.before.into(),
             filter.limit.into(),
@@ -162,12 +165,12 @@ pub(super) fn user_with_orders(
 ) -> Result<Option<(Account, Vec<Order>)>, StoreError> {
     let (mut account, mut orders) = (None, Vec::new());
     tx.each(
-        "SELECT u.id, u.email, u.name, u.role, u.status, u.created_at, u.last_seen_at, \
+        sql!("SELECT u.id, u.email, u.name, u.role, u.status, u.created_at, u.last_seen_at, \
          o.id, o.user_id, o.status, o.total_amount, o.currency, o.sale_id, o.created_at, o.expires_at, o.paid_at, o.processed_at, \
          i.product_id, i.quantity, i.unit_amount, i.amount FROM users u \
          LEFT JOIN (SELECT id, user_id, status, total_amount, currency, sale_id, created_at, expires_at, paid_at, \
          processed_at FROM orders WHERE user_id = $1 ORDER BY id DESC LIMIT $2) o ON o.user_id = u.id \
-         LEFT JOIN order_items i ON i.order_id = o.id WHERE u.id = $1 ORDER BY o.id DESC, i.line",
+         LEFT JOIN order_items i ON i.order_id = o.id WHERE u.id = $1 ORDER BY o.id DESC, i.line"),
         &[user.into(), limit.into()],
         |row| {
             if account.is_none() {
@@ -191,16 +194,16 @@ pub(super) fn shift(
     to: OrderStatus,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE orders SET status = $3, updated_at = $4, \
+        sql!("UPDATE orders SET status = $3, updated_at = $4, \
          paid_at = CASE WHEN $3 = 'paid' THEN $4 ELSE paid_at END, \
-         processed_at = CASE WHEN $3 = 'processed' THEN $4 ELSE processed_at END WHERE id = $1 AND status = $2",
+         processed_at = CASE WHEN $3 = 'processed' THEN $4 ELSE processed_at END WHERE id = $1 AND status = $2"),
         &[id.into(), from.into(), to.into(), now.into()],
     )? == 1)
 }
 
 pub(super) fn due(tx: &mut Tx<'_>, now: Timestamp, limit: u32) -> Result<Vec<OrderId>, StoreError> {
     tx.rows(
-        "SELECT id FROM orders WHERE status = 'pending_payment' AND expires_at <= $1 ORDER BY expires_at LIMIT $2",
+        sql!("SELECT id FROM orders WHERE status = 'pending_payment' AND expires_at <= $1 ORDER BY expires_at LIMIT $2"),
         &[now.into(), limit.into()],
         |row| row.get(0),
     )
@@ -220,7 +223,7 @@ pub(super) fn back_to_sale(
         "UPDATE flash_sales SET remaining = remaining + $2, sold = sold - $2 WHERE id = $1 AND status = 'open' \
          RETURNING remaining"
     };
-    tx.row(sql, &[sale.into(), quantity.into()], |row| {
+    tx.row(sql!(sql), &[sale.into(), quantity.into()], |row| {
         row.get::<i64>(0)?;
         Ok(ReleasedToSale {
             sale_id: sale,
@@ -241,13 +244,13 @@ pub(super) fn returned_from_sale(
     } else {
         "UPDATE flash_sales SET returned = returned + $2, sold = sold - $2 WHERE id = $1"
     };
-    tx.execute(sql, &[sale.into(), quantity.into()])?;
+    tx.execute(sql!(sql), &[sale.into(), quantity.into()])?;
     Ok(())
 }
 
 pub(super) fn held_to_sold(tx: &mut Tx<'_>, sale: i64, quantity: u32) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE flash_sales SET held = held - $2, sold = sold + $2 WHERE id = $1",
+        sql!("UPDATE flash_sales SET held = held - $2, sold = sold + $2 WHERE id = $1"),
         &[sale.into(), quantity.into()],
     )?;
     Ok(())
@@ -256,7 +259,7 @@ pub(super) fn held_to_sold(tx: &mut Tx<'_>, sale: i64, quantity: u32) -> Result<
 /// A late payment took free units: the order is an ordinary one from now on.
 pub(super) fn leave_sale(tx: &mut Tx<'_>, id: OrderId) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE orders SET sale_id = NULL WHERE id = $1",
+        sql!("UPDATE orders SET sale_id = NULL WHERE id = $1"),
         &[id.into()],
     )?;
     Ok(())
@@ -265,7 +268,7 @@ pub(super) fn leave_sale(tx: &mut Tx<'_>, id: OrderId) -> Result<(), StoreError>
 /// The run that imported an order; `None` when it is not there.
 pub(super) fn import_run_of(tx: &mut Tx<'_>, external_id: &str) -> Result<Option<i64>, StoreError> {
     tx.row(
-        "SELECT import_run FROM orders WHERE external_id = $1",
+        sql!("SELECT import_run FROM orders WHERE external_id = $1"),
         &[external_id.into()],
         |row| row.get(0),
     )
@@ -279,9 +282,11 @@ pub(super) fn customer(
     name: &str,
 ) -> Result<UserId, StoreError> {
     tx.row(
-        "INSERT INTO users (external_id, name, role, status, created_at, updated_at) \
+        sql!(
+            "INSERT INTO users (external_id, name, role, status, created_at, updated_at) \
          VALUES ($1, $3, 'customer', 'active', $2, $2) \
-         ON CONFLICT (external_id) DO UPDATE SET updated_at = users.updated_at RETURNING id",
+         ON CONFLICT (external_id) DO UPDATE SET updated_at = users.updated_at RETURNING id"
+        ),
         &[external_id.into(), now.into(), name.into()],
         |row| row.get(0),
     )?
@@ -299,8 +304,8 @@ pub(super) fn insert_past(
     at: Timestamp,
 ) -> Result<OrderId, StoreError> {
     tx.insert(
-        "INSERT INTO orders (user_id, status, total_amount, currency, created_at, updated_at, paid_at, external_id, \
-         import_run) VALUES ($1, 'fulfilled', $2, $3, $4, $4, $4, $5, $6)",
+        sql!("INSERT INTO orders (user_id, status, total_amount, currency, created_at, updated_at, paid_at, external_id, \
+         import_run) VALUES ($1, 'fulfilled', $2, $3, $4, $4, $4, $5, $6)"),
         &[
             user.into(),
             total_amount.into(),

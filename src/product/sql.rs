@@ -3,6 +3,7 @@
 use super::stock::{LedgerRow, Taken};
 use super::{Filter, NewProduct, Product, ProductId, ProductPatch, Silent, Sort};
 use crate::clock::Timestamp;
+use crate::sql;
 use crate::store::{Param, Row, StoreError, Tx, value_rows};
 
 const COLUMNS: &str = "id, sku, name, description, category, unit_amount, currency, stock, popularity, created_at, last_updated";
@@ -25,8 +26,8 @@ fn product(row: &Row<'_>) -> Result<Product, StoreError> {
 
 pub(super) fn get(tx: &mut Tx<'_>, id: ProductId) -> Result<Option<Product>, StoreError> {
     tx.row(
-        "SELECT id, sku, name, description, category, unit_amount, currency, stock, popularity, created_at, \
-         last_updated FROM products WHERE id = $1 AND status = 'active'",
+        sql!("SELECT id, sku, name, description, category, unit_amount, currency, stock, popularity, created_at, \
+         last_updated FROM products WHERE id = $1 AND status = 'active'"),
         &[id.into()],
         product,
     )
@@ -34,7 +35,7 @@ pub(super) fn get(tx: &mut Tx<'_>, id: ProductId) -> Result<Option<Product>, Sto
 
 pub(super) fn by_sku(tx: &mut Tx<'_>, sku: &str) -> Result<Option<Product>, StoreError> {
     tx.row(
-        &format!("SELECT {COLUMNS} FROM products WHERE sku = $1"),
+        sql!(&format!("SELECT {COLUMNS} FROM products WHERE sku = $1")),
         &[sku.into()],
         product,
     )
@@ -52,10 +53,10 @@ pub(super) fn by_ids(tx: &mut Tx<'_>, ids: &[ProductId]) -> Result<Vec<Product>,
     let mut params: Vec<Param<'_>> = ids.iter().map(|id| (*id).into()).collect();
     params.resize(places, (*last).into());
     let found = tx.rows(
-        &format!(
+        sql!(&format!(
             "SELECT {COLUMNS}, CASE status WHEN 'active' THEN 1 ELSE 0 END FROM products WHERE id IN ({})",
             marks.join(",")
-        ),
+        )),
         &params,
         |row| Ok(row.get::<bool>(11)?.then_some(product(row)?)),
     )?;
@@ -114,7 +115,7 @@ pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Product>, Sto
     sql.push_str(&format!(
         " ORDER BY {column} {order}, id {order} LIMIT {limit}"
     ));
-    tx.rows(&sql, &params, product)
+    tx.rows(sql!(&sql), &params, product)
 }
 
 pub(super) fn insert(
@@ -123,8 +124,8 @@ pub(super) fn insert(
     new: &NewProduct,
 ) -> Result<ProductId, StoreError> {
     tx.insert(
-        "INSERT INTO products (sku, name, description, category, unit_amount, currency, stock, popularity, status, \
-         created_at, last_updated) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'active', $9, $9)",
+        sql!("INSERT INTO products (sku, name, description, category, unit_amount, currency, stock, popularity, status, \
+         created_at, last_updated) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'active', $9, $9)"),
         &[
             new.sku.as_deref().into(),
             (&new.name).into(),
@@ -147,11 +148,11 @@ pub(super) fn update(
     patch: &ProductPatch,
 ) -> Result<Option<Product>, StoreError> {
     tx.row(
-        &format!(
+        sql!(&format!(
             "UPDATE products SET name = COALESCE($2, name), description = COALESCE($3, description), \
              category = COALESCE($4, category), unit_amount = COALESCE($5, unit_amount), last_updated = $6 \
              WHERE id = $1 AND status = 'active' RETURNING {COLUMNS}"
-        ),
+        )),
         &[
             id.into(),
             patch.name.as_deref().into(),
@@ -167,7 +168,7 @@ pub(super) fn update(
 /// Takes a product out of the shop. `false` when it was not there.
 pub(super) fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE products SET status = 'archived', last_updated = $2 WHERE id = $1 AND status = 'active'",
+        sql!("UPDATE products SET status = 'archived', last_updated = $2 WHERE id = $1 AND status = 'active'"),
         &[id.into(), now.into()],
     )? == 1)
 }
@@ -181,10 +182,10 @@ pub(super) fn import_over(
     silent: Silent,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE products SET name = $2, description = COALESCE($3, description), \
+        sql!("UPDATE products SET name = $2, description = COALESCE($3, description), \
          category = COALESCE($4, category), unit_amount = $5, currency = $6, \
          status = 'active', last_updated = $7 WHERE id = $1 AND (name <> $2 \
-         OR description <> COALESCE($3, description) OR category <> COALESCE($4, category) OR unit_amount <> $5 OR currency <> $6 OR status <> 'active')",
+         OR description <> COALESCE($3, description) OR category <> COALESCE($4, category) OR unit_amount <> $5 OR currency <> $6 OR status <> 'active')"),
         &[
             id.into(),
             (&new.name).into(),
@@ -199,7 +200,7 @@ pub(super) fn import_over(
 
 pub(super) fn add_term(tx: &mut Tx<'_>, id: ProductId, term: &str) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO product_terms (term, product_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+        sql!("INSERT INTO product_terms (term, product_id) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
         &[term.into(), id.into()],
     )?;
     Ok(())
@@ -207,7 +208,7 @@ pub(super) fn add_term(tx: &mut Tx<'_>, id: ProductId, term: &str) -> Result<(),
 
 pub(super) fn remove_term(tx: &mut Tx<'_>, id: ProductId, term: &str) -> Result<(), StoreError> {
     tx.execute(
-        "DELETE FROM product_terms WHERE term = $1 AND product_id = $2",
+        sql!("DELETE FROM product_terms WHERE term = $1 AND product_id = $2"),
         &[term.into(), id.into()],
     )?;
     Ok(())
@@ -219,8 +220,8 @@ pub(super) fn take_stock(
     quantity: u32,
 ) -> Result<Option<Taken>, StoreError> {
     tx.row(
-        "UPDATE products SET stock = stock - $2 WHERE id = $1 AND status = 'active' AND stock >= $2 \
-         RETURNING unit_amount, currency",
+        sql!("UPDATE products SET stock = stock - $2 WHERE id = $1 AND status = 'active' AND stock >= $2 \
+         RETURNING unit_amount, currency"),
         &[id.into(), quantity.into()],
         |row| Ok(Taken { unit_amount: row.get(0)?, currency: row.get(1)? }),
     )
@@ -229,7 +230,7 @@ pub(super) fn take_stock(
 /// Adds free units. A product that is not there would leave a ledger row without stock, so it fails.
 pub(super) fn give_stock(tx: &mut Tx<'_>, id: ProductId, quantity: i64) -> Result<(), StoreError> {
     let changed = tx.execute(
-        "UPDATE products SET stock = stock + $2 WHERE id = $1",
+        sql!("UPDATE products SET stock = stock + $2 WHERE id = $1"),
         &[id.into(), quantity.into()],
     )?;
     match changed {
@@ -248,14 +249,14 @@ pub(super) fn set_stock(
     counted: i64,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE products SET stock = $3 WHERE id = $1 AND status = 'active' AND stock = $2",
+        sql!("UPDATE products SET stock = $3 WHERE id = $1 AND status = 'active' AND stock = $2"),
         &[id.into(), before.into(), counted.into()],
     )? == 1)
 }
 
 pub(super) fn free_stock(tx: &mut Tx<'_>, id: ProductId) -> Result<Option<i64>, StoreError> {
     tx.row(
-        "SELECT stock FROM products WHERE id = $1 AND status = 'active'",
+        sql!("SELECT stock FROM products WHERE id = $1 AND status = 'active'"),
         &[id.into()],
         |row| row.get(0),
     )
@@ -267,7 +268,7 @@ pub(super) fn ledger_head(
     id: ProductId,
 ) -> Result<Option<(i64, i64, String)>, StoreError> {
     tx.row(
-        "SELECT seq, balance_after, hash FROM stock_movements WHERE product_id = $1 ORDER BY seq DESC LIMIT 1",
+        sql!("SELECT seq, balance_after, hash FROM stock_movements WHERE product_id = $1 ORDER BY seq DESC LIMIT 1"),
         &[id.into()],
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )
@@ -275,8 +276,8 @@ pub(super) fn ledger_head(
 
 pub(super) fn insert_movement(tx: &mut Tx<'_>, row: &LedgerRow) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO stock_movements (product_id, seq, sale_id, order_id, reason, quantity, delta, balance_after, at, \
-         prev_hash, hash) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        sql!("INSERT INTO stock_movements (product_id, seq, sale_id, order_id, reason, quantity, delta, balance_after, at, \
+         prev_hash, hash) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
         &[
             row.product_id.into(),
             row.seq.into(),
@@ -300,8 +301,8 @@ pub(super) fn each_movement(
     mut visit: impl FnMut(ProductId, i64, Option<LedgerRow>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     tx.each(
-        "SELECT product_id, seq, sale_id, order_id, reason, quantity, delta, balance_after, at, prev_hash, hash \
-         FROM stock_movements ORDER BY product_id, seq",
+        sql!("SELECT product_id, seq, sale_id, order_id, reason, quantity, delta, balance_after, at, prev_hash, hash \
+         FROM stock_movements ORDER BY product_id, seq"),
         &[],
         |row| {
             let read = match ledger_row(row) {
@@ -335,7 +336,7 @@ pub(super) fn each_free(
     mut visit: impl FnMut(ProductId, i64),
 ) -> Result<(), StoreError> {
     tx.each(
-        "SELECT id, stock FROM products WHERE stock > 0",
+        sql!("SELECT id, stock FROM products WHERE stock > 0"),
         &[],
         |row| {
             visit(row.get(0)?, row.get(1)?);
@@ -349,7 +350,7 @@ pub(super) fn each_allotted(
     mut visit: impl FnMut(ProductId, i64),
 ) -> Result<(), StoreError> {
     tx.each(
-        "SELECT product_id, SUM(remaining) FROM flash_sales WHERE remaining > 0 GROUP BY product_id",
+        sql!("SELECT product_id, SUM(remaining) FROM flash_sales WHERE remaining > 0 GROUP BY product_id"),
         &[],
         |row| {
             visit(row.get(0)?, row.get(1)?);
@@ -364,11 +365,11 @@ pub(super) fn each_ordered(
     mut visit: impl FnMut(ProductId, i64, i64),
 ) -> Result<(), StoreError> {
     tx.each(
-        "SELECT i.product_id, SUM(CASE WHEN o.status = 'pending_payment' THEN i.quantity ELSE 0 END), \
+        sql!("SELECT i.product_id, SUM(CASE WHEN o.status = 'pending_payment' THEN i.quantity ELSE 0 END), \
          SUM(CASE WHEN o.status <> 'pending_payment' THEN i.quantity ELSE 0 END) \
          FROM orders o JOIN order_items i ON i.order_id = o.id \
          WHERE o.external_id IS NULL AND o.status IN ('pending_payment', 'paid', 'processed', 'fulfilled') \
-         GROUP BY i.product_id",
+         GROUP BY i.product_id"),
         &[],
         |row| {
             visit(row.get(0)?, row.get(1)?, row.get(2)?);
@@ -384,8 +385,10 @@ pub(super) fn each_ordered_since(
     mut visit: impl FnMut(ProductId, i64) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     tx.each(
-        "SELECT i.product_id, i.quantity FROM orders o JOIN order_items i ON i.order_id = o.id \
-         WHERE o.created_at >= $1 AND o.status NOT IN ('cancelled', 'expired', 'refund_due')",
+        sql!(
+            "SELECT i.product_id, i.quantity FROM orders o JOIN order_items i ON i.order_id = o.id \
+         WHERE o.created_at >= $1 AND o.status NOT IN ('cancelled', 'expired', 'refund_due')"
+        ),
         &[since.into()],
         |row| visit(row.get(0)?, row.get(1)?),
     )
@@ -399,7 +402,7 @@ pub(super) fn any_own_order(
 ) -> Result<bool, StoreError> {
     Ok(tx
         .row(
-            "SELECT 1 FROM orders WHERE created_at >= $1 AND created_at < $2 AND import_run IS NULL LIMIT 1",
+            sql!("SELECT 1 FROM orders WHERE created_at >= $1 AND created_at < $2 AND import_run IS NULL LIMIT 1"),
             &[since.into(), until.into()],
             |_| Ok(()),
         )?
@@ -412,7 +415,7 @@ pub(super) fn each_popular(
     mut visit: impl FnMut(ProductId, i64) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     tx.each(
-        "SELECT id, popularity FROM products WHERE status = 'active' AND popularity > 0 ORDER BY popularity, id",
+        sql!("SELECT id, popularity FROM products WHERE status = 'active' AND popularity > 0 ORDER BY popularity, id"),
         &[],
         |row| visit(row.get(0)?, row.get(1)?),
     )
@@ -434,11 +437,11 @@ pub(super) fn set_popularity(
         params.extend(pair(last));
     }
     tx.execute(
-        &format!(
+        sql!(&format!(
             "WITH sold (id, units) AS (VALUES {}) UPDATE products SET popularity = sold.units FROM sold \
              WHERE products.id = sold.id AND products.status = 'active' AND products.popularity <> sold.units",
             value_rows(places, &["bigint", "bigint"])
-        ),
+        )),
         &params,
     )
 }
@@ -447,6 +450,7 @@ pub(super) fn set_popularity(
 #[cfg(test)]
 pub(super) mod tampering {
     use super::{ProductId, StoreError, Tx};
+    use crate::sql;
 
     /// One change of each field; of `reason`, a known word and an unknown one.
     pub(in super::super) const CHANGES: &[&str] = &[
@@ -472,7 +476,7 @@ pub(super) mod tampering {
         change: &str,
     ) -> Result<(), StoreError> {
         let sql = format!("UPDATE stock_movements SET {change} WHERE product_id = $1 AND seq = $2");
-        tx.execute(&sql, &[id.into(), seq.into()])?;
+        tx.execute(sql!(&sql), &[id.into(), seq.into()])?;
         Ok(())
     }
 }

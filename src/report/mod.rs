@@ -425,6 +425,7 @@ mod tests {
     use crate::auth::{self, NewAccount, Role};
     use crate::monitor::Metrics;
     use crate::product::{NewProduct, create};
+    use crate::sql;
     use crate::store::Store;
 
     const CURRENCIES: [&str; 3] = ["CNY", "USD", "JPY"];
@@ -499,8 +500,8 @@ mod tests {
             for order in &orders {
                 let run = order.is_imported.then_some(7i64);
                 let id: i64 = tx.insert(
-                    "INSERT INTO orders (user_id, status, total_amount, currency, created_at, updated_at, import_run) \
-                     VALUES ($1, $2, $3, $4, $5, $5, $6)",
+                    sql!("orders", "INSERT INTO orders (user_id, status, total_amount, currency, created_at, updated_at, import_run) \
+                     VALUES ($1, $2, $3, $4, $5, $5, $6)"),
                     &[
                         user.into(),
                         order.status.into(),
@@ -512,8 +513,8 @@ mod tests {
                 )?;
                 for (line, (product, quantity, amount)) in (1i64..).zip(&order.lines) {
                     tx.execute(
-                        "INSERT INTO order_items (order_id, line, product_id, quantity, unit_amount, amount) \
-                         VALUES ($1, $2, $3, $4, $5, $5)",
+                        sql!("order_items", "INSERT INTO order_items (order_id, line, product_id, quantity, unit_amount, amount) \
+                         VALUES ($1, $2, $3, $4, $5, $5)"),
                         &[
                             id.into(),
                             line.into(),

@@ -3,6 +3,7 @@
 use crate::clock::Timestamp;
 use crate::order::{OrderId, OrderStatus};
 use crate::product::ProductId;
+use crate::sql;
 use crate::store::{StoreError, Tx};
 
 /// What a range of time shows, one after the other: an order, then its lines.
@@ -35,7 +36,7 @@ pub(super) fn each_order(
     mut visit: impl FnMut(Seen) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let mut last: Option<OrderId> = None;
-    tx.each(EACH_ORDER, &[from.into(), until.into()], |row| {
+    tx.each(sql!(EACH_ORDER), &[from.into(), until.into()], |row| {
         let id = row.get(0)?;
         if last != Some(id) {
             last = Some(id);
@@ -63,7 +64,7 @@ pub(super) fn product_label(
     id: ProductId,
 ) -> Result<Option<(Option<String>, String)>, StoreError> {
     tx.row(
-        "SELECT sku, name FROM products WHERE id = $1",
+        sql!("SELECT sku, name FROM products WHERE id = $1"),
         &[id.into()],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
@@ -79,9 +80,9 @@ pub(super) fn keep(
     expires_at: Timestamp,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO cached_reports (key, time_zone, body, made_at, expires_at) VALUES ($1, $2, $3, $4, $5) \
+        sql!("INSERT INTO cached_reports (key, time_zone, body, made_at, expires_at) VALUES ($1, $2, $3, $4, $5) \
          ON CONFLICT (key) DO UPDATE SET time_zone = excluded.time_zone, body = excluded.body, \
-         made_at = excluded.made_at, expires_at = excluded.expires_at",
+         made_at = excluded.made_at, expires_at = excluded.expires_at"),
         &[
             key.into(),
             time_zone.into(),
@@ -101,7 +102,9 @@ pub(super) fn kept(
     time_zone: &str,
 ) -> Result<Option<String>, StoreError> {
     tx.row(
-        "SELECT body FROM cached_reports WHERE key = $1 AND time_zone = $2 AND expires_at > $3",
+        sql!(
+            "SELECT body FROM cached_reports WHERE key = $1 AND time_zone = $2 AND expires_at > $3"
+        ),
         &[key.into(), time_zone.into(), now.into()],
         |row| row.get(0),
     )
@@ -115,7 +118,7 @@ pub(super) fn kept_until(
     time_zone: &str,
 ) -> Result<Option<Timestamp>, StoreError> {
     tx.row(
-        "SELECT expires_at FROM cached_reports WHERE key = $1 AND time_zone = $2 AND expires_at > $3",
+        sql!("SELECT expires_at FROM cached_reports WHERE key = $1 AND time_zone = $2 AND expires_at > $3"),
         &[key.into(), time_zone.into(), now.into()],
         |row| row.get(0),
     )
@@ -124,8 +127,10 @@ pub(super) fn kept_until(
 /// Drops reports past their time, a bounded number at once.
 pub(super) fn purge(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64, StoreError> {
     tx.execute(
-        "DELETE FROM cached_reports WHERE key IN \
-         (SELECT key FROM cached_reports WHERE expires_at <= $1 ORDER BY expires_at LIMIT 100)",
+        sql!(
+            "DELETE FROM cached_reports WHERE key IN \
+         (SELECT key FROM cached_reports WHERE expires_at <= $1 ORDER BY expires_at LIMIT 100)"
+        ),
         &[now.into()],
     )
 }

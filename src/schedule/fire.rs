@@ -4,7 +4,7 @@
 //! is there, or was forgotten, does not happen again; each step is bounded, however long nobody
 //! looked.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use super::cron::Rule;
 use super::{
@@ -278,19 +278,29 @@ fn outcome_of(task: Option<&Task>) -> Option<RunOutcome> {
     }
 }
 
-/// Brings a run that was read up to date with its task.
-pub(super) fn look(tx: &mut Tx<'_>, run: &mut Run) -> Result<(), StoreError> {
-    let Some(id) = run.task_id.filter(|_| run.outcome == RunOutcome::Enqueued) else {
-        return Ok(());
-    };
-    let task = task::find(tx, id)?;
-    if let Some(outcome) = outcome_of(task.as_ref()) {
-        run.outcome = outcome;
-    }
-    if let Some(task) = task {
-        run.started_at = task.attempted_at;
-        run.finished_at = task.finished_at;
-        run.error = task.error;
+/// Brings runs that were read up to date with their tasks.
+pub(super) fn look<'r>(
+    tx: &mut Tx<'_>,
+    runs: impl IntoIterator<Item = &'r mut Run>,
+) -> Result<(), StoreError> {
+    let mut open: Vec<(TaskId, &mut Run)> = runs
+        .into_iter()
+        .filter(|run| run.outcome == RunOutcome::Enqueued)
+        .filter_map(|run| Some((run.task_id?, run)))
+        .collect();
+    let ids: Vec<TaskId> = open.iter().map(|(id, _)| *id).collect();
+    let tasks = task::find_all(tx, &ids)?;
+    let tasks: HashMap<TaskId, Task> = tasks.into_iter().map(|task| (task.id, task)).collect();
+    for (id, run) in &mut open {
+        let task = tasks.get(id);
+        if let Some(outcome) = outcome_of(task) {
+            run.outcome = outcome;
+        }
+        if let Some(task) = task {
+            run.started_at = task.attempted_at;
+            run.finished_at = task.finished_at;
+            run.error.clone_from(&task.error);
+        }
     }
     Ok(())
 }

@@ -669,9 +669,7 @@ pub fn runs(
 ) -> Result<Vec<Run>, ScheduleError> {
     get(tx, name)?;
     let mut runs = sql::runs(tx, name, before, limit)?;
-    for run in &mut runs {
-        fire::look(tx, run)?;
-    }
+    fire::look(tx, &mut runs)?;
     Ok(runs)
 }
 
@@ -682,19 +680,20 @@ pub fn list(
     limit: u32,
 ) -> Result<Vec<(Schedule, Option<Run>)>, ScheduleError> {
     let page = sql::page(tx, after, limit)?;
-    page.into_iter()
+    let mut last = sql::last_runs(tx, after, limit)?;
+    fire::look(tx, last.values_mut())?;
+    Ok(page
+        .into_iter()
         .map(|schedule| {
-            let last = last_run(tx, &schedule.name)?;
-            Ok((schedule, last))
+            let last = last.remove(&schedule.name);
+            (schedule, last)
         })
-        .collect()
+        .collect())
 }
 
 /// A schedule's last run.
 pub fn last_run(tx: &mut Tx<'_>, name: &str) -> Result<Option<Run>, ScheduleError> {
     let mut run = sql::runs(tx, name, Timestamp(i64::MAX), 1)?.pop();
-    if let Some(run) = &mut run {
-        fire::look(tx, run)?;
-    }
+    fire::look(tx, &mut run)?;
     Ok(run)
 }

@@ -1,8 +1,11 @@
 //! Every statement about schedules and their runs.
 
+use std::collections::HashMap;
+
 use super::fire::OpenRun;
 use super::{Cause, Run, RunOutcome, Schedule, Source, Spec, When};
 use crate::clock::Timestamp;
+use crate::sql;
 use crate::store::{Param, Row, StoreError, Tx};
 use crate::task::{Task, TaskId};
 
@@ -76,10 +79,10 @@ pub(super) fn insert(
 ) -> Result<bool, StoreError> {
     let (cron, interval) = when(spec);
     Ok(tx.execute(
-        "INSERT INTO schedules (name, source, cron, interval_seconds, time_zone, task, queue, args, priority, \
+        sql!("INSERT INTO schedules (name, source, cron, interval_seconds, time_zone, task, queue, args, priority, \
          max_attempts, timeout_ms, overlap, missed, missed_max, jitter_ms, is_edited, paused_at, next_run_at, \
          created_at, updated_at) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, $16, \
-         $17, $18, $18 WHERE (SELECT COUNT(*) FROM schedules) < $19 ON CONFLICT (name) DO NOTHING",
+         $17, $18, $18 WHERE (SELECT COUNT(*) FROM schedules) < $19 ON CONFLICT (name) DO NOTHING"),
         &[
             name.into(),
             source.into(),
@@ -116,10 +119,10 @@ pub(super) fn update(
 ) -> Result<(), StoreError> {
     let (cron, interval) = when(spec);
     tx.execute(
-        "UPDATE schedules SET source = $2, cron = $3, interval_seconds = $4, time_zone = $5, task = $6, queue = $7, \
+        sql!("UPDATE schedules SET source = $2, cron = $3, interval_seconds = $4, time_zone = $5, task = $6, queue = $7, \
          args = $8, priority = $9, max_attempts = $10, timeout_ms = $11, overlap = $12, missed = $13, \
          missed_max = $14, jitter_ms = $15, is_edited = $16, next_run_at = $17, error = NULL, updated_at = $18 \
-         WHERE name = $1",
+         WHERE name = $1"),
         &[
             name.into(),
             source.into(),
@@ -146,7 +149,7 @@ pub(super) fn update(
 
 pub(super) fn get(tx: &mut Tx<'_>, name: &str) -> Result<Option<Schedule>, StoreError> {
     tx.row(
-        &format!("SELECT {COLUMNS} FROM schedules WHERE name = $1"),
+        sql!(&format!("SELECT {COLUMNS} FROM schedules WHERE name = $1")),
         &[name.into()],
         schedule,
     )
@@ -155,16 +158,24 @@ pub(super) fn get(tx: &mut Tx<'_>, name: &str) -> Result<Option<Schedule>, Store
 /// Schedules by name, after `after`.
 pub(super) fn page(tx: &mut Tx<'_>, after: &str, limit: u32) -> Result<Vec<Schedule>, StoreError> {
     tx.rows(
-        &format!("SELECT {COLUMNS} FROM schedules WHERE name > $1 ORDER BY name LIMIT $2"),
+        sql!(&format!(
+            "SELECT {COLUMNS} FROM schedules WHERE name > $1 ORDER BY name LIMIT $2"
+        )),
         &[after.into(), limit.into()],
         schedule,
     )
 }
 
 pub(super) fn remove(tx: &mut Tx<'_>, name: &str) -> Result<(), StoreError> {
-    tx.execute("DELETE FROM schedules WHERE name = $1", &[name.into()])?;
     tx.execute(
-        "DELETE FROM schedule_runs WHERE schedule = $1",
+        sql!("schedules", "DELETE FROM schedules WHERE name = $1"),
+        &[name.into()],
+    )?;
+    tx.execute(
+        sql!(
+            "schedule_runs",
+            "DELETE FROM schedule_runs WHERE schedule = $1"
+        ),
         &[name.into()],
     )?;
     Ok(())
@@ -178,7 +189,9 @@ pub(super) fn set_paused(
     next: Option<Timestamp>,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE schedules SET paused_at = $2, next_run_at = $3, updated_at = $4 WHERE name = $1",
+        sql!(
+            "UPDATE schedules SET paused_at = $2, next_run_at = $3, updated_at = $4 WHERE name = $1"
+        ),
         &[name.into(), paused_at.into(), next.into(), now.into()],
     )?;
     Ok(())
@@ -187,7 +200,7 @@ pub(super) fn set_paused(
 /// Names of schedules whose time has come, the longest due first.
 pub(super) fn due(tx: &mut Tx<'_>, now: Timestamp, limit: u32) -> Result<Vec<String>, StoreError> {
     tx.rows(
-        "SELECT name FROM schedules WHERE next_run_at <= $1 ORDER BY next_run_at LIMIT $2",
+        sql!("SELECT name FROM schedules WHERE next_run_at <= $1 ORDER BY next_run_at LIMIT $2"),
         &[now.into(), limit.into()],
         |row| row.get(0),
     )
@@ -196,7 +209,7 @@ pub(super) fn due(tx: &mut Tx<'_>, now: Timestamp, limit: u32) -> Result<Vec<Str
 /// When the next schedule fires.
 pub(super) fn next(tx: &mut Tx<'_>) -> Result<Option<Timestamp>, StoreError> {
     tx.row(
-        "SELECT next_run_at FROM schedules WHERE next_run_at IS NOT NULL ORDER BY next_run_at LIMIT 1",
+        sql!("SELECT next_run_at FROM schedules WHERE next_run_at IS NOT NULL ORDER BY next_run_at LIMIT 1"),
         &[],
         |row| row.get(0),
     )
@@ -210,7 +223,7 @@ pub(super) fn advance(
     to: Option<Timestamp>,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE schedules SET next_run_at = $3 WHERE name = $1 AND next_run_at = $2",
+        sql!("UPDATE schedules SET next_run_at = $3 WHERE name = $1 AND next_run_at = $2"),
         &[name.into(), from.into(), to.into()],
     )? == 1)
 }
@@ -223,7 +236,9 @@ pub(super) fn set_aside(
     error: &str,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE schedules SET next_run_at = NULL, error = $2, updated_at = $3 WHERE name = $1",
+        sql!(
+            "UPDATE schedules SET next_run_at = NULL, error = $2, updated_at = $3 WHERE name = $1"
+        ),
         &[name.into(), error.into(), now.into()],
     )?;
     Ok(())
@@ -239,8 +254,8 @@ pub(super) fn record(
     outcome: RunOutcome,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "INSERT INTO schedule_runs (schedule, fire_at, cause, outcome, created_at) VALUES ($1, $2, $3, $4, $5) \
-         ON CONFLICT (schedule, fire_at) DO NOTHING",
+        sql!("INSERT INTO schedule_runs (schedule, fire_at, cause, outcome, created_at) VALUES ($1, $2, $3, $4, $5) \
+         ON CONFLICT (schedule, fire_at) DO NOTHING"),
         &[
             name.into(),
             fire_at.into(),
@@ -259,7 +274,7 @@ pub(super) fn set_task(
 ) -> Result<(), StoreError> {
     let id = task_id.to_string();
     tx.execute(
-        "UPDATE schedule_runs SET task_id = $3 WHERE schedule = $1 AND fire_at = $2",
+        sql!("UPDATE schedule_runs SET task_id = $3 WHERE schedule = $1 AND fire_at = $2"),
         &[name.into(), fire_at.into(), id.as_str().into()],
     )?;
     Ok(())
@@ -274,7 +289,9 @@ pub(super) fn close(
     error: Option<&str>,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE schedule_runs SET outcome = $3, error = $4 WHERE schedule = $1 AND fire_at = $2",
+        sql!(
+            "UPDATE schedule_runs SET outcome = $3, error = $4 WHERE schedule = $1 AND fire_at = $2"
+        ),
         &[name.into(), fire_at.into(), outcome.into(), error.into()],
     )?;
     Ok(())
@@ -289,8 +306,10 @@ pub(super) fn settle(
     task: Option<&Task>,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE schedule_runs SET outcome = $3, started_at = $4, finished_at = $5, error = $6 \
-         WHERE schedule = $1 AND fire_at = $2 AND outcome = 'enqueued'",
+        sql!(
+            "UPDATE schedule_runs SET outcome = $3, started_at = $4, finished_at = $5, error = $6 \
+         WHERE schedule = $1 AND fire_at = $2 AND outcome = 'enqueued'"
+        ),
         &[
             name.into(),
             fire_at.into(),
@@ -309,8 +328,8 @@ pub(super) fn open_tasks(
     limit: u32,
 ) -> Result<Vec<TaskId>, StoreError> {
     tx.rows(
-        "SELECT task_id FROM schedule_runs WHERE schedule = $1 AND outcome = 'enqueued' AND task_id IS NOT NULL \
-         ORDER BY fire_at DESC LIMIT $2",
+        sql!("SELECT task_id FROM schedule_runs WHERE schedule = $1 AND outcome = 'enqueued' AND task_id IS NOT NULL \
+         ORDER BY fire_at DESC LIMIT $2"),
         &[name.into(), limit.into()],
         |row| row.get(0),
     )
@@ -326,8 +345,8 @@ pub(super) fn open_above(
         (run.schedule.as_str(), run.fire_at)
     });
     tx.rows(
-        "SELECT schedule, fire_at, task_id FROM schedule_runs WHERE outcome = 'enqueued' AND task_id IS NOT NULL \
-         AND (schedule, fire_at) > ($1, $2) ORDER BY schedule, fire_at LIMIT $3",
+        sql!("SELECT schedule, fire_at, task_id FROM schedule_runs WHERE outcome = 'enqueued' AND task_id IS NOT NULL \
+         AND (schedule, fire_at) > ($1, $2) ORDER BY schedule, fire_at LIMIT $3"),
         &[name.into(), fire_at.into(), limit.into()],
         |row| {
             Ok(OpenRun {
@@ -347,22 +366,42 @@ pub(super) fn runs(
     limit: u32,
 ) -> Result<Vec<Run>, StoreError> {
     tx.rows(
-        "SELECT fire_at, cause, outcome, task_id, error, created_at, started_at, finished_at FROM schedule_runs \
-         WHERE schedule = $1 AND fire_at < $2 ORDER BY fire_at DESC LIMIT $3",
+        sql!("SELECT fire_at, cause, outcome, task_id, error, created_at, started_at, finished_at FROM schedule_runs \
+         WHERE schedule = $1 AND fire_at < $2 ORDER BY fire_at DESC LIMIT $3"),
         &[name.into(), before.into(), limit.into()],
-        |row| {
-            Ok(Run {
-                fire_at: row.get(0)?,
-                cause: row.get(1)?,
-                outcome: row.get(2)?,
-                task_id: row.get(3)?,
-                error: row.get(4)?,
-                created_at: row.get(5)?,
-                started_at: row.get(6)?,
-                finished_at: row.get(7)?,
-            })
-        },
+        |row| run(row, 0),
     )
+}
+
+/// The newest run of each schedule of a page, as [`page`] has them.
+pub(super) fn last_runs(
+    tx: &mut Tx<'_>,
+    after: &str,
+    limit: u32,
+) -> Result<HashMap<String, Run>, StoreError> {
+    let runs = tx.rows(
+        sql!("SELECT r.schedule, r.fire_at, r.cause, r.outcome, r.task_id, r.error, r.created_at, r.started_at, r.finished_at \
+         FROM (SELECT name FROM schedules WHERE name > $1 ORDER BY name LIMIT $2) AS s \
+         JOIN schedule_runs AS r ON r.schedule = s.name \
+         AND r.fire_at = (SELECT MAX(fire_at) FROM schedule_runs WHERE schedule = s.name)"),
+        &[after.into(), limit.into()],
+        |row| Ok((row.get(0)?, run(row, 1)?)),
+    )?;
+    Ok(runs.into_iter().collect())
+}
+
+/// A run, from the column `at` on.
+fn run(row: &Row<'_>, at: usize) -> Result<Run, StoreError> {
+    Ok(Run {
+        fire_at: row.get(at)?,
+        cause: row.get(at + 1)?,
+        outcome: row.get(at + 2)?,
+        task_id: row.get(at + 3)?,
+        error: row.get(at + 4)?,
+        created_at: row.get(at + 5)?,
+        started_at: row.get(at + 6)?,
+        finished_at: row.get(at + 7)?,
+    })
 }
 
 /// The fire after the newest `kept` ones, going back.
@@ -372,7 +411,7 @@ pub(super) fn nth_newest(
     kept: u32,
 ) -> Result<Option<Timestamp>, StoreError> {
     tx.row(
-        "SELECT fire_at FROM schedule_runs WHERE schedule = $1 ORDER BY fire_at DESC LIMIT 1 OFFSET $2",
+        sql!("SELECT fire_at FROM schedule_runs WHERE schedule = $1 ORDER BY fire_at DESC LIMIT 1 OFFSET $2"),
         &[name.into(), kept.into()],
         |row| row.get(0),
     )
@@ -381,12 +420,18 @@ pub(super) fn nth_newest(
 /// Drops the runs up to `until`, and keeps in mind that there were some.
 pub(super) fn forget_runs(tx: &mut Tx<'_>, name: &str, until: Timestamp) -> Result<(), StoreError> {
     tx.execute(
-        "DELETE FROM schedule_runs WHERE schedule = $1 AND fire_at <= $2",
+        sql!(
+            "schedule_runs",
+            "DELETE FROM schedule_runs WHERE schedule = $1 AND fire_at <= $2"
+        ),
         &[name.into(), until.into()],
     )?;
     tx.execute(
-        "UPDATE schedules SET forgotten_until = $2 WHERE name = $1 \
-         AND (forgotten_until IS NULL OR forgotten_until < $2)",
+        sql!(
+            "schedules",
+            "UPDATE schedules SET forgotten_until = $2 WHERE name = $1 \
+         AND (forgotten_until IS NULL OR forgotten_until < $2)"
+        ),
         &[name.into(), until.into()],
     )?;
     Ok(())
@@ -399,11 +444,17 @@ pub(super) fn drop_void_runs(
     from: Timestamp,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "DELETE FROM schedule_runs WHERE schedule = $1 AND fire_at > $2",
+        sql!(
+            "schedule_runs",
+            "DELETE FROM schedule_runs WHERE schedule = $1 AND fire_at > $2"
+        ),
         &[name.into(), from.into()],
     )?;
     tx.execute(
-        "UPDATE schedules SET forgotten_until = NULL WHERE name = $1 AND forgotten_until > $2",
+        sql!(
+            "schedules",
+            "UPDATE schedules SET forgotten_until = NULL WHERE name = $1 AND forgotten_until > $2"
+        ),
         &[name.into(), from.into()],
     )?;
     Ok(())
@@ -413,7 +464,7 @@ pub(super) fn drop_void_runs(
 #[cfg(test)]
 pub(super) fn spoil(tx: &mut Tx<'_>, name: &str) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE schedules SET time_zone = 'Mars/Olympus' WHERE name = $1",
+        sql!("UPDATE schedules SET time_zone = 'Mars/Olympus' WHERE name = $1"),
         &[name.into()],
     )?;
     Ok(())

@@ -10,6 +10,7 @@ mod checkpoint;
 mod dir;
 mod migrate;
 mod sqlite;
+mod statement;
 mod tx;
 mod writer;
 
@@ -21,11 +22,13 @@ use std::time::Duration;
 use r2d2_sqlite::SqliteConnectionManager;
 
 pub use dir::{DataDir, DirError, database_in};
+pub use statement::Sql;
 pub use tx::{Column, Param, Row, Topic, Tx, value_rows};
 
 use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
 use crate::monitor::Metrics;
+use crate::monitor::statements::{Called, Statements, caller};
 use checkpoint::Checkpointer;
 use writer::{Answer, OnFatal, Writer};
 
@@ -93,6 +96,7 @@ impl StoreError {
 pub struct Store(Arc<Inner>);
 
 struct Inner {
+    statements: Arc<Statements>,
     readers: r2d2::Pool<SqliteConnectionManager>,
     writer: Writer,
     checkpointer: Checkpointer,
@@ -131,8 +135,10 @@ impl Store {
         migrate::run(&mut conn)?;
         let readers = sqlite::open_readers(path, settings)?;
         let on_fatal: OnFatal = Box::new(on_fatal);
+        let statements = Arc::new(Statements::new(settings));
         let writer = Writer::start(
             conn,
+            Arc::clone(&statements),
             settings.write_queue_max,
             settings.write_batch_max,
             metrics.clone(),
@@ -140,6 +146,7 @@ impl Store {
         )?;
         let checkpointer = Checkpointer::start(path, settings)?;
         Ok(Self(Arc::new(Inner {
+            statements,
             readers,
             writer,
             checkpointer,
@@ -167,21 +174,7 @@ impl Store {
         settings: &Database,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        migrate::check_header(path).map_err(E::from)?;
-        let pool = sqlite::open_readers(
-            path,
-            &Database {
-                readers: 1,
-                // It may read everything once: mapped pages would stay in the process's memory.
-                mmap_bytes: 0,
-                ..settings.clone()
-            },
-        )
-        .map_err(E::from)?;
-        let conn = pool
-            .get()
-            .map_err(|error| E::from(StoreError::Unavailable(error.to_string())))?;
-        snapshot(&conn, work)
+        read_alone(path, settings, &Statements::new(settings), None, work)
     }
 
     /// Writes a copy of the database at `path`, of one consistent moment and beside its server if
@@ -227,7 +220,7 @@ impl Store {
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
-        let answer = self.0.writer.submit(false, work, after);
+        let answer = self.0.writer.submit(false, caller(), work, after);
         match tokio::time::timeout(self.0.write_timeout, answer).await {
             Ok(Ok(answer)) => answer.result(),
             Ok(Err(_)) => Err(E::from(StoreError::Stopped)),
@@ -247,7 +240,7 @@ impl Store {
     {
         self.0
             .writer
-            .submit(true, work, |_| ())
+            .submit(true, None, work, |_| ())
             .blocking_recv()
             .map_or_else(|_| Err(E::from(StoreError::Stopped)), Answer::result)
     }
@@ -270,10 +263,10 @@ impl Store {
         E: From<StoreError> + Send + 'static,
     {
         let answer = if self.0.writer.waiting() < self.0.patience_from {
-            self.0.writer.submit(false, work, after)
+            self.0.writer.submit(false, caller(), work, after)
         } else {
-            let store = self.clone();
-            tokio::task::spawn_blocking(move || store.0.writer.submit(true, work, after))
+            let (store, caller) = (self.clone(), caller());
+            tokio::task::spawn_blocking(move || store.0.writer.submit(true, caller, work, after))
                 .await
                 .map_err(|error| E::from(StoreError::Panicked(error.to_string())))?
         };
@@ -304,8 +297,8 @@ impl Store {
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
-        let store = self.clone();
-        tokio::task::spawn_blocking(move || store.read_blocking(work))
+        let (store, caller) = (self.clone(), caller());
+        tokio::task::spawn_blocking(move || store.read_for(caller, work))
             .await
             .unwrap_or_else(|error| Err(E::from(StoreError::Panicked(error.to_string()))))
     }
@@ -313,6 +306,14 @@ impl Store {
     /// [`Store::read`] on the calling thread, which must not be an async one.
     pub fn read_blocking<T, E: From<StoreError>>(
         &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.read_for(None, work)
+    }
+
+    fn read_for<T, E: From<StoreError>>(
+        &self,
+        caller: Option<Called>,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let watch = Stopwatch::start();
@@ -325,7 +326,9 @@ impl Store {
             .metrics
             .db_connection_wait_seconds
             .observe(watch.elapsed_seconds());
-        sqlite::with_limit(self.0.statement_timeout, || snapshot(&conn, work))
+        sqlite::with_limit(self.0.statement_timeout, || {
+            snapshot(&conn, &self.0.statements, caller, work)
+        })
     }
 
     /// Runs look-ups by key on the calling async thread. Each statement sees the newest commit; for
@@ -340,10 +343,16 @@ impl Store {
     {
         match self.0.readers.try_get() {
             Some(conn) => {
-                sqlite::with_limit(self.0.statement_timeout, || work(&mut Tx::new(&conn)))
+                let mut tx = Tx::new(&conn, &self.0.statements, caller());
+                sqlite::with_limit(self.0.statement_timeout, || work(&mut tx))
             }
             None => self.read(work).await,
         }
+    }
+
+    /// What its statements cost.
+    pub fn statements(&self) -> &Statements {
+        &self.0.statements
     }
 
     /// Writes that wait, and those of the transaction that runs.
@@ -372,7 +381,7 @@ impl Store {
 /// Reads that may take minutes: each on a connection of its own and off the async threads, so that
 /// requests keep theirs. They have no time limit; they end when nobody waits for them any more.
 #[derive(Clone)]
-pub struct LongReads(Arc<(PathBuf, Database)>);
+pub struct LongReads(Arc<(PathBuf, Database, Store)>);
 
 /// Whether long work is still waited for.
 pub struct Wanted(Arc<AtomicBool>);
@@ -398,9 +407,9 @@ impl Drop for Waiting {
 }
 
 impl LongReads {
-    /// Of the database at `path`.
-    pub fn new(path: PathBuf, settings: &Database) -> Self {
-        Self(Arc::new((path, settings.clone())))
+    /// Of the database at `path`, which is `store`'s; its statements are counted there.
+    pub fn new(path: PathBuf, settings: &Database, store: &Store) -> Self {
+        Self(Arc::new((path, settings.clone(), store.clone())))
     }
 
     /// Runs `work` on one consistent snapshot. It must ask [`Wanted::check`] now and then, which
@@ -414,25 +423,56 @@ impl LongReads {
         E: From<StoreError> + Send + 'static,
     {
         let (parts, wanted) = (Arc::clone(&self.0), Arc::new(AtomicBool::new(true)));
+        let caller = caller();
         let _waiting = Waiting(Arc::clone(&wanted));
         tokio::task::spawn_blocking(move || {
-            let (path, settings) = &*parts;
-            Store::read_alone(path, settings, |tx| work(tx, &Wanted(wanted)))
+            let (path, settings, store) = &*parts;
+            let statements = &store.0.statements;
+            read_alone(path, settings, statements, caller, |tx| {
+                work(tx, &Wanted(wanted))
+            })
         })
         .await
         .unwrap_or_else(|error| Err(E::from(StoreError::Panicked(error.to_string()))))
     }
 }
 
+/// See [`Store::read_alone`].
+fn read_alone<T, E: From<StoreError>>(
+    path: &Path,
+    settings: &Database,
+    statements: &Statements,
+    caller: Option<Called>,
+    work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    migrate::check_header(path).map_err(E::from)?;
+    let pool = sqlite::open_readers(
+        path,
+        &Database {
+            readers: 1,
+            // It may read everything once: mapped pages would stay in the process's memory.
+            mmap_bytes: 0,
+            ..settings.clone()
+        },
+    )
+    .map_err(E::from)?;
+    let conn = pool
+        .get()
+        .map_err(|error| E::from(StoreError::Unavailable(error.to_string())))?;
+    snapshot(&conn, statements, caller, work)
+}
+
 /// A read-only transaction around `work`, ended whatever happens.
 fn snapshot<T, E: From<StoreError>>(
     conn: &rusqlite::Connection,
+    statements: &Statements,
+    caller: Option<Called>,
     work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
     let transaction = conn
         .unchecked_transaction()
         .map_err(|error| E::from(StoreError::from(error)))?;
-    let result = work(&mut Tx::new(&transaction));
+    let result = work(&mut Tx::new(&transaction, statements, caller));
     // Nothing was written: rolling back is how a reader lets go of its snapshot.
     transaction
         .rollback()

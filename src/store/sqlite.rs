@@ -117,6 +117,21 @@ pub(super) fn open_readers(
         })
 }
 
+/// How SQLite runs a statement, a line for each step (<https://sqlite.org/eqp.html>); empty if it
+/// can't be told.
+pub(super) fn plan(conn: &Connection, sql: &str) -> Vec<String> {
+    let told = || -> rusqlite::Result<Vec<String>> {
+        let mut statement = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
+        let mut rows = statement.raw_query();
+        let mut steps = Vec::new();
+        while let Some(row) = rows.next()? {
+            steps.push(row.get(3)?);
+        }
+        Ok(steps)
+    };
+    told().unwrap_or_default()
+}
+
 /// Sets a PRAGMA and reads it back.
 fn assert_pragma(
     conn: &Connection,

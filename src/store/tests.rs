@@ -1,6 +1,7 @@
 //! The store's promises, against real files.
 
 use super::*;
+use crate::sql;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +25,7 @@ fn open(dir: &Path) -> Store {
 
 fn insert(tx: &mut Tx<'_>, key: &str) -> Result<(), TestError> {
     tx.execute(
-        "INSERT INTO idempotency_keys (key, caller, fingerprint, location, body, created_at) VALUES ($2, $1, '', '', '', $3)",
+        sql!("INSERT INTO idempotency_keys (key, caller, fingerprint, location, body, created_at) VALUES ($2, $1, '', '', '', $3)"),
         &["caller".into(), key.into(), 7i64.into()],
     )?;
     Ok(())
@@ -32,7 +33,7 @@ fn insert(tx: &mut Tx<'_>, key: &str) -> Result<(), TestError> {
 
 fn keys(tx: &mut Tx<'_>) -> Result<Vec<String>, TestError> {
     Ok(tx.rows(
-        "SELECT key FROM idempotency_keys WHERE caller = $1 ORDER BY key LIMIT 1000",
+        sql!("SELECT key FROM idempotency_keys WHERE caller = $1 ORDER BY key LIMIT 1000"),
         &["caller".into()],
         |row| row.get(0),
     )?)
@@ -150,7 +151,7 @@ async fn a_scan_without_end_is_stopped() {
     let endless = store
         .read(|tx| {
             tx.row::<i64>(
-                "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+                sql!("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"),
                 &[],
                 |row| row.get(0),
             )
@@ -286,7 +287,7 @@ async fn a_long_read_sees_one_moment_and_ends_when_nobody_waits() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let store = open(dir.path());
     store.write(|tx| insert(tx, "one")).await.expect("written");
-    let reads = LongReads::new(dir.path().join("onrush.db"), &Database::default());
+    let reads = LongReads::new(dir.path().join("onrush.db"), &Database::default(), &store);
     let seen = reads.read(|tx, wanted| {
         wanted.check()?;
         keys(tx)
@@ -375,12 +376,13 @@ fn placeholders_are_bound_by_number_wherever_the_text_stands() {
         text.clear();
         text.push_str(sql);
         for _ in 0..2 {
-            let found: Result<Option<String>, StoreError> = store
-                .read_blocking(|tx| tx.row(&text, &["a".into(), "b".into()], |row| row.get(0)));
+            let found: Result<Option<String>, StoreError> = store.read_blocking(|tx| {
+                tx.row(sql!(&text), &["a".into(), "b".into()], |row| row.get(0))
+            });
             assert_eq!(found.expect("read").as_deref(), Some(expected));
         }
     }
     let missing: Result<Option<String>, StoreError> =
-        store.read_blocking(|tx| tx.row("SELECT $1 || $3", &["a".into()], |row| row.get(0)));
+        store.read_blocking(|tx| tx.row(sql!("SELECT $1 || $3"), &["a".into()], |row| row.get(0)));
     assert!(matches!(missing, Err(StoreError::Bug(_))), "{missing:?}");
 }

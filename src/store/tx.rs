@@ -6,13 +6,16 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
+use rusqlite::{CachedStatement, Connection};
 
 use super::writer::unless_it_panics;
-use super::{StoreError, sqlite};
-use crate::clock::Timestamp;
+use super::{Sql, StoreError, sqlite};
+use crate::clock::{Clock, Stopwatch, Timestamp};
+use crate::monitor::statements::{Called, SlowCall, Statement, Statements};
 
 /// A value for a placeholder.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +26,26 @@ pub enum Param<'a> {
     Int(i64),
     /// Text.
     Text(&'a str),
+}
+
+/// Characters shown of a parameter.
+const SHOWN_MAX: usize = 200;
+
+impl Param<'_> {
+    /// The value for people, shortened.
+    fn shown(&self) -> String {
+        match self {
+            Param::Null => "NULL".to_owned(),
+            Param::Int(value) => value.to_string(),
+            Param::Text(text) => {
+                let mut shown: String = text.chars().take(SHOWN_MAX).collect();
+                if shown.len() < text.len() {
+                    shown.push('…');
+                }
+                format!("'{shown}'")
+            }
+        }
+    }
 }
 
 impl rusqlite::ToSql for Param<'_> {
@@ -248,6 +271,8 @@ pub fn value_rows(rows: usize, types: &[&str]) -> String {
 /// `Ok` from the closure that was given it commits, `Err` rolls back; nothing else does.
 pub struct Tx<'c> {
     conn: &'c Connection,
+    statements: &'c Statements,
+    caller: Option<Called>,
     topics: Topics,
 }
 
@@ -279,9 +304,15 @@ impl Topics {
 }
 
 impl<'c> Tx<'c> {
-    pub(super) fn new(conn: &'c Connection) -> Self {
+    pub(super) fn new(
+        conn: &'c Connection,
+        statements: &'c Statements,
+        caller: Option<Called>,
+    ) -> Self {
         Self {
             conn,
+            statements,
+            caller,
             topics: Topics::default(),
         }
     }
@@ -325,17 +356,18 @@ impl<'c> Tx<'c> {
     }
 
     /// Runs a statement; answers how many rows it changed.
-    pub fn execute(&mut self, sql: &str, params: &[Param<'_>]) -> Result<u64, StoreError> {
-        let mut statement = self.conn.prepare_cached(sql)?;
-        bind(&mut statement, sql, params)?;
-        Ok(statement.raw_execute()? as u64)
+    pub fn execute(&mut self, sql: Sql<'_>, params: &[Param<'_>]) -> Result<u64, StoreError> {
+        self.run(sql, params, |statement, rows| {
+            *rows = statement.raw_execute()? as u64;
+            Ok(*rows)
+        })
     }
 
     /// Inserts one row; answers the key that its `id` was given. Cheaper than `RETURNING`, for which
     /// SQLite fills a table of its own.
     pub fn insert<T: From<i64>>(
         &mut self,
-        sql: &str,
+        sql: Sql<'_>,
         params: &[Param<'_>],
     ) -> Result<T, StoreError> {
         match self.execute(sql, params)? {
@@ -347,23 +379,26 @@ impl<'c> Tx<'c> {
     /// The first row, if there is one.
     pub fn row<T>(
         &mut self,
-        sql: &str,
+        sql: Sql<'_>,
         params: &[Param<'_>],
         map: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
-        let mut statement = self.conn.prepare_cached(sql)?;
-        bind(&mut statement, sql, params)?;
-        let mut rows = statement.raw_query();
-        match rows.next()? {
-            Some(row) => map(&Row(row)).map(Some),
-            None => Ok(None),
-        }
+        self.run(sql, params, |statement, count| {
+            let mut rows = statement.raw_query();
+            match rows.next()? {
+                Some(row) => {
+                    *count = 1;
+                    map(&Row(row)).map(Some)
+                }
+                None => Ok(None),
+            }
+        })
     }
 
     /// All rows. The statement itself must bound how many there can be.
     pub fn rows<T>(
         &mut self,
-        sql: &str,
+        sql: Sql<'_>,
         params: &[Param<'_>],
         mut map: impl FnMut(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Vec<T>, StoreError> {
@@ -378,17 +413,61 @@ impl<'c> Tx<'c> {
     /// Shows each row to `visit` without keeping any.
     pub fn each(
         &mut self,
-        sql: &str,
+        sql: Sql<'_>,
         params: &[Param<'_>],
         mut visit: impl FnMut(&Row<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let mut statement = self.conn.prepare_cached(sql)?;
-        bind(&mut statement, sql, params)?;
-        let mut rows = statement.raw_query();
-        while let Some(row) = rows.next()? {
-            visit(&Row(row))?;
+        self.run(sql, params, |statement, count| {
+            let mut rows = statement.raw_query();
+            while let Some(row) = rows.next()? {
+                *count += 1;
+                visit(&Row(row))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Runs a statement by `work`, which counts its rows, and notes what it cost, also if it failed.
+    fn run<T>(
+        &mut self,
+        sql: Sql<'_>,
+        params: &[Param<'_>],
+        work: impl FnOnce(&mut CachedStatement<'_>, &mut u64) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut statement = self.conn.prepare_cached(sql.text)?;
+        let counters = bind(&mut statement, self.statements, sql, params)?;
+        let (watch, mut rows) = (Stopwatch::start(), 0);
+        let result = work(&mut statement, &mut rows);
+        let took = watch.elapsed();
+        drop(statement);
+        if self.statements.count(&counters, took, rows) {
+            self.keep_slow(&counters, sql, params, took, rows);
         }
-        Ok(())
+        result
+    }
+
+    fn keep_slow(
+        &self,
+        counters: &Statement,
+        sql: Sql<'_>,
+        params: &[Param<'_>],
+        took: Duration,
+        rows: u64,
+    ) {
+        let call = SlowCall {
+            at: Clock::system().now(),
+            statement: sql.name().into(),
+            took,
+            rows,
+            caller: self.caller.as_ref().map(|caller| caller.what()),
+            caller_id: self.caller.as_ref().map(|caller| caller.id()),
+            params: self
+                .statements
+                .shows_params()
+                .then(|| params.iter().map(Param::shown).collect()),
+        };
+        self.statements
+            .keep_slow(counters, call, || sqlite::plan(self.conn, sql.text));
     }
 }
 
@@ -399,6 +478,8 @@ const NUMBERINGS_MAX: usize = 1_024;
 struct Numbering {
     sql: Box<str>,
     places: Box<[usize]>,
+    /// Counters of the statement in the database of this number.
+    counters: (usize, Arc<Statement>),
 }
 
 thread_local! {
@@ -410,35 +491,43 @@ thread_local! {
 /// Binds `$n` to `params[n - 1]`. SQLite takes `$1` for a name and numbers names by first
 /// appearance, so the number must be read from the name; which for a statement with many is a good
 /// part of its cost, and is therefore done once.
+///
+/// Answers the statement's counters.
 fn bind(
-    statement: &mut rusqlite::CachedStatement<'_>,
-    sql: &str,
+    statement: &mut CachedStatement<'_>,
+    statements: &Statements,
+    sql: Sql<'_>,
     params: &[Param<'_>],
-) -> Result<(), StoreError> {
+) -> Result<Arc<Statement>, StoreError> {
     NUMBERINGS.with_borrow_mut(|known| {
-        let key = (sql.as_ptr().addr(), sql.len());
-        if known.get(&key).is_none_or(|one| *one.sql != *sql) {
+        let key = (sql.text.as_ptr().addr(), sql.text.len());
+        let is_known =
+            |one: &Numbering| one.counters.0 == statements.number() && *one.sql == *sql.text;
+        if !known.get(&key).is_some_and(is_known) {
             let numbering = Numbering {
-                sql: sql.into(),
+                sql: sql.text.into(),
                 places: numbering(statement)?,
+                counters: (statements.number(), statements.get(&sql.name(), sql.text)),
             };
             if known.len() >= NUMBERINGS_MAX {
                 known.clear();
             }
             known.insert(key, numbering);
         }
-        let places = known.get(&key).map_or(&[][..], |one| &one.places);
-        for (index, place) in (1..).zip(places) {
+        let Some(numbering) = known.get(&key) else {
+            return Err(StoreError::Bug("a statement was not remembered".to_owned()));
+        };
+        for (index, place) in (1..).zip(&numbering.places) {
             let param = params.get(*place).ok_or_else(|| {
                 StoreError::Bug(format!("no value for placeholder ${}", place + 1))
             })?;
             statement.raw_bind_parameter(index, param)?;
         }
-        Ok(())
+        Ok(Arc::clone(&numbering.counters.1))
     })
 }
 
-fn numbering(statement: &rusqlite::CachedStatement<'_>) -> Result<Box<[usize]>, StoreError> {
+fn numbering(statement: &CachedStatement<'_>) -> Result<Box<[usize]>, StoreError> {
     (1..=statement.parameter_count())
         .map(|index| {
             statement

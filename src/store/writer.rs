@@ -22,6 +22,7 @@ use super::tx::{Topic, Topics};
 use super::{StoreError, Tx, sqlite};
 use crate::clock::Stopwatch;
 use crate::monitor::Metrics;
+use crate::monitor::statements::{Called, Statements};
 
 /// Callers that are awake at once with an answer, for each processor. Woken all together, those of a
 /// large batch fill the async threads' queues, and a request that has nothing to do with them waits
@@ -35,6 +36,8 @@ const WAKING_WAIT: Duration = Duration::from_millis(20);
 trait Job: Send {
     /// Whether nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;
+    /// In whose name it runs.
+    fn take_caller(&mut self) -> Option<Called>;
     /// Runs inside a savepoint; `true` keeps what was written.
     fn run(&mut self, tx: &mut Tx<'_>) -> bool;
     /// Learns whether the commit that holds the work has succeeded, and calls what comes after.
@@ -48,6 +51,7 @@ struct Call<F, A, T, E> {
     work: Option<F>,
     after: Option<A>,
     result: Option<Result<T, E>>,
+    caller: Option<Called>,
     /// `None` where nobody waits from the beginning.
     reply: Option<oneshot::Sender<Answer<T, E>>>,
 }
@@ -74,6 +78,10 @@ where
 {
     fn is_abandoned(&self) -> bool {
         self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+
+    fn take_caller(&mut self) -> Option<Called> {
+        self.caller.take()
     }
 
     fn run(&mut self, tx: &mut Tx<'_>) -> bool {
@@ -233,6 +241,7 @@ pub(super) type OnFatal = Box<dyn FnOnce(&StoreError) + Send>;
 impl Writer {
     pub(super) fn start(
         conn: Connection,
+        statements: Arc<Statements>,
         queue_max: usize,
         batch_max: usize,
         metrics: Metrics,
@@ -245,6 +254,7 @@ impl Writer {
         let listeners = Arc::new(Mutex::new(Vec::new()));
         let mut state = Loop {
             conn,
+            statements,
             jobs,
             batch_max,
             waiting: Arc::clone(&waiting),
@@ -279,6 +289,7 @@ impl Writer {
     pub(super) fn submit<T, E>(
         &self,
         patience: bool,
+        caller: Option<Called>,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
         after: impl FnOnce(&Result<T, E>) + Send + 'static,
     ) -> oneshot::Receiver<Answer<T, E>>
@@ -287,7 +298,7 @@ impl Writer {
         E: From<StoreError> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        self.queue(patience, work, after, Some(reply));
+        self.queue(patience, caller, work, after, Some(reply));
         answer
     }
 
@@ -300,12 +311,13 @@ impl Writer {
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
-        self.queue(false, work, after, None);
+        self.queue(false, None, work, after, None);
     }
 
     fn queue<T, E>(
         &self,
         patience: bool,
+        caller: Option<Called>,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
         after: impl FnOnce(&Result<T, E>) + Send + 'static,
         reply: Option<oneshot::Sender<Answer<T, E>>>,
@@ -317,6 +329,7 @@ impl Writer {
             work: Some(work),
             after: Some(after),
             result: None,
+            caller,
             reply,
         });
         if self.broken.load(Ordering::Acquire) {
@@ -376,6 +389,7 @@ fn refuse(mut job: Box<dyn Job>, error: StoreError) {
 
 struct Loop {
     conn: Connection,
+    statements: Arc<Statements>,
     jobs: Receiver<Message>,
     batch_max: usize,
     waiting: Arc<AtomicUsize>,
@@ -485,7 +499,7 @@ impl Loop {
         let mut release = conn.prepare_cached("RELEASE job")?;
         for job in batch.iter_mut() {
             run(conn, &mut savepoint)?;
-            let mut tx = Tx::new(conn);
+            let mut tx = Tx::new(conn, &self.statements, job.take_caller());
             let keep = job.run(&mut tx);
             if keep {
                 self.touched.add(tx.topics());

@@ -68,8 +68,8 @@ pub use life::{
 pub use pool::Pool;
 pub use retry::RetryPolicy;
 pub use steer::{
-    Bulk, Filter, Patch, QueuePatch, QueueRow, bulk, cancel, edit, find, get, list, patch_queue,
-    queues, remove, retry as retry_task, set_paused,
+    Bulk, Filter, Patch, QueuePatch, QueueRow, bulk, cancel, edit, find, find_all, get, list,
+    patch_queue, queues, remove, retry as retry_task, set_paused,
 };
 pub use tasks::{Tasks, continue_ids};
 pub use upkeep::Upkeep;

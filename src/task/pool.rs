@@ -20,6 +20,7 @@ use super::{
 };
 use crate::clock::Stopwatch;
 use crate::config::ms;
+use crate::monitor::statements::{Called, Caller, called_by};
 use crate::store::StoreError;
 
 /// Tasks started in one transaction.
@@ -64,6 +65,16 @@ impl From<TaskError> for FinishError {
             TaskError::Store(error) => FinishError::Store(error),
             other => FinishError::Refused(other),
         }
+    }
+}
+
+impl Caller for Started {
+    fn what(&self) -> String {
+        format!("task {}", self.name)
+    }
+
+    fn id(&self) -> String {
+        self.id.to_string()
     }
 }
 
@@ -161,7 +172,10 @@ impl Pool {
             match tasks.start(entries, &worker, None).await {
                 Ok(starts) => {
                     for (started, permit) in starts.into_iter().zip(permits) {
-                        tokio::spawn(run_one(tasks.clone(), started, ended.clone(), permit));
+                        let started = Arc::new(started);
+                        let caller = Arc::clone(&started) as Called;
+                        let run = run_one(tasks.clone(), started, ended.clone(), permit);
+                        tokio::spawn(called_by(caller, run));
                     }
                 }
                 Err(error) => {
@@ -177,11 +191,10 @@ impl Pool {
 
 async fn run_one(
     tasks: Tasks,
-    started: Started,
+    started: Arc<Started>,
     mut ended: watch::Receiver<bool>,
     permit: OwnedSemaphorePermit,
 ) {
-    let started = Arc::new(started);
     let (cancel, cancelled) = watch::channel(false);
     tasks.running().lock().insert(started.id, cancel);
     let lines: Lines = Arc::new(Mutex::new(Vec::new()));

@@ -6,6 +6,7 @@ use super::{
     Attempt, AttemptOutcome, Entry, LogLevel, LogLine, RetryPolicy, Task, TaskId, TaskState, Until,
 };
 use crate::clock::Timestamp;
+use crate::sql;
 use crate::store::{Row, StoreError, Tx};
 
 /// A stored policy. A text that this version does not know counts as the default.
@@ -26,10 +27,10 @@ pub(super) fn insert(
         .map_err(|error| StoreError::Bug(error.to_string()))?;
     let finished = placed.state.is_final().then_some(now);
     tx.execute(
-        "INSERT INTO tasks (id, name, queue, state, priority, run_at, created_at, max_attempts, waiting_on, \
+        sql!("INSERT INTO tasks (id, name, queue, state, priority, run_at, created_at, max_attempts, waiting_on, \
          timeout_ms, args, metadata, traceparent, soft_timeout_ms, retry_policy, expires_at, lock_key, batch_id, \
          result_seconds, error, finished_at, external_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
-         $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)",
+         $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)"),
         &[
             (&placed.id.text()).into(),
             (&*new.name).into(),
@@ -64,7 +65,7 @@ pub(super) fn by_external_id(
     external_id: &str,
 ) -> Result<Option<TaskId>, StoreError> {
     tx.row(
-        "SELECT id FROM tasks WHERE external_id = $1",
+        sql!("SELECT id FROM tasks WHERE external_id = $1"),
         &[external_id.into()],
         |row| row.get(0),
     )
@@ -79,7 +80,7 @@ pub(super) fn put_off(
     metadata: Option<&str>,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE tasks SET run_at = $2, args = $3, metadata = $4 WHERE id = $1 AND state = 'scheduled' AND attempt = 0",
+        sql!("UPDATE tasks SET run_at = $2, args = $3, metadata = $4 WHERE id = $1 AND state = 'scheduled' AND attempt = 0"),
         &[(&id.text()).into(), run_at.into(), args.into(), metadata.into()],
     )? == 1)
 }
@@ -94,16 +95,16 @@ pub(super) fn take_lock(
     expires_at: Option<Timestamp>,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "INSERT INTO task_locks (key, task_id, until_state, expires_at) VALUES ($1, $2, $3, $4) \
+        sql!("INSERT INTO task_locks (key, task_id, until_state, expires_at) VALUES ($1, $2, $3, $4) \
          ON CONFLICT (key) DO UPDATE SET task_id = excluded.task_id, until_state = excluded.until_state, \
-         expires_at = excluded.expires_at WHERE task_locks.expires_at <= $5",
+         expires_at = excluded.expires_at WHERE task_locks.expires_at <= $5"),
         &[key.into(), (&id.text()).into(), until.into(), expires_at.into(), now.into()],
     )? == 1)
 }
 
 pub(super) fn lock_holder(tx: &mut Tx<'_>, key: &str) -> Result<Option<TaskId>, StoreError> {
     tx.row(
-        "SELECT task_id FROM task_locks WHERE key = $1",
+        sql!("SELECT task_id FROM task_locks WHERE key = $1"),
         &[key.into()],
         |row| row.get(0),
     )
@@ -116,7 +117,7 @@ pub(super) fn hand_over_lock(
     to: TaskId,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE task_locks SET task_id = $3 WHERE key = $1 AND task_id = $2",
+        sql!("UPDATE task_locks SET task_id = $3 WHERE key = $1 AND task_id = $2"),
         &[key.into(), (&from.text()).into(), (&to.text()).into()],
     )?;
     Ok(())
@@ -125,7 +126,7 @@ pub(super) fn hand_over_lock(
 /// Frees the key of a task that is finished, unless only its time ends it.
 pub(super) fn release_lock(tx: &mut Tx<'_>, key: &str, id: TaskId) -> Result<(), StoreError> {
     tx.execute(
-        "DELETE FROM task_locks WHERE key = $1 AND task_id = $2 AND until_state <> 'expired'",
+        sql!("DELETE FROM task_locks WHERE key = $1 AND task_id = $2 AND until_state <> 'expired'"),
         &[key.into(), (&id.text()).into()],
     )?;
     Ok(())
@@ -138,7 +139,7 @@ pub(super) fn release_started_lock(
     id: TaskId,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "DELETE FROM task_locks WHERE key = $1 AND task_id = $2 AND until_state = 'started'",
+        sql!("DELETE FROM task_locks WHERE key = $1 AND task_id = $2 AND until_state = 'started'"),
         &[key.into(), (&id.text()).into()],
     )?;
     Ok(())
@@ -147,8 +148,8 @@ pub(super) fn release_started_lock(
 /// Drops keys whose time is over, a bounded number at a time.
 pub(super) fn purge_locks(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64, StoreError> {
     tx.execute(
-        "DELETE FROM task_locks WHERE key IN (SELECT key FROM task_locks WHERE expires_at <= $1 \
-         ORDER BY expires_at LIMIT 500)",
+        sql!("DELETE FROM task_locks WHERE key IN (SELECT key FROM task_locks WHERE expires_at <= $1 \
+         ORDER BY expires_at LIMIT 500)"),
         &[now.into()],
     )
 }
@@ -157,7 +158,7 @@ pub(super) fn purge_locks(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64, StoreE
 pub(super) fn any_old_lock(tx: &mut Tx<'_>, now: Timestamp) -> Result<bool, StoreError> {
     Ok(tx
         .row(
-            "SELECT 1 FROM task_locks WHERE expires_at <= $1 LIMIT 1",
+            sql!("SELECT 1 FROM task_locks WHERE expires_at <= $1 LIMIT 1"),
             &[now.into()],
             |_| Ok(()),
         )?
@@ -167,15 +168,17 @@ pub(super) fn any_old_lock(tx: &mut Tx<'_>, now: Timestamp) -> Result<bool, Stor
 /// Counts one more that waits for an unfinished task.
 pub(super) fn add_follower(tx: &mut Tx<'_>, upstream: TaskId) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE tasks SET followers = followers + 1 WHERE id = $1 \
-         AND state IN ('scheduled', 'available', 'running', 'retryable')",
+        sql!(
+            "UPDATE tasks SET followers = followers + 1 WHERE id = $1 \
+         AND state IN ('scheduled', 'available', 'running', 'retryable')"
+        ),
         &[(&upstream.text()).into()],
     )? == 1)
 }
 
 pub(super) fn drop_follower(tx: &mut Tx<'_>, upstream: TaskId) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE tasks SET followers = followers - 1 WHERE id = $1 AND followers > 0",
+        sql!("UPDATE tasks SET followers = followers - 1 WHERE id = $1 AND followers > 0"),
         &[(&upstream.text()).into()],
     )?;
     Ok(())
@@ -190,8 +193,10 @@ pub(super) fn insert_edge(
 ) -> Result<bool, StoreError> {
     let on_failure = if runs_anyway { "run" } else { "cancel" };
     Ok(tx.execute(
-        "INSERT INTO task_edges (upstream, downstream, on_failure) VALUES ($1, $2, $3) \
-         ON CONFLICT (upstream, downstream) DO NOTHING",
+        sql!(
+            "INSERT INTO task_edges (upstream, downstream, on_failure) VALUES ($1, $2, $3) \
+         ON CONFLICT (upstream, downstream) DO NOTHING"
+        ),
         &[
             (&upstream.text()).into(),
             (&downstream.text()).into(),
@@ -206,7 +211,7 @@ pub(super) fn remove_edge(
     downstream: TaskId,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "DELETE FROM task_edges WHERE upstream = $1 AND downstream = $2",
+        sql!("DELETE FROM task_edges WHERE upstream = $1 AND downstream = $2"),
         &[(&upstream.text()).into(), (&downstream.text()).into()],
     )? == 1)
 }
@@ -217,12 +222,15 @@ pub(super) fn take_edges(
     upstream: TaskId,
 ) -> Result<Vec<(TaskId, bool)>, StoreError> {
     let edges = tx.rows(
-        "SELECT downstream, on_failure FROM task_edges WHERE upstream = $1 ORDER BY downstream",
+        sql!(
+            "look",
+            "SELECT downstream, on_failure FROM task_edges WHERE upstream = $1 ORDER BY downstream"
+        ),
         &[(&upstream.text()).into()],
         |row| Ok((row.get(0)?, row.get::<String>(1)? == "run")),
     )?;
     tx.execute(
-        "DELETE FROM task_edges WHERE upstream = $1",
+        sql!("remove", "DELETE FROM task_edges WHERE upstream = $1"),
         &[(&upstream.text()).into()],
     )?;
     Ok(edges)
@@ -235,9 +243,9 @@ pub(super) fn count_down(
     id: TaskId,
 ) -> Result<Option<Entry>, StoreError> {
     let counted = tx.row(
-        "UPDATE tasks SET waiting_on = waiting_on - 1, \
+        sql!("UPDATE tasks SET waiting_on = waiting_on - 1, \
          state = CASE WHEN waiting_on = 1 AND run_at <= $2 THEN 'available' ELSE state END \
-         WHERE id = $1 AND state = 'scheduled' AND waiting_on > 0 RETURNING waiting_on, queue, priority, run_at",
+         WHERE id = $1 AND state = 'scheduled' AND waiting_on > 0 RETURNING waiting_on, queue, priority, run_at"),
         &[(&id.text()).into(), now.into()],
         |row| Ok((row.get::<u32>(0)?, entry(row, id, 1)?)),
     )?;
@@ -267,8 +275,8 @@ pub(super) fn insert_batch(
     on_complete: Option<&str>,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO task_batches (id, description, total, pending, failed, on_success, on_complete, created_at) \
-         VALUES ($1, $2, 0, 0, 0, $3, $4, $5)",
+        sql!("INSERT INTO task_batches (id, description, total, pending, failed, on_success, on_complete, created_at) \
+         VALUES ($1, $2, 0, 0, 0, $3, $4, $5)"),
         &[
             id.into(),
             description.into(),
@@ -283,8 +291,10 @@ pub(super) fn insert_batch(
 /// Counts tasks that come into a batch or leave it uncounted; `false` when it is complete.
 pub(super) fn grow_batch(tx: &mut Tx<'_>, id: &str, by: i64) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE task_batches SET total = total + $2, pending = pending + $2 \
-         WHERE id = $1 AND finished_at IS NULL",
+        sql!(
+            "UPDATE task_batches SET total = total + $2, pending = pending + $2 \
+         WHERE id = $1 AND finished_at IS NULL"
+        ),
         &[id.into(), by.into()],
     )? == 1)
 }
@@ -296,7 +306,7 @@ pub(super) fn count_down_batch(
     is_failure: bool,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE task_batches SET pending = pending - 1, failed = failed + $2 WHERE id = $1 AND pending > 0",
+        sql!("UPDATE task_batches SET pending = pending - 1, failed = failed + $2 WHERE id = $1 AND pending > 0"),
         &[id.into(), i64::from(is_failure).into()],
     )?;
     Ok(())
@@ -305,15 +315,17 @@ pub(super) fn count_down_batch(
 /// A failed task of a batch is tried again by hand; `false` when the batch is complete.
 pub(super) fn count_up_batch(tx: &mut Tx<'_>, id: &str) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE task_batches SET pending = pending + 1, failed = failed - 1 \
-         WHERE id = $1 AND finished_at IS NULL AND failed > 0",
+        sql!(
+            "UPDATE task_batches SET pending = pending + 1, failed = failed - 1 \
+         WHERE id = $1 AND finished_at IS NULL AND failed > 0"
+        ),
         &[id.into()],
     )? == 1)
 }
 
 pub(super) fn seal_batch(tx: &mut Tx<'_>, now: Timestamp, id: &str) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE task_batches SET sealed_at = $2 WHERE id = $1 AND sealed_at IS NULL",
+        sql!("UPDATE task_batches SET sealed_at = $2 WHERE id = $1 AND sealed_at IS NULL"),
         &[id.into(), now.into()],
     )?;
     Ok(())
@@ -329,8 +341,8 @@ pub(super) fn close_batch(
     id: &str,
 ) -> Result<Option<ClosedBatch>, StoreError> {
     tx.row(
-        "UPDATE task_batches SET finished_at = $2 WHERE id = $1 AND pending = 0 AND sealed_at IS NOT NULL \
-         AND finished_at IS NULL RETURNING failed, on_success, on_complete",
+        sql!("UPDATE task_batches SET finished_at = $2 WHERE id = $1 AND pending = 0 AND sealed_at IS NOT NULL \
+         AND finished_at IS NULL RETURNING failed, on_success, on_complete"),
         &[id.into(), now.into()],
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )
@@ -338,8 +350,8 @@ pub(super) fn close_batch(
 
 pub(super) fn purge_batches(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, StoreError> {
     tx.execute(
-        "DELETE FROM task_batches WHERE id IN (SELECT id FROM task_batches WHERE finished_at <= $1 \
-         ORDER BY finished_at LIMIT 500)",
+        sql!("DELETE FROM task_batches WHERE id IN (SELECT id FROM task_batches WHERE finished_at <= $1 \
+         ORDER BY finished_at LIMIT 500)"),
         &[until.into()],
     )
 }
@@ -347,7 +359,7 @@ pub(super) fn purge_batches(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, St
 pub(super) fn any_old_batch(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, StoreError> {
     Ok(tx
         .row(
-            "SELECT 1 FROM task_batches WHERE finished_at <= $1 LIMIT 1",
+            sql!("SELECT 1 FROM task_batches WHERE finished_at <= $1 LIMIT 1"),
             &[until.into()],
             |_| Ok(()),
         )?
@@ -364,12 +376,12 @@ pub(super) fn start(
 ) -> Result<Option<(Started, Option<String>)>, StoreError> {
     let id = entry.id;
     tx.row(
-        "UPDATE tasks SET state = 'running', attempt = attempt + 1, worker = $2, attempted_at = $3, \
+        sql!("UPDATE tasks SET state = 'running', attempt = attempt + 1, worker = $2, attempted_at = $3, \
          lease_expires_at = CASE WHEN $3 + timeout_ms * 1000 < $4 THEN $3 + timeout_ms * 1000 ELSE $4 END, \
          progress = NULL, progress_note = NULL \
          WHERE id = $1 AND state IN ('available', 'scheduled', 'retryable') AND run_at = $5 AND priority = $6 \
          AND run_at <= $3 AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $3) RETURNING attempt, max_attempts, name, queue, args, metadata, \
-         traceparent, timeout_ms, soft_timeout_ms, created_at, run_at, batch_id, lease_expires_at, external_id, lock_key",
+         traceparent, timeout_ms, soft_timeout_ms, created_at, run_at, batch_id, lease_expires_at, external_id, lock_key"),
         &[
             (&id.text()).into(),
             worker.into(),
@@ -414,9 +426,9 @@ pub(super) fn fresh(
     entry: &Entry,
 ) -> Result<Option<Fresh>, StoreError> {
     tx.row(
-        "SELECT args, name, lock_key, batch_id, followers FROM tasks WHERE id = $1 AND attempt = 0 \
+        sql!("SELECT args, name, lock_key, batch_id, followers FROM tasks WHERE id = $1 AND attempt = 0 \
          AND state IN ('available', 'scheduled') AND run_at = $2 AND priority = $3 AND run_at <= $4 \
-         AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $4)",
+         AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $4)"),
         &[
             (&entry.id.text()).into(),
             entry.run_at.into(),
@@ -451,10 +463,10 @@ pub(super) fn complete_fresh(
     result_seconds: i64,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE tasks SET state = 'completed', attempt = 1, worker = $2, attempted_at = $3, finished_at = $3, \
+        sql!("UPDATE tasks SET state = 'completed', attempt = 1, worker = $2, attempted_at = $3, finished_at = $3, \
          result = $4, result_expires_at = \
          CASE WHEN $4 IS NULL THEN NULL ELSE $3 + COALESCE(result_seconds, $5) * 1000000 END \
-         WHERE id = $1 AND attempt = 0 AND state IN ('available', 'scheduled') AND followers = $6",
+         WHERE id = $1 AND attempt = 0 AND state IN ('available', 'scheduled') AND followers = $6"),
         &[
             (&id.text()).into(),
             worker.into(),
@@ -474,8 +486,10 @@ pub(super) struct Waiting {
 
 pub(super) fn waiting(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<Waiting>, StoreError> {
     tx.row(
-        "SELECT queue, priority, run_at, expires_at FROM tasks WHERE id = $1 \
-         AND state IN ('available', 'scheduled', 'retryable') AND waiting_on = 0",
+        sql!(
+            "SELECT queue, priority, run_at, expires_at FROM tasks WHERE id = $1 \
+         AND state IN ('available', 'scheduled', 'retryable') AND waiting_on = 0"
+        ),
         &[(&id.text()).into()],
         |row| {
             Ok(Waiting {
@@ -507,9 +521,9 @@ pub(super) fn finish_waiting(
     why: &str,
 ) -> Result<Option<Ended>, StoreError> {
     tx.row(
-        "UPDATE tasks SET state = $2, finished_at = $3, error = $4, waiting_on = 0 WHERE id = $1 \
+        sql!("UPDATE tasks SET state = $2, finished_at = $3, error = $4, waiting_on = 0 WHERE id = $1 \
          AND state IN ('available', 'scheduled', 'retryable') \
-         RETURNING name, queue, attempted_at, lock_key, batch_id, followers",
+         RETURNING name, queue, attempted_at, lock_key, batch_id, followers"),
         &[(&id.text()).into(), state.into(), now.into(), why.into()],
         |row| ended(row, false),
     )
@@ -524,10 +538,10 @@ pub(super) fn complete(
     result_seconds: i64,
 ) -> Result<Option<Ended>, StoreError> {
     tx.row(
-        "UPDATE tasks SET state = 'completed', finished_at = $3, result = $4, result_expires_at = \
+        sql!("UPDATE tasks SET state = 'completed', finished_at = $3, result = $4, result_expires_at = \
          CASE WHEN $4 IS NULL THEN NULL ELSE $3 + COALESCE(result_seconds, $5) * 1000000 END, \
          error = NULL, lease_expires_at = NULL WHERE id = $1 AND attempt = $2 AND state = 'running' \
-         RETURNING name, queue, attempted_at, lock_key, batch_id, followers",
+         RETURNING name, queue, attempted_at, lock_key, batch_id, followers"),
         &[
             (&id.text()).into(),
             attempt.into(),
@@ -559,8 +573,8 @@ pub(super) fn running(
     attempt: u32,
 ) -> Result<Option<Running>, StoreError> {
     tx.row(
-        "SELECT worker, attempted_at, max_attempts, crashes, retry_policy, cancel_requested_at, lease_expires_at, \
-         run_at, priority, timeout_ms FROM tasks WHERE id = $1 AND attempt = $2 AND state = 'running'",
+        sql!("SELECT worker, attempted_at, max_attempts, crashes, retry_policy, cancel_requested_at, lease_expires_at, \
+         run_at, priority, timeout_ms FROM tasks WHERE id = $1 AND attempt = $2 AND state = 'running'"),
         &[(&id.text()).into(), attempt.into()],
         |row| {
             Ok(Running {
@@ -597,9 +611,9 @@ pub(super) fn end_attempt(
 ) -> Result<Option<Ended>, StoreError> {
     let finished = state.is_final().then_some(now);
     tx.row(
-        "UPDATE tasks SET state = $3, run_at = $4, crashes = $5, max_attempts = max_attempts + $6, error = $7, \
+        sql!("UPDATE tasks SET state = $3, run_at = $4, crashes = $5, max_attempts = max_attempts + $6, error = $7, \
          finished_at = $8, lease_expires_at = NULL WHERE id = $1 AND attempt = $2 AND state = 'running' \
-         RETURNING name, queue, attempted_at, lock_key, batch_id, followers",
+         RETURNING name, queue, attempted_at, lock_key, batch_id, followers"),
         &[
             (&id.text()).into(),
             attempt.into(),
@@ -624,8 +638,8 @@ pub(super) fn insert_attempt(
     error: Option<&str>,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO task_attempts (task_id, attempt, worker, started_at, finished_at, outcome, error) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (task_id, attempt) DO NOTHING",
+        sql!("INSERT INTO task_attempts (task_id, attempt, worker, started_at, finished_at, outcome, error) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (task_id, attempt) DO NOTHING"),
         &[
             (&id.text()).into(),
             attempt.into(),
@@ -642,7 +656,7 @@ pub(super) fn insert_attempt(
 /// State and attempt, for whoever was refused.
 pub(super) fn state(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<(TaskState, u32)>, StoreError> {
     tx.row(
-        "SELECT state, attempt FROM tasks WHERE id = $1",
+        sql!("SELECT state, attempt FROM tasks WHERE id = $1"),
         &[(&id.text()).into()],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
@@ -657,9 +671,9 @@ pub(super) fn heartbeat(
     lease: Timestamp,
 ) -> Result<Option<(Timestamp, bool)>, StoreError> {
     tx.row(
-        "UPDATE tasks SET lease_expires_at = CASE WHEN attempted_at + timeout_ms * 1000 < $3 \
+        sql!("UPDATE tasks SET lease_expires_at = CASE WHEN attempted_at + timeout_ms * 1000 < $3 \
          THEN attempted_at + timeout_ms * 1000 ELSE $3 END WHERE id = $1 AND attempt = $2 AND state = 'running' \
-         AND lease_expires_at IS NOT NULL RETURNING lease_expires_at, cancel_requested_at",
+         AND lease_expires_at IS NOT NULL RETURNING lease_expires_at, cancel_requested_at"),
         &[(&id.text()).into(), attempt.into(), lease.into()],
         |row| Ok((row.get(0)?, row.get::<Option<Timestamp>>(1)?.is_some())),
     )
@@ -673,8 +687,8 @@ pub(super) fn progress(
     note: Option<&str>,
 ) -> Result<Option<bool>, StoreError> {
     tx.row(
-        "UPDATE tasks SET progress = $3, progress_note = $4 WHERE id = $1 AND attempt = $2 AND state = 'running' \
-         RETURNING cancel_requested_at",
+        sql!("UPDATE tasks SET progress = $3, progress_note = $4 WHERE id = $1 AND attempt = $2 AND state = 'running' \
+         RETURNING cancel_requested_at"),
         &[
             (&id.text()).into(),
             attempt.into(),
@@ -688,7 +702,7 @@ pub(super) fn progress(
 pub(super) fn last_log(tx: &mut Tx<'_>, id: TaskId, attempt: u32) -> Result<u32, StoreError> {
     Ok(tx
         .row(
-            "SELECT seq FROM task_logs WHERE task_id = $1 AND attempt = $2 ORDER BY seq DESC LIMIT 1",
+            sql!("SELECT seq FROM task_logs WHERE task_id = $1 AND attempt = $2 ORDER BY seq DESC LIMIT 1"),
             &[(&id.text()).into(), attempt.into()],
             |row| row.get(0),
         )?
@@ -705,7 +719,7 @@ pub(super) fn insert_log(
     line: &str,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO task_logs (task_id, attempt, seq, at, level, line) VALUES ($1, $2, $3, $4, $5, $6)",
+        sql!("INSERT INTO task_logs (task_id, attempt, seq, at, level, line) VALUES ($1, $2, $3, $4, $5, $6)"),
         &[
             (&id.text()).into(),
             attempt.into(),
@@ -725,8 +739,10 @@ pub(super) fn request_cancel(
     id: TaskId,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE tasks SET cancel_requested_at = COALESCE(cancel_requested_at, $2) \
-         WHERE id = $1 AND state = 'running'",
+        sql!(
+            "UPDATE tasks SET cancel_requested_at = COALESCE(cancel_requested_at, $2) \
+         WHERE id = $1 AND state = 'running'"
+        ),
         &[(&id.text()).into(), now.into()],
     )? == 1)
 }
@@ -739,11 +755,11 @@ pub(super) fn revive(
     id: TaskId,
 ) -> Result<Option<(Entry, Option<String>)>, StoreError> {
     tx.row(
-        "UPDATE tasks SET state = 'available', run_at = $2, finished_at = NULL, cancel_requested_at = NULL, \
+        sql!("UPDATE tasks SET state = 'available', run_at = $2, finished_at = NULL, cancel_requested_at = NULL, \
          crashes = 0, expires_at = NULL, waiting_on = 0, \
          max_attempts = CASE WHEN attempt >= max_attempts THEN attempt + 1 ELSE max_attempts END \
          WHERE id = $1 AND (state IN ('cancelled', 'discarded', 'retryable') \
-         OR (state = 'scheduled' AND waiting_on = 0)) RETURNING queue, priority, run_at, batch_id",
+         OR (state = 'scheduled' AND waiting_on = 0)) RETURNING queue, priority, run_at, batch_id"),
         &[(&id.text()).into(), now.into()],
         |row| Ok((entry(row, id, 0)?, row.get(3)?)),
     )
@@ -751,7 +767,7 @@ pub(super) fn revive(
 
 pub(super) fn leave_batch(tx: &mut Tx<'_>, id: TaskId) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE tasks SET batch_id = NULL WHERE id = $1",
+        sql!("UPDATE tasks SET batch_id = NULL WHERE id = $1"),
         &[(&id.text()).into()],
     )?;
     Ok(())
@@ -775,13 +791,15 @@ pub(super) fn edit(
     edit: &Edit<'_>,
 ) -> Result<Option<(Entry, u32)>, StoreError> {
     tx.row(
-        "UPDATE tasks SET args = COALESCE($3, args), priority = COALESCE($4, priority), \
+        sql!(
+            "UPDATE tasks SET args = COALESCE($3, args), priority = COALESCE($4, priority), \
          run_at = COALESCE($5, run_at), expires_at = COALESCE($6, expires_at), \
          max_attempts = COALESCE($7, max_attempts), timeout_ms = COALESCE($8, timeout_ms), \
          metadata = COALESCE($9, metadata), state = CASE WHEN state = 'retryable' THEN state \
          WHEN waiting_on > 0 OR COALESCE($5, run_at) > $2 THEN 'scheduled' ELSE 'available' END \
          WHERE id = $1 AND state IN ('scheduled', 'available', 'retryable') \
-         RETURNING queue, priority, run_at, waiting_on",
+         RETURNING queue, priority, run_at, waiting_on"
+        ),
         &[
             (&id.text()).into(),
             now.into(),
@@ -801,16 +819,22 @@ pub(super) fn edit(
 pub(super) fn remove(tx: &mut Tx<'_>, id: TaskId) -> Result<bool, StoreError> {
     let text = id.text();
     let is_gone = tx.execute(
-        "DELETE FROM tasks WHERE id = $1 AND state IN ('completed', 'cancelled', 'discarded')",
+        sql!(
+            "tasks",
+            "DELETE FROM tasks WHERE id = $1 AND state IN ('completed', 'cancelled', 'discarded')"
+        ),
         &[(&text).into()],
     )? == 1;
     if is_gone {
         tx.execute(
-            "DELETE FROM task_attempts WHERE task_id = $1",
+            sql!(
+                "task_attempts",
+                "DELETE FROM task_attempts WHERE task_id = $1"
+            ),
             &[(&text).into()],
         )?;
         tx.execute(
-            "DELETE FROM task_logs WHERE task_id = $1",
+            sql!("task_logs", "DELETE FROM task_logs WHERE task_id = $1"),
             &[(&text).into()],
         )?;
     }
@@ -858,16 +882,31 @@ fn task(row: &Row<'_>) -> Result<Task, StoreError> {
 
 pub(super) fn get(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<Task>, StoreError> {
     tx.row(
-        &format!("SELECT {COLUMNS} FROM tasks WHERE id = $1"),
+        sql!(&format!("SELECT {COLUMNS} FROM tasks WHERE id = $1")),
         &[(&id.text()).into()],
+        task,
+    )
+}
+
+/// Those of these tasks that there are.
+pub(super) fn get_all(tx: &mut Tx<'_>, ids: &[TaskId]) -> Result<Vec<Task>, StoreError> {
+    let texts: Vec<_> = ids.iter().map(|id| id.text()).collect();
+    let params: Vec<_> = texts.iter().map(Into::into).collect();
+    let places: Vec<String> = (1..=ids.len()).map(|place| format!("${place}")).collect();
+    tx.rows(
+        sql!(&format!(
+            "SELECT {COLUMNS} FROM tasks WHERE id IN ({})",
+            places.join(", ")
+        )),
+        &params,
         task,
     )
 }
 
 pub(super) fn attempts(tx: &mut Tx<'_>, id: TaskId) -> Result<Vec<Attempt>, StoreError> {
     tx.rows(
-        "SELECT attempt, worker, started_at, finished_at, outcome, error FROM task_attempts WHERE task_id = $1 \
-         ORDER BY attempt DESC LIMIT 100",
+        sql!("SELECT attempt, worker, started_at, finished_at, outcome, error FROM task_attempts WHERE task_id = $1 \
+         ORDER BY attempt DESC LIMIT 100"),
         &[(&id.text()).into()],
         |row| {
             Ok(Attempt {
@@ -884,7 +923,7 @@ pub(super) fn attempts(tx: &mut Tx<'_>, id: TaskId) -> Result<Vec<Attempt>, Stor
 
 pub(super) fn logs(tx: &mut Tx<'_>, id: TaskId, limit: u32) -> Result<Vec<LogLine>, StoreError> {
     tx.rows(
-        "SELECT attempt, at, level, line FROM task_logs WHERE task_id = $1 ORDER BY attempt DESC, seq DESC LIMIT $2",
+        sql!("SELECT attempt, at, level, line FROM task_logs WHERE task_id = $1 ORDER BY attempt DESC, seq DESC LIMIT $2"),
         &[(&id.text()).into(), limit.into()],
         |row| {
             Ok(LogLine {
@@ -952,9 +991,9 @@ pub(super) fn list(
         None
     } else {
         tx.row(
-            &format!(
+            sql!("floor", &format!(
                 "SELECT id FROM tasks WHERE id < $1 AND ({base}) ORDER BY id DESC LIMIT 1 OFFSET $3"
-            ),
+            )),
             &[
                 before.into(),
                 filter.state.into(),
@@ -964,9 +1003,12 @@ pub(super) fn list(
         )?
     };
     let tasks = tx.rows(
-        &format!(
-            "SELECT {COLUMNS} FROM tasks WHERE id < $1 AND ({among}) AND id >= $3 \
+        sql!(
+            "page",
+            &format!(
+                "SELECT {COLUMNS} FROM tasks WHERE id < $1 AND ({among}) AND id >= $3 \
              AND ($4 IS NULL OR queue = $4) AND ($5 IS NULL OR name = $5) ORDER BY id DESC LIMIT $6"
+            )
         ),
         &[
             before.into(),
@@ -1022,9 +1064,11 @@ pub(super) fn rows_above(
 ) -> Result<Vec<Seen>, StoreError> {
     let above = above.map(|id| id.to_string()).unwrap_or_default();
     tx.rows(
-        "SELECT id, queue, priority, run_at, state, waiting_on, attempt, lease_expires_at, \
+        sql!(
+            "SELECT id, queue, priority, run_at, state, waiting_on, attempt, lease_expires_at, \
              CASE WHEN state = 'running' THEN worker END FROM tasks \
-         WHERE id > $1 ORDER BY id LIMIT $2",
+         WHERE id > $1 ORDER BY id LIMIT $2"
+        ),
         &[above.as_str().into(), limit.into()],
         seen,
     )
@@ -1052,7 +1096,7 @@ pub(super) fn unfinished_above(
         }
     };
     tx.rows(
-        sql,
+        sql!(sql),
         &[above.as_str().into(), limit.into(), state.into()],
         seen,
     )
@@ -1060,7 +1104,7 @@ pub(super) fn unfinished_above(
 
 pub(super) fn last_id(tx: &mut Tx<'_>) -> Result<Option<TaskId>, StoreError> {
     tx.row(
-        "SELECT id FROM tasks ORDER BY id DESC LIMIT 1",
+        sql!("SELECT id FROM tasks ORDER BY id DESC LIMIT 1"),
         &[],
         |row| row.get(0),
     )
@@ -1086,9 +1130,11 @@ pub(super) fn old_above(
 ) -> Result<Vec<Old>, StoreError> {
     let above = above.map(|id| id.to_string()).unwrap_or_default();
     tx.rows(
-        "SELECT id, state, finished_at, expires_at, result_expires_at, attempt, attempted_at, \
+        sql!(
+            "SELECT id, state, finished_at, expires_at, result_expires_at, attempt, attempted_at, \
          CASE WHEN state = 'running' AND lease_expires_at IS NULL THEN worker END FROM tasks \
-         WHERE id > $1 ORDER BY id LIMIT $2",
+         WHERE id > $1 ORDER BY id LIMIT $2"
+        ),
         &[above.as_str().into(), limit.into()],
         |row| {
             Ok(Old {
@@ -1107,7 +1153,7 @@ pub(super) fn old_above(
 
 pub(super) fn forget_result(tx: &mut Tx<'_>, now: Timestamp, id: TaskId) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE tasks SET result = NULL, result_expires_at = NULL WHERE id = $1 AND result_expires_at <= $2",
+        sql!("UPDATE tasks SET result = NULL, result_expires_at = NULL WHERE id = $1 AND result_expires_at <= $2"),
         &[(&id.text()).into(), now.into()],
     )?;
     Ok(())
@@ -1125,7 +1171,7 @@ fn queue(row: &Row<'_>) -> Result<super::QueueRow, StoreError> {
 
 pub(super) fn queues(tx: &mut Tx<'_>, limit: usize) -> Result<Vec<super::QueueRow>, StoreError> {
     tx.rows(
-        "SELECT name, paused_at, concurrency_max, rate_limit, rate_period_ms FROM queues ORDER BY name LIMIT $1",
+        sql!("SELECT name, paused_at, concurrency_max, rate_limit, rate_period_ms FROM queues ORDER BY name LIMIT $1"),
         &[i64::try_from(limit).unwrap_or(i64::MAX).into()],
         queue,
     )
@@ -1138,11 +1184,13 @@ pub(super) fn put_queue(
     most: usize,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "INSERT INTO queues (name, paused_at, concurrency_max, rate_limit, rate_period_ms) \
+        sql!(
+            "INSERT INTO queues (name, paused_at, concurrency_max, rate_limit, rate_period_ms) \
          SELECT $1, $2, $3, $4, $5 WHERE (SELECT COUNT(*) FROM queues WHERE name <> $1) < $6 \
          ON CONFLICT (name) DO UPDATE SET paused_at = excluded.paused_at, \
          concurrency_max = excluded.concurrency_max, rate_limit = excluded.rate_limit, \
-         rate_period_ms = excluded.rate_period_ms",
+         rate_period_ms = excluded.rate_period_ms"
+        ),
         &[
             (&row.name).into(),
             row.paused_at.into(),
@@ -1159,7 +1207,7 @@ pub(super) fn queue_row(
     name: &str,
 ) -> Result<Option<super::QueueRow>, StoreError> {
     tx.row(
-        "SELECT name, paused_at, concurrency_max, rate_limit, rate_period_ms FROM queues WHERE name = $1",
+        sql!("SELECT name, paused_at, concurrency_max, rate_limit, rate_period_ms FROM queues WHERE name = $1"),
         &[name.into()],
         queue,
     )
@@ -1168,8 +1216,8 @@ pub(super) fn queue_row(
 /// Removes every task. For tests.
 #[cfg(test)]
 pub(super) fn clear(tx: &mut Tx<'_>) -> Result<(), StoreError> {
-    tx.execute("DELETE FROM tasks", &[])?;
-    tx.execute("DELETE FROM task_attempts", &[])?;
-    tx.execute("DELETE FROM task_logs", &[])?;
+    tx.execute(sql!("tasks", "DELETE FROM tasks"), &[])?;
+    tx.execute(sql!("task_attempts", "DELETE FROM task_attempts"), &[])?;
+    tx.execute(sql!("task_logs", "DELETE FROM task_logs"), &[])?;
     Ok(())
 }

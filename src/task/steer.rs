@@ -35,6 +35,14 @@ pub fn find(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<Task>, StoreError> {
     sql::get(tx, id)
 }
 
+/// Those of these tasks that there are, as they stand. At most a few hundred.
+pub fn find_all(tx: &mut Tx<'_>, ids: &[TaskId]) -> Result<Vec<Task>, StoreError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    sql::get_all(tx, ids)
+}
+
 /// Which tasks to list.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {

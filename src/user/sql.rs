@@ -3,11 +3,12 @@
 use super::{Filter, Patch};
 use crate::auth::{Account, UserId};
 use crate::clock::Timestamp;
+use crate::sql;
 use crate::store::{StoreError, Tx};
 
 pub(super) fn get(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Account>, StoreError> {
     tx.row(
-        "SELECT id, email, name, role, status, created_at, last_seen_at FROM users WHERE id = $1",
+        sql!("SELECT id, email, name, role, status, created_at, last_seen_at FROM users WHERE id = $1"),
         &[id.into()],
         Account::read,
     )
@@ -23,13 +24,13 @@ pub(super) fn update(
     patch: &Patch,
 ) -> Result<Option<Account>, StoreError> {
     tx.row(
-        "UPDATE users SET name = coalesce($4, name), role = coalesce($5, role), \
+        sql!("UPDATE users SET name = coalesce($4, name), role = coalesce($5, role), \
          status = coalesce($6, status), updated_at = $2 \
          WHERE id = $1 AND (role = 'customer' OR $3 = 1) AND (\
            role <> 'admin' OR status <> 'active' \
            OR (coalesce($5, role) = 'admin' AND coalesce($6, status) = 'active') \
            OR EXISTS (SELECT 1 FROM users WHERE role = 'admin' AND status = 'active' AND id <> $1)) \
-         RETURNING id, email, name, role, status, created_at, last_seen_at",
+         RETURNING id, email, name, role, status, created_at, last_seen_at"),
         &[
             id.into(),
             now.into(),
@@ -43,7 +44,10 @@ pub(super) fn update(
 }
 
 pub(super) fn end_sessions(tx: &mut Tx<'_>, id: UserId) -> Result<(), StoreError> {
-    tx.execute("DELETE FROM sessions WHERE user_id = $1", &[id.into()])?;
+    tx.execute(
+        sql!("DELETE FROM sessions WHERE user_id = $1"),
+        &[id.into()],
+    )?;
     Ok(())
 }
 
@@ -62,7 +66,7 @@ pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Account>, Sto
         "SELECT id, email, name, role, status, created_at, last_seen_at FROM users \
          WHERE id < $1 AND ($3 IS NULL OR status = $3) AND $4 IS NULL ORDER BY id DESC LIMIT $2"
     };
-    tx.rows(sql, &params, Account::read)
+    tx.rows(sql!(sql), &params, Account::read)
 }
 
 /// Accounts whose address or name begins so: two ranges of two indexes.
@@ -73,11 +77,11 @@ pub(super) fn beginning_with(
 ) -> Result<Vec<Account>, StoreError> {
     let end = format!("{beginning}\u{10ffff}");
     tx.rows(
-        "SELECT id, email, name, role, status, created_at, last_seen_at FROM users WHERE id IN (\
+        sql!("SELECT id, email, name, role, status, created_at, last_seen_at FROM users WHERE id IN (\
            SELECT id FROM users WHERE email >= $1 AND email < $2 \
            UNION SELECT id FROM users WHERE lower(name) >= $1 AND lower(name) < $2) \
          AND id < $3 AND ($5 IS NULL OR role = $5) AND ($6 IS NULL OR status = $6) \
-         ORDER BY id DESC LIMIT $4",
+         ORDER BY id DESC LIMIT $4"),
         &[
             beginning.into(),
             (&end).into(),

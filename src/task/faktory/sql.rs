@@ -1,6 +1,7 @@
 //! Every statement that only the Faktory protocol needs. The columns are the tasks' own.
 
 use crate::clock::Timestamp;
+use crate::sql;
 use crate::store::{Row, StoreError, Tx};
 use crate::task::{TaskId, TaskState};
 
@@ -32,16 +33,16 @@ fn found(row: &Row<'_>) -> Result<Found, StoreError> {
 /// The job of this id: the one that it came with, or the task's own if it came with none.
 pub(super) fn find(tx: &mut Tx<'_>, jid: &str) -> Result<Option<Found>, StoreError> {
     let by_jid = tx.row(
-        "SELECT id, attempt, state, queue, worker, metadata, lease_expires_at, attempted_at FROM tasks \
-         WHERE external_id = $1",
+        sql!("by_jid", "SELECT id, attempt, state, queue, worker, metadata, lease_expires_at, attempted_at FROM tasks \
+         WHERE external_id = $1"),
         &[jid.into()],
         found,
     )?;
     match (by_jid, jid.parse::<TaskId>()) {
         (Some(job), _) => Ok(Some(job)),
         (None, Ok(id)) => tx.row(
-            "SELECT id, attempt, state, queue, worker, metadata, lease_expires_at, attempted_at FROM tasks \
-             WHERE id = $1 AND external_id IS NULL",
+            sql!("by_id", "SELECT id, attempt, state, queue, worker, metadata, lease_expires_at, attempted_at FROM tasks \
+             WHERE id = $1 AND external_id IS NULL"),
             &[id.to_string().as_str().into()],
             found,
         ),
@@ -55,8 +56,10 @@ pub(super) fn last_failure(
     id: TaskId,
 ) -> Result<Option<(Timestamp, Option<String>)>, StoreError> {
     tx.row(
-        "SELECT finished_at, error FROM task_attempts WHERE task_id = $1 \
-         AND outcome IN ('failed', 'timed_out', 'crashed') ORDER BY attempt DESC LIMIT 1",
+        sql!(
+            "SELECT finished_at, error FROM task_attempts WHERE task_id = $1 \
+         AND outcome IN ('failed', 'timed_out', 'crashed') ORDER BY attempt DESC LIMIT 1"
+        ),
         &[id.to_string().as_str().into()],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
@@ -66,7 +69,7 @@ pub(super) fn last_failure(
 pub(super) fn external_id(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<String>, StoreError> {
     Ok(tx
         .row(
-            "SELECT external_id FROM tasks WHERE id = $1",
+            sql!("SELECT external_id FROM tasks WHERE id = $1"),
             &[id.to_string().as_str().into()],
             |row| row.get::<Option<String>>(0),
         )?
@@ -81,7 +84,7 @@ pub(super) fn lengthen(
     timeout_ms: i64,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE tasks SET timeout_ms = $3 WHERE id = $1 AND attempt = $2 AND state = 'running' AND timeout_ms < $3",
+        sql!("UPDATE tasks SET timeout_ms = $3 WHERE id = $1 AND attempt = $2 AND state = 'running' AND timeout_ms < $3"),
         &[
             id.to_string().as_str().into(),
             attempt.into(),
@@ -105,8 +108,8 @@ pub(super) struct Batch {
 
 pub(super) fn batch(tx: &mut Tx<'_>, bid: &str) -> Result<Option<Batch>, StoreError> {
     tx.row(
-        "SELECT description, total, pending, failed, on_success, on_complete, created_at, finished_at \
-         FROM task_batches WHERE id = $1",
+        sql!("SELECT description, total, pending, failed, on_success, on_complete, created_at, finished_at \
+         FROM task_batches WHERE id = $1"),
         &[bid.into()],
         |row| {
             Ok(Batch {
@@ -126,7 +129,7 @@ pub(super) fn batch(tx: &mut Tx<'_>, bid: &str) -> Result<Option<Batch>, StoreEr
 /// Lets more jobs into a batch that is not complete, until it is committed again.
 pub(super) fn reopen_batch(tx: &mut Tx<'_>, bid: &str) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE task_batches SET sealed_at = NULL WHERE id = $1 AND finished_at IS NULL",
+        sql!("UPDATE task_batches SET sealed_at = NULL WHERE id = $1 AND finished_at IS NULL"),
         &[bid.into()],
     )? == 1)
 }

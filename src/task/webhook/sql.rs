@@ -5,6 +5,7 @@ use super::{
     SigningSecret,
 };
 use crate::clock::Timestamp;
+use crate::sql;
 use crate::store::{Row, StoreError, Tx};
 
 /// Endpoints that are read at most, whatever the settings have allowed before.
@@ -42,8 +43,8 @@ fn read(row: &Row<'_>) -> Result<Endpoint, StoreError> {
 
 pub(super) fn endpoint(tx: &mut Tx<'_>, id: EndpointId) -> Result<Option<Endpoint>, StoreError> {
     tx.row(
-        "SELECT id, url, description, events, status, disabled_reason, failing_since, secret, old_secret, \
-         old_secret_expires_at, created_at, updated_at FROM webhook_endpoints WHERE id = $1",
+        sql!("SELECT id, url, description, events, status, disabled_reason, failing_since, secret, old_secret, \
+         old_secret_expires_at, created_at, updated_at FROM webhook_endpoints WHERE id = $1"),
         &[id.into()],
         read,
     )
@@ -51,8 +52,8 @@ pub(super) fn endpoint(tx: &mut Tx<'_>, id: EndpointId) -> Result<Option<Endpoin
 
 pub(super) fn endpoints(tx: &mut Tx<'_>) -> Result<Vec<Endpoint>, StoreError> {
     tx.rows(
-        "SELECT id, url, description, events, status, disabled_reason, failing_since, secret, old_secret, \
-         old_secret_expires_at, created_at, updated_at FROM webhook_endpoints ORDER BY id LIMIT $1",
+        sql!("SELECT id, url, description, events, status, disabled_reason, failing_since, secret, old_secret, \
+         old_secret_expires_at, created_at, updated_at FROM webhook_endpoints ORDER BY id LIMIT $1"),
         &[ENDPOINTS_READ_MAX.into()],
         read,
     )
@@ -67,10 +68,10 @@ pub(super) fn insert_endpoint(
     most: u32,
 ) -> Result<Option<Endpoint>, StoreError> {
     tx.row(
-        "INSERT INTO webhook_endpoints (url, description, events, status, secret, created_at, updated_at) \
+        sql!("INSERT INTO webhook_endpoints (url, description, events, status, secret, created_at, updated_at) \
          SELECT $1, $2, $3, 'active', $4, $5, $5 WHERE (SELECT count(*) FROM webhook_endpoints) < $6 \
          RETURNING id, url, description, events, status, disabled_reason, failing_since, secret, old_secret, \
-         old_secret_expires_at, created_at, updated_at",
+         old_secret_expires_at, created_at, updated_at"),
         &[
             (&new.url).into(),
             (&new.description).into(),
@@ -92,12 +93,12 @@ pub(super) fn update_endpoint(
     let events = patch.events.as_ref().map(|events| events.join(" "));
     let reason = (patch.status == Some(EndpointStatus::Disabled)).then_some("by hand");
     tx.row(
-        "UPDATE webhook_endpoints SET url = COALESCE($2, url), description = COALESCE($3, description), \
+        sql!("UPDATE webhook_endpoints SET url = COALESCE($2, url), description = COALESCE($3, description), \
          events = COALESCE($4, events), status = COALESCE($5, status), \
          disabled_reason = CASE WHEN $5 IS NULL THEN disabled_reason ELSE $6 END, \
          failing_since = CASE WHEN $5 = 'active' THEN NULL ELSE failing_since END, updated_at = $7 WHERE id = $1 \
          RETURNING id, url, description, events, status, disabled_reason, failing_since, secret, old_secret, \
-         old_secret_expires_at, created_at, updated_at",
+         old_secret_expires_at, created_at, updated_at"),
         &[
             id.into(),
             patch.url.as_ref().into(),
@@ -119,10 +120,10 @@ pub(super) fn rotate_secret(
     old_until: Timestamp,
 ) -> Result<Option<Endpoint>, StoreError> {
     tx.row(
-        "UPDATE webhook_endpoints SET old_secret = secret, old_secret_expires_at = $4, secret = $2, updated_at = $3 \
+        sql!("UPDATE webhook_endpoints SET old_secret = secret, old_secret_expires_at = $4, secret = $2, updated_at = $3 \
          WHERE id = $1 \
          RETURNING id, url, description, events, status, disabled_reason, failing_since, secret, old_secret, \
-         old_secret_expires_at, created_at, updated_at",
+         old_secret_expires_at, created_at, updated_at"),
         &[id.into(), secret.reveal().into(), now.into(), old_until.into()],
         read,
     )
@@ -130,7 +131,10 @@ pub(super) fn rotate_secret(
 
 pub(super) fn delete_endpoint(tx: &mut Tx<'_>, id: EndpointId) -> Result<bool, StoreError> {
     // Its deliveries go with the others of their age: there may be many.
-    Ok(tx.execute("DELETE FROM webhook_endpoints WHERE id = $1", &[id.into()])? == 1)
+    Ok(tx.execute(
+        sql!("DELETE FROM webhook_endpoints WHERE id = $1"),
+        &[id.into()],
+    )? == 1)
 }
 
 /// Notes that it failed; answers since when it has.
@@ -140,7 +144,7 @@ pub(super) fn note_failure(
     id: EndpointId,
 ) -> Result<Option<Timestamp>, StoreError> {
     tx.row(
-        "UPDATE webhook_endpoints SET failing_since = COALESCE(failing_since, $2) WHERE id = $1 RETURNING failing_since",
+        sql!("UPDATE webhook_endpoints SET failing_since = COALESCE(failing_since, $2) WHERE id = $1 RETURNING failing_since"),
         &[id.into(), now.into()],
         |row| row.get(0),
     )
@@ -148,7 +152,7 @@ pub(super) fn note_failure(
 
 pub(super) fn note_success(tx: &mut Tx<'_>, id: EndpointId) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE webhook_endpoints SET failing_since = NULL WHERE id = $1 AND failing_since IS NOT NULL",
+        sql!("UPDATE webhook_endpoints SET failing_since = NULL WHERE id = $1 AND failing_since IS NOT NULL"),
         &[id.into()],
     )?;
     Ok(())
@@ -161,15 +165,15 @@ pub(super) fn disable(
     reason: &str,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        "UPDATE webhook_endpoints SET status = 'disabled', disabled_reason = $2, updated_at = $3 \
-         WHERE id = $1 AND status = 'active'",
+        sql!("UPDATE webhook_endpoints SET status = 'disabled', disabled_reason = $2, updated_at = $3 \
+         WHERE id = $1 AND status = 'active'"),
         &[id.into(), reason.into(), now.into()],
     )? == 1)
 }
 
 pub(super) fn insert_event(tx: &mut Tx<'_>, event: &Event) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO webhook_events (id, kind, body, created_at) VALUES ($1, $2, $3, $4)",
+        sql!("INSERT INTO webhook_events (id, kind, body, created_at) VALUES ($1, $2, $3, $4)"),
         &[
             (&event.id).into(),
             event.kind.into(),
@@ -182,7 +186,7 @@ pub(super) fn insert_event(tx: &mut Tx<'_>, event: &Event) -> Result<(), StoreEr
 
 pub(super) fn event(tx: &mut Tx<'_>, id: &str) -> Result<Option<Event>, StoreError> {
     tx.row(
-        "SELECT id, kind, body, created_at FROM webhook_events WHERE id = $1",
+        sql!("SELECT id, kind, body, created_at FROM webhook_events WHERE id = $1"),
         &[id.into()],
         |row| {
             Ok(Event {
@@ -197,8 +201,8 @@ pub(super) fn event(tx: &mut Tx<'_>, id: &str) -> Result<Option<Event>, StoreErr
 
 pub(super) fn insert_delivery(tx: &mut Tx<'_>, delivery: &Delivery) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO webhook_deliveries (endpoint_id, event_id, kind, task_id, attempt, at, outcome, status, \
-         duration_ms, error, excerpt) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        sql!("INSERT INTO webhook_deliveries (endpoint_id, event_id, kind, task_id, attempt, at, outcome, status, \
+         duration_ms, error, excerpt) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
         &[
             delivery.endpoint_id.into(),
             (&delivery.event_id).into(),
@@ -243,15 +247,15 @@ pub(super) fn deliveries(
     let params = [id.into(), before.into(), limit.into()];
     if only_failed {
         tx.rows(
-            "SELECT id, endpoint_id, event_id, kind, task_id, attempt, at, outcome, status, duration_ms, error, excerpt \
-             FROM webhook_deliveries WHERE endpoint_id = $1 AND id < $2 AND outcome = 'failed' ORDER BY id DESC LIMIT $3",
+            sql!("failed", "SELECT id, endpoint_id, event_id, kind, task_id, attempt, at, outcome, status, duration_ms, error, excerpt \
+             FROM webhook_deliveries WHERE endpoint_id = $1 AND id < $2 AND outcome = 'failed' ORDER BY id DESC LIMIT $3"),
             &params,
             read_delivery,
         )
     } else {
         tx.rows(
-            "SELECT id, endpoint_id, event_id, kind, task_id, attempt, at, outcome, status, duration_ms, error, excerpt \
-             FROM webhook_deliveries WHERE endpoint_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3",
+            sql!("all", "SELECT id, endpoint_id, event_id, kind, task_id, attempt, at, outcome, status, duration_ms, error, excerpt \
+             FROM webhook_deliveries WHERE endpoint_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3"),
             &params,
             read_delivery,
         )
@@ -261,12 +265,18 @@ pub(super) fn deliveries(
 /// Whether the oldest event or delivery is of before `until`. Keys are in the order of time.
 pub(super) fn any_old(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, StoreError> {
     let event: Option<Timestamp> = tx.row(
-        "SELECT created_at FROM webhook_events ORDER BY id LIMIT 1",
+        sql!(
+            "events",
+            "SELECT created_at FROM webhook_events ORDER BY id LIMIT 1"
+        ),
         &[],
         |row| row.get(0),
     )?;
     let delivery: Option<Timestamp> = tx.row(
-        "SELECT at FROM webhook_deliveries ORDER BY id LIMIT 1",
+        sql!(
+            "deliveries",
+            "SELECT at FROM webhook_deliveries ORDER BY id LIMIT 1"
+        ),
         &[],
         |row| row.get(0),
     )?;
@@ -276,13 +286,19 @@ pub(super) fn any_old(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, StoreEr
 /// Removes so many of the oldest of each, where they are of before `until`.
 pub(super) fn purge(tx: &mut Tx<'_>, until: Timestamp, rows: u32) -> Result<(), StoreError> {
     tx.execute(
-        "DELETE FROM webhook_events WHERE created_at < $1 \
-         AND id IN (SELECT id FROM webhook_events ORDER BY id LIMIT $2)",
+        sql!(
+            "events",
+            "DELETE FROM webhook_events WHERE created_at < $1 \
+         AND id IN (SELECT id FROM webhook_events ORDER BY id LIMIT $2)"
+        ),
         &[until.into(), rows.into()],
     )?;
     tx.execute(
-        "DELETE FROM webhook_deliveries WHERE at < $1 \
-         AND id IN (SELECT id FROM webhook_deliveries ORDER BY id LIMIT $2)",
+        sql!(
+            "deliveries",
+            "DELETE FROM webhook_deliveries WHERE at < $1 \
+         AND id IN (SELECT id FROM webhook_deliveries ORDER BY id LIMIT $2)"
+        ),
         &[until.into(), rows.into()],
     )?;
     Ok(())
