@@ -12,10 +12,16 @@ use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use onrush::clock::Stopwatch;
 
+#[path = "support/data.rs"]
+mod data;
+#[path = "support/disk.rs"]
+mod disk;
 #[path = "support/floor.rs"]
 mod floor;
 #[path = "support/load.rs"]
 mod load;
+#[path = "support/metrics.rs"]
+mod metrics;
 #[path = "support/shop.rs"]
 mod shop;
 mod support;
@@ -64,7 +70,7 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
         tell("making it ten times as large");
         shop.grow()?;
     }
-    let server = Process::serve(&binary, &shop.data)?;
+    let server = Process::serve(&binary, &shop.data, &[])?;
     let mut bench = Bench {
         options,
         report,
@@ -314,19 +320,6 @@ impl Bench<'_> {
         )
     }
 
-    /// Writes that shared each commit so far: `(writes, commits)`.
-    fn commits(&self) -> anyhow::Result<(f64, f64)> {
-        let (_, text) = self.server.call("GET", "/metrics", "", "")?;
-        let value = |name: &str| -> anyhow::Result<f64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            Ok(line.with_context(|| format!("no {name}"))?.trim().parse()?)
-        };
-        Ok((
-            value("db_write_batch_size_sum ")?,
-            value("db_write_batch_size_count ")?,
-        ))
-    }
-
     /// Rounds of writes, alternating with the same rows in transactions of the same size.
     fn against_rows(
         &mut self,
@@ -338,10 +331,10 @@ impl Bench<'_> {
         tell(what);
         let [ratio_bar, micros_bar, p99_bar] = bars;
         for round in 0..self.rounds() {
-            let (writes, commits) = self.commits()?;
+            let (writes, commits) = metrics::commits(self.server)?;
             let (seen, micros) = ours(self, round)?;
             self.judge(what, &seen);
-            let (writes_now, commits_now) = self.commits()?;
+            let (writes_now, commits_now) = metrics::commits(self.server)?;
             let batch = (writes_now - writes) / (commits_now - commits).max(1.0);
             let rows = floor(seen.answered, (batch.round() as usize).max(1))?;
             self.report.add(what, "of S", seen.rate() / rows, ratio_bar);
@@ -416,7 +409,7 @@ impl Bench<'_> {
         tell(what);
         let requests = self.order_requests();
         for _ in 0..self.rounds() {
-            let syncs = floor::syncs_ms(if self.options.quick { 200 } else { 1_000 })?;
+            let syncs = disk::syncs_ms(if self.options.quick { 200 } else { 1_000 })?;
             let f = syncs[syncs.len() / 2];
             let seen = load::run(self.server.address, 1, self.round, &requests, |answer| {
                 answer.status == 201

@@ -5,9 +5,8 @@
 //! `-- --json`, or words of what shall follow the imports.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, ensure};
 use onrush::app;
@@ -15,22 +14,17 @@ use onrush::clock::Stopwatch;
 use onrush::config::Settings;
 use rusqlite::{Connection, OpenFlags, Row, params, types::Value};
 
+#[path = "support/command.rs"]
+mod command;
 mod support;
 
-use support::{Bar, Options, Process, Report, binary, memory_of, tell, temporary};
+use command::{file, watched};
+use support::{Bar, Options, Process, Report, binary, tell, temporary};
 
 const ROUNDS: usize = 5;
-/// Between two looks at what a running command holds.
-const LOOK: Duration = Duration::from_millis(10);
 
 fn main() -> ExitCode {
     support::run(measure)
-}
-
-fn file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("bench/data")
-        .join(name)
 }
 
 fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
@@ -66,27 +60,6 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Runs a command to its end; answers what it said and the most memory that it held, in MB.
-fn watched(command: &mut Command) -> anyhow::Result<(String, f64)> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()?;
-    let mut peak = 0.0;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        // It may end between the two looks.
-        peak = memory_of(child.id(), "VmHWM").unwrap_or(peak);
-        std::thread::sleep(LOOK);
-    };
-    let said = std::io::read_to_string(child.stdout.take().context("no standard output")?)?;
-    ensure!(status.success(), "{command:?} ended with {status}: {said}");
-    Ok((said, peak))
 }
 
 /// Rows a second of one import.
@@ -135,7 +108,7 @@ fn verify(report: &mut Report, binary: &Path, data: &Path) -> anyhow::Result<()>
 /// A start after a clean stop, and what the process holds when it has nothing to do.
 fn start(report: &mut Report, binary: &Path, data: &Path) -> anyhow::Result<()> {
     let watch = Stopwatch::start();
-    let server = Process::serve(binary, data)?;
+    let server = Process::serve(binary, data, &[])?;
     let (status, body) = server.call("GET", "/readyz", "", "")?;
     let ready_ms = watch.elapsed_seconds() * 1e3;
     ensure!(status == 200, "not ready: {status} {body}");

@@ -13,6 +13,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
+#[path = "support/data.rs"]
+mod data;
 #[path = "support/load.rs"]
 mod load;
 #[path = "support/shop.rs"]
@@ -69,7 +71,7 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
 fn idle(report: &mut Report, binary: &Path) -> anyhow::Result<()> {
     let dir = temporary()?;
     let watch = Stopwatch::start();
-    let server = Process::serve(binary, &dir.path().join("data"))?;
+    let server = Process::serve(binary, &dir.path().join("data"), &[])?;
     let (status, body) = server.call("GET", "/readyz", "", "")?;
     let ready_ms = watch.elapsed_seconds() * 1e3;
     ensure!(status == 200, "not ready: {status} {body}");
@@ -195,7 +197,7 @@ fn crowd(report: &mut Report, server: &Process, product: i64) -> anyhow::Result<
 }
 
 fn whole_sale(report: &mut Report, binary: &Path, shop: &Shop, product: i64) -> anyhow::Result<()> {
-    let server = Process::serve(binary, &shop.data)?;
+    let server = Process::serve(binary, &shop.data, &[])?;
     let sale = shop.open_sale(&server, product, UNITS, 1, 3)?;
     let (requests, buyers) = attempts(shop, sale);
     crowd(report, &server, product)?;
@@ -252,7 +254,7 @@ fn killed_sale(
     shop: &Shop,
     product: i64,
 ) -> anyhow::Result<()> {
-    let mut server = Process::serve(binary, &shop.data)?;
+    let mut server = Process::serve(binary, &shop.data, &[])?;
     let sale = shop.open_sale(&server, product, UNITS, 1, 3)?;
     let (requests, buyers) = attempts(shop, sale);
     let mut accepted = Accepted::new(buyers);
@@ -274,7 +276,7 @@ fn killed_sale(
     judge(report, &seen);
     ensure!(killed, "the sale was over before it could be killed");
     let watch = Stopwatch::start();
-    let server = Process::serve(binary, &shop.data)?;
+    let server = Process::serve(binary, &shop.data, &[])?;
     let (status, body) = server.call("GET", &format!("/api/v1/products/{product}"), "", "")?;
     let back_ms = watch.elapsed_seconds() * 1e3;
     ensure!(status == 200, "after the kill: {status} {body}");

@@ -1,10 +1,9 @@
 //! What the product is measured against in the same run: P, a bare poem server; S, the same rows
-//! written by a bare rusqlite loop; F, one append and its sync.
+//! written by a bare rusqlite loop.
 //!
 //! Invariant: a floor does the least that the same result needs on the same libraries: no limits, no
 //! checks, no metrics, no hashes.
 
-use std::fs::File;
 use std::io::Write;
 use std::process::Command;
 
@@ -16,7 +15,7 @@ use poem::{EndpointExt, Route, Server, get, handler};
 use rusqlite::{Connection, params};
 
 use crate::shop::Shop;
-use crate::support::{Process, temporary};
+use crate::support::Process;
 
 /// The word that makes the bench's own executable a plain server.
 pub const PLAIN_SERVER: &str = "plain-server";
@@ -187,20 +186,4 @@ impl Rows {
         )?;
         Ok(order)
     }
-}
-
-/// F: milliseconds of each of `count` appends of 4 KiB with their `fdatasync`, in order of size.
-pub fn syncs_ms(count: usize) -> anyhow::Result<Vec<f64>> {
-    let dir = temporary()?;
-    let mut file = File::create(dir.path().join("f"))?;
-    let block = [7u8; 4_096];
-    let mut times = Vec::with_capacity(count);
-    for _ in 0..count {
-        let watch = Stopwatch::start();
-        file.write_all(&block)?;
-        file.sync_data()?;
-        times.push(watch.elapsed_seconds() * 1e3);
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(times)
 }

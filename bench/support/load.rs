@@ -76,7 +76,8 @@ struct Connection {
     filled: usize,
 }
 
-fn own_cpu_seconds() -> anyhow::Result<f64> {
+/// Processor seconds of this thread so far.
+pub fn own_cpu_seconds() -> anyhow::Result<f64> {
     let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
     let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     Ok(micros as f64 / 1e6)
@@ -103,16 +104,18 @@ pub fn whole(bytes: &[u8]) -> anyhow::Result<Option<(u16, usize, usize)>> {
         return Ok(None);
     };
     let digits = bytes.get(9..12).context("no status line")?;
-    let status = std::str::from_utf8(digits)?.parse()?;
+    let status: u16 = std::str::from_utf8(digits)?.parse()?;
     const NAME: &[u8] = b"content-length:";
-    let length = bytes[..head]
-        .split(|byte| *byte == b'\n')
-        .find_map(|line| {
-            let (name, value) = line.split_at_checked(NAME.len())?;
-            name.eq_ignore_ascii_case(NAME).then_some(value)
-        })
-        .context("an answer without Content-Length")?;
-    let length: usize = std::str::from_utf8(length)?.trim().parse()?;
+    let length = bytes[..head].split(|byte| *byte == b'\n').find_map(|line| {
+        let (name, value) = line.split_at_checked(NAME.len())?;
+        name.eq_ignore_ascii_case(NAME).then_some(value)
+    });
+    let length: usize = match length {
+        Some(length) => std::str::from_utf8(length)?.trim().parse()?,
+        // It has no body, and so no length.
+        None if status == 204 => 0,
+        None => bail!("an answer without Content-Length"),
+    };
     Ok((bytes.len() >= head + 4 + length).then_some((status, head + 4, length)))
 }
 
@@ -227,7 +230,8 @@ pub fn run(
                 if !check(&answer) {
                     seen.wrong += 1;
                     seen.first_wrong.get_or_insert_with(|| {
-                        format!("{status} {}", String::from_utf8_lossy(answer.body))
+                        let body = String::from_utf8_lossy(answer.body);
+                        format!("{status} {body} to request {}", answer.request)
                     });
                 }
                 if !send(connection)? {

@@ -97,12 +97,14 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `onrush serve` on a free port; returns once it listens.
-    pub fn serve(binary: &Path, data: &Path) -> anyhow::Result<Self> {
+    /// Starts `onrush serve` on a free port; returns once it listens. `settings` are environment
+    /// variables, for what is off by default.
+    pub fn serve(binary: &Path, data: &Path, settings: &[(&str, String)]) -> anyhow::Result<Self> {
         let mut command = Command::new(binary);
         // Default settings, whatever the environment of whoever measures says.
         command
             .env_clear()
+            .envs(settings.iter().map(|(name, value)| (name, value)))
             .args(["serve", "--port", "0", "--data-dir"])
             .arg(data);
         Self::start(command)
@@ -184,6 +186,11 @@ impl Process {
 
     /// Asks it to end, and waits until it has.
     pub fn stop(mut self) -> anyhow::Result<()> {
+        self.terminate()
+    }
+
+    /// [`Process::stop`] of one that is started again in its place.
+    pub fn terminate(&mut self) -> anyhow::Result<()> {
         kill(
             Pid::from_raw(i32::try_from(self.child.id())?),
             Signal::SIGTERM,

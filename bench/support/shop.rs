@@ -7,13 +7,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use onrush::app;
-use onrush::auth::{self, AuthError, NewAccount, NewKey, Role, Scope};
+use onrush::auth::{self, AuthError};
 use onrush::clock::Clock;
 use onrush::config::Settings;
 use onrush::product::{self, NewProduct, ProductError};
 use rusqlite::Connection;
 
-use crate::support::{Process, temporary};
+use crate::data::Data;
+use crate::support::Process;
 
 /// Units of each product: more than any run sells.
 pub const STOCK: i64 = 500_000_000;
@@ -28,15 +29,15 @@ pub struct Shop {
     pub buyers: Vec<String>,
     /// The products' ids.
     pub products: Vec<i64>,
-    _dir: tempfile::TempDir,
+    _base: Data,
 }
 
 impl Shop {
     /// Makes it.
     pub fn new(products: usize, buyers: u32) -> anyhow::Result<Self> {
-        let dir = temporary()?;
+        let base = Data::new()?;
         let mut settings = Settings::default();
-        settings.data.dir = dir.path().join("data");
+        settings.data.dir = base.path.clone();
         let opened = app::open_data(&settings)?;
         let (store, now) = (&opened.store, opened.clock.now());
         let ids = store.write_blocking::<_, ProductError>(move |tx| {
@@ -44,32 +45,16 @@ impl Shop {
                 .map(|number| product::create(tx, now, &sample(number)))
                 .collect::<Result<Vec<_>, _>>()
         })?;
-        let email = "operator@example.com";
-        let operator = NewAccount::checked(email, "Operator", "a long enough one", &settings.auth)?;
-        let key = store.write_blocking::<_, AuthError>(move |tx| {
-            auth::create_account(tx, now, &operator, Role::Admin)?;
-            let new = NewKey {
-                name: "bench".to_owned(),
-                scopes: vec![
-                    Scope::Catalogue,
-                    Scope::Orders,
-                    Scope::Payments,
-                    Scope::Sales,
-                ],
-                expires_at: None,
-            };
-            auth::create_api_key_for(tx, now, email, &new, 1).map(|(_, key)| key)
-        })?;
         let buyers = store.write_blocking::<_, AuthError>(move |tx| {
             auth::create_rehearsal_buyers(tx, now, 0, buyers)
         })?;
         opened.close();
         Ok(Self {
             data: settings.data.dir,
-            key,
+            key: base.key.clone(),
             buyers,
             products: ids.into_iter().map(|id| id.0).collect(),
-            _dir: dir,
+            _base: base,
         })
     }
 
