@@ -3,11 +3,13 @@
 //! Invariants: no feature is named beyond the metrics that dashboards rely on; every label is
 //! bounded, a raw path or id never becomes one; a reader of metrics can't slow down a request.
 
+mod caching;
 mod health;
 pub mod logs;
 mod metrics;
 mod system;
 mod views;
 
+pub use caching::{CacheMetrics, LayerMetrics};
 pub use health::{Check, Health, Outcome, State};
 pub use metrics::{Metrics, RouteMetrics, TEXT_FORMAT};
