@@ -220,7 +220,7 @@ impl Cache {
     }
 
     /// Writes down which keys are hot, for the next start. When none is, what is there stays.
-    async fn save_hot_keys(&self) {
+    pub(super) async fn save_hot_keys(&self) {
         let keys: Vec<String> = self.hot_keys().into_iter().map(|hot| hot.key).collect();
         if keys.is_empty() {
             return;
