@@ -438,3 +438,244 @@ fn probe(folder: &Path) -> std::io::Result<()> {
 fn inode_of(folder: &Path) -> Option<u64> {
     std::fs::metadata(folder).ok().map(|meta| meta.ino())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::freshness::Slot;
+    use super::*;
+    use crate::cache::entry::Held;
+    use crate::cache::{Cached, Origin, Ready};
+    use crate::clock::{Stopwatch, Timestamp};
+    use std::process::Command;
+
+    fn entry(body: &str) -> Entry {
+        let times = Times {
+            loaded_ms: 1,
+            refresh_ms: 2,
+            expires_ms: 3,
+            stale_until_ms: 4,
+            load_ms: 5,
+        };
+        let ready = Ready::new("text/plain", "\"1\"".to_owned(), body.as_bytes().to_vec());
+        let tag = Tag {
+            slot: Slot::default(),
+            name: "tag".into(),
+        };
+        let value = Some(Box::new(Held(ready)) as Box<dyn Stored>);
+        Entry::new(value, [tag].into(), 0, Moment(7), times, Origin::Loader)
+    }
+
+    fn disk(folder: &Path) -> (Arc<Disk>, Clock) {
+        let clock = Clock::manual(Timestamp(1_000_000_000));
+        let metrics = Metrics::new().expect("unique names");
+        let disk = Disk::new(
+            folder.to_owned(),
+            64 * 1_048_576,
+            10_000,
+            60,
+            clock.clone(),
+            metrics,
+        );
+        (disk, clock)
+    }
+
+    async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let watch = Stopwatch::start();
+        while !holds() {
+            assert!(watch.elapsed() < Duration::from_secs(60), "never: {what}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Offers until the level is open and has the entry.
+    async fn put(disk: &Arc<Disk>, key: &str, body: &str) {
+        disk.offer(key.into(), &entry(body));
+        until("it is open", || disk.is_open()).await;
+        disk.offer(key.into(), &entry(body));
+        disk.settle().await;
+    }
+
+    async fn body(disk: &Arc<Disk>, key: &str) -> Option<String> {
+        let found = disk.find(&key.as_bytes().to_vec()).await?;
+        assert_eq!(
+            (found.born, &*found.tags),
+            (Moment(7), &["tag".to_owned()][..])
+        );
+        assert_eq!(found.times.load_ms, 5);
+        let ready = Ready::from_disk(&found.value).expect("sound");
+        Some(String::from_utf8(ready.body().to_vec()).expect("text"))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn opened_by_the_first_entry_and_empty_at_the_next_start() {
+        let root = tempfile::tempdir().expect("folder");
+        let folder = root.path().join("cache").join("disk");
+        let (first, _) = disk(&folder);
+        assert_eq!(body(&first, "key").await, None);
+        assert!(!folder.exists(), "nothing to keep, nothing made");
+        put(&first, "key", "value").await;
+        assert_eq!(body(&first, "key").await.as_deref(), Some("value"));
+        put(&first, "key", "newer").await;
+        assert_eq!(body(&first, "key").await.as_deref(), Some("newer"));
+        first.remove(&b"key".to_vec());
+        assert_eq!(body(&first, "key").await, None);
+        put(&first, "key", "value").await;
+        // As after kill -9: the files are there, and nobody closed them.
+        let (second, _) = disk(&folder);
+        put(&second, "other", "value").await;
+        assert_eq!(body(&second, "key").await, None, "nothing comes back");
+        assert_eq!(body(&second, "other").await.as_deref(), Some("value"));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_deleted_folder_is_a_miss_and_made_anew_later() {
+        let root = tempfile::tempdir().expect("folder");
+        let folder = root.path().join("disk");
+        let (disk, clock) = disk(&folder);
+        put(&disk, "key", "value").await;
+        std::fs::remove_dir_all(&folder).expect("deleted");
+        disk.check().await;
+        assert_eq!(disk.state(), DiskState::Closed);
+        assert_eq!(body(&disk, "key").await, None);
+        disk.offer(b"key".to_vec(), &entry("value"));
+        assert_eq!(disk.state(), DiskState::Closed, "not at once");
+        assert!(!folder.exists());
+        clock.advance(Duration::from_secs(60));
+        put(&disk, "key", "again").await;
+        assert_eq!(body(&disk, "key").await.as_deref(), Some("again"));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn damaged_files_are_misses_and_never_other_values() {
+        use std::os::unix::fs::FileExt;
+        let root = tempfile::tempdir().expect("folder");
+        let folder = root.path().join("disk");
+        let (disk, clock) = disk(&folder);
+        let keys: Vec<String> = (0..50).map(|at| format!("key{at}")).collect();
+        let value = |key: &str| format!("{key} {}", "x".repeat(5_000));
+        for round in ["overwritten", "cut off"] {
+            for key in &keys {
+                put(&disk, key, &value(key)).await;
+            }
+            // Whatever is still on its way is found in memory; it is damage of the files that counts.
+            disk.settle().await;
+            for file in std::fs::read_dir(&folder).expect("folder") {
+                let path = file.expect("entry").path();
+                let file = std::fs::OpenOptions::new()
+                    .write(true)
+                    .open(&path)
+                    .expect("file");
+                match round {
+                    "overwritten" => {
+                        for at in (0..4 * 1_048_576).step_by(1_024) {
+                            file.write_all_at(&[0xA5; 512], at).expect("written");
+                        }
+                    }
+                    _ => file.set_len(0).expect("cut off"),
+                }
+            }
+            let mut found = 0;
+            for key in &keys {
+                if let Some(body) = body(&disk, key).await {
+                    assert_eq!(body, value(key), "{round}");
+                    found += 1;
+                }
+            }
+            assert!(found < keys.len(), "{round}: {found} were not touched");
+            clock.advance(Duration::from_secs(60));
+        }
+        put(&disk, "key", "again").await;
+        assert_eq!(body(&disk, "key").await.as_deref(), Some("again"));
+    }
+
+    /// A small file system of its own; `None` where this machine can't.
+    struct Mounted(PathBuf);
+
+    impl Mounted {
+        fn new(at: &Path) -> Option<Self> {
+            std::fs::create_dir_all(at).expect("folder");
+            let options = ["-t", "tmpfs", "-o", "size=80m,mode=700", "tmpfs"];
+            let mounted = Command::new("mount").args(options).arg(at).output();
+            if mounted.is_ok_and(|output| output.status.success()) {
+                return Some(Self(at.to_owned()));
+            }
+            assert_ne!(
+                std::env::var("CI").as_deref(),
+                Ok("true"),
+                "this must run in CI"
+            );
+            None
+        }
+
+        fn remount(&self, options: &str) -> bool {
+            let mut mount = Command::new("mount");
+            let output = mount
+                .arg("-o")
+                .arg(format!("remount,{options}"))
+                .arg(&self.0)
+                .output();
+            output.is_ok_and(|output| output.status.success())
+        }
+    }
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            // What is still open goes with the process.
+            let _gone = Command::new("umount").arg("-l").arg(&self.0).output();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_full_disk_switches_the_level_off_and_space_brings_it_back() {
+        let root = tempfile::tempdir().expect("folder");
+        let Some(mounted) = Mounted::new(&root.path().join("mount")) else {
+            return;
+        };
+        let (disk, clock) = disk(&mounted.0.join("disk"));
+        put(&disk, "key", "value").await;
+        let filler = mounted.0.join("filler");
+        let file = std::fs::File::create(&filler).expect("file");
+        let mut left = vec![1; 1_048_576];
+        while !left.is_empty() {
+            use std::io::Write;
+            if (&file).write_all(&left).is_err() {
+                left.truncate(left.len() / 4);
+            }
+        }
+        disk.offer(b"more".to_vec(), &entry(&"x".repeat(500_000)));
+        disk.check().await;
+        assert_eq!(disk.state(), DiskState::Closed);
+        clock.advance(Duration::from_secs(60));
+        // It does not even open, and is tried again.
+        disk.offer(b"key".to_vec(), &entry("value"));
+        until("it was tried", || {
+            matches!(&*disk.state.read(), State::Closed { retry_ms } if *retry_ms > clock.monotonic_ms())
+        })
+        .await;
+        std::fs::remove_file(&filler).expect("space");
+        clock.advance(Duration::from_secs(60));
+        put(&disk, "key", "again").await;
+        assert_eq!(body(&disk, "key").await.as_deref(), Some("again"));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_read_only_file_system_leaves_it_closed() {
+        let root = tempfile::tempdir().expect("folder");
+        let Some(mounted) = Mounted::new(&root.path().join("mount")) else {
+            return;
+        };
+        let (disk, clock) = disk(&mounted.0.join("disk"));
+        assert!(mounted.remount("ro"), "read-only");
+        disk.offer(b"key".to_vec(), &entry("value"));
+        until(
+            "it was tried",
+            || matches!(&*disk.state.read(), State::Closed { retry_ms } if *retry_ms > 0),
+        )
+        .await;
+        assert_eq!(body(&disk, "key").await, None);
+        assert!(mounted.remount("rw"), "writable again");
+        clock.advance(Duration::from_secs(60));
+        put(&disk, "key", "value").await;
+        assert_eq!(body(&disk, "key").await.as_deref(), Some("value"));
+    }
+}

@@ -30,7 +30,7 @@ impl Last {
 }
 
 /// The place of a key or tag in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Slot(u32);
 
 /// See the module.

@@ -17,6 +17,7 @@
 //!
 //! What is cached is not known here: a feature makes a [`Kind`] for each sort of value it keeps.
 
+pub mod api;
 mod disk;
 mod entry;
 mod flight;

@@ -198,7 +198,7 @@ async fn breakdown_ten_thousand_misses_of_one_key_are_one_load() {
     assert_eq!((with, without), (1, 10_000));
 }
 
-/// Loads in the worst second when 2,000 values that were loaded together are read all the time.
+/// Loads in the worst second when 500 values that were loaded together are read all the time.
 async fn worst_second(jitter_percent: u64) -> u64 {
     let shop = Shop::with(
         |settings| {
@@ -210,7 +210,7 @@ async fn worst_second(jitter_percent: u64) -> u64 {
     let mut worst = 0;
     for second in 0..400 {
         let before = shop.loads();
-        for id in 0..2_000_i64 {
+        for id in 0..500_i64 {
             shop.read(id, "product").await;
         }
         if second > 0 {
@@ -225,8 +225,8 @@ async fn worst_second(jitter_percent: u64) -> u64 {
 async fn avalanche_what_was_loaded_together_does_not_expire_together() {
     let (with, without) = (worst_second(20).await, worst_second(0).await);
     tell("avalanche: loads in the worst second", with, without);
-    assert_eq!(without, 2_000);
-    assert!(with < 60, "{with}: 2,000 values end within 120 seconds");
+    assert_eq!(without, 500);
+    assert!(with < 25, "{with}: 500 values end within 120 seconds");
 }
 
 #[tokio::test]
@@ -264,8 +264,13 @@ async fn a_million_unknown_ids_push_out_nothing_and_take_no_more_memory() {
         shop.read(id, "a good product").await;
     }
     let before = shop.cache.stats();
-    for id in 0..1_000_000 {
-        assert!(shop.read(1_000_000 + id, None).await.is_none());
+    for thousand in 1..=1_000 {
+        let ids: Vec<Id> = (0..1_000)
+            .map(|id| Id::Int(thousand * 1_000 + id))
+            .collect();
+        let nothing = |_| async { Ok::<_, Away>(Vec::new()) };
+        let hits = shop.products.get_many_or_load(&ids, nothing).await;
+        assert!(hits.expect("loaded").iter().all(Option::is_none));
     }
     let after = shop.cache.stats();
     assert_eq!(after.memory_entries, before.memory_entries);
@@ -1095,6 +1100,8 @@ async fn readers_and_writers(shop: Shop, seed: u64) -> (u64, u64) {
                     );
                     reads += 1;
                 }
+                // Hits alone never wait, and would keep the writers from running.
+                tokio::task::yield_now().await;
                 // Hot keys are pinned and refreshed meanwhile.
                 if dice.below(50) == 0 {
                     shop.cache.tick();

@@ -101,6 +101,8 @@ pub struct CacheStats {
     pub memory_bytes_max: usize,
     /// Keys known not to exist.
     pub absent_entries: usize,
+    /// Their size.
+    pub absent_bytes: usize,
     /// Values of hot keys that can't be pushed out.
     pub pinned_entries: usize,
     /// How the level on disk is.
@@ -274,6 +276,7 @@ impl Cache {
             memory_bytes: inner.memory.usage(),
             memory_bytes_max: inner.settings.memory_bytes,
             absent_entries: inner.absent.entries(),
+            absent_bytes: inner.absent.usage(),
             pinned_entries: inner.pins.read().values().flatten().count(),
             disk: inner.disk.state(),
             disk_bytes_written: inner.disk.bytes_written(),
@@ -300,6 +303,12 @@ impl Cache {
                 .map(|kind| kind.rules.name)
                 .collect(),
         }
+    }
+
+    /// The window over which reads are counted, in seconds, and the reads within it that make a key hot.
+    pub fn hot_rule(&self) -> (u64, u64) {
+        let settings = &self.0.settings;
+        (settings.hot_window_seconds, settings.hot_reads_min)
     }
 
     /// The hot keys, the most read first.
