@@ -18,6 +18,8 @@ use tokio::task::JoinSet;
 
 use crate::auth::api::AuthApi;
 use crate::auth::{self, Auth, OnRegistered, idempotency};
+use crate::cache::Cache;
+use crate::cache::api::CacheApi;
 use crate::clock::Clock;
 use crate::config::{Settings, ms};
 use crate::flash_sale::api::{FlashSaleApi, SeckillApi};
@@ -80,8 +82,7 @@ impl OpenData {
     pub fn registry(&self, settings: &Settings) -> anyhow::Result<Registry> {
         let (handles, _) = handles(
             Arc::new(settings.clone()),
-            &self.dir.database(),
-            self.dir.outbox(),
+            &Places::of(&self.dir),
             self.store.clone(),
             self.clock.clone(),
             Metrics::new()?,
@@ -180,16 +181,28 @@ pub fn runtime(settings: &Settings) -> std::io::Result<tokio::runtime::Runtime> 
         .build()
 }
 
+/// What most handles are built on.
+struct Basis<'a> {
+    settings: &'a Settings,
+    database: &'a Path,
+    store: &'a Store,
+    metrics: &'a Metrics,
+}
+
 /// The built-in tasks.
 fn registry(
-    settings: &Settings,
-    database: &Path,
-    store: &Store,
-    metrics: &Metrics,
+    basis: &Basis<'_>,
     auth: Auth,
+    cache: &Cache,
     sweeper: Sweeper,
     ways_out: &WaysOut,
 ) -> Registry {
+    let Basis {
+        settings,
+        database,
+        store,
+        metrics,
+    } = *basis;
     let reads = LongReads::new(database.to_owned(), &settings.database, store);
     let reports = Arc::new(settings.reports.clone());
     let products = Arc::new(settings.products.clone());
@@ -215,7 +228,7 @@ fn registry(
         .with(GenerateSalesReport::new(reads.clone(), reports))
         .with(UpdateProductPopularity::new(store.clone(), reads, products))
         .with(SyncUserActivity::new(auth))
-        .with(CleanExpiredCache::new(store.clone(), sweeps))
+        .with(CleanExpiredCache::new(store.clone(), cache.clone(), sweeps))
         .with(ExpireHolds::new(sweeper))
         .build()
 }
@@ -261,14 +274,36 @@ fn without_data<T>(
         let metrics = Metrics::new()?;
         let path = dir.join("onrush.db");
         let store = Store::open(&path, &settings.database, metrics.clone(), |_| ())?;
-        let (settings, outbox) = (Arc::new(settings), dir.join("outbox"));
-        let (handles, _) = handles(settings, &path, outbox, store, Clock::system(), metrics)?;
+        let places = Places {
+            database: path,
+            outbox: dir.join("outbox"),
+            cache: dir.join("cache"),
+        };
+        let settings = Arc::new(settings);
+        let (handles, _) = handles(settings, &places, store, Clock::system(), metrics)?;
         let done = work(&handles);
         handles.store.close();
         done
     })();
     std::fs::remove_dir_all(&dir)?;
     done
+}
+
+/// Where in the data directory the handles keep what is theirs.
+struct Places {
+    database: PathBuf,
+    outbox: PathBuf,
+    cache: PathBuf,
+}
+
+impl Places {
+    fn of(dir: &DataDir) -> Self {
+        Self {
+            database: dir.database(),
+            outbox: dir.outbox(),
+            cache: dir.cache(),
+        }
+    }
 }
 
 /// What leaves the house: calls, webhooks, mails.
@@ -322,6 +357,7 @@ struct Handles {
     clock: Clock,
     metrics: Metrics,
     auth: Auth,
+    cache: Cache,
     gate: Gate,
     tasks: Tasks,
     schedules: Schedules,
@@ -342,19 +378,26 @@ type Api = (
     ReportApi,
     WorkerApi,
     WebhookApi,
+    CacheApi,
     SystemApi,
 );
 
 /// Builds each handle once. The sweeper is a service and a task.
 fn handles(
     settings: Arc<Settings>,
-    database: &Path,
-    outbox: PathBuf,
+    places: &Places,
     store: Store,
     clock: Clock,
     metrics: Metrics,
 ) -> anyhow::Result<(Handles, Sweeper)> {
+    let outbox = places.outbox.clone();
     let ways_out = WaysOut::new(&settings, store.clone(), clock.clone(), outbox)?;
+    let cache = Cache::new(
+        Arc::new(settings.cache.clone()),
+        &places.cache,
+        clock.clone(),
+        metrics.clone(),
+    );
     let auth = Auth::new(
         store.clone(),
         Arc::new(settings.auth.clone()),
@@ -379,11 +422,14 @@ fn handles(
         Arc::new(settings.tasks.clone()),
         metrics.clone(),
         registry(
-            &settings,
-            database,
-            &store,
-            &metrics,
+            &Basis {
+                settings: &settings,
+                database: &places.database,
+                store: &store,
+                metrics: &metrics,
+            },
             auth.clone(),
+            &cache,
             sweeper.clone(),
             &ways_out,
         ),
@@ -404,6 +450,7 @@ fn handles(
         clock,
         metrics,
         auth,
+        cache,
         gate,
         tasks,
         schedules,
@@ -464,6 +511,7 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.ways_out.webhooks.clone(),
             handles.ways_out.outgoing.clone(),
         ),
+        CacheApi::new(handles.cache.clone()),
         SystemApi::new(handles.store.clone(), handles.settings.database.clone()),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
@@ -584,8 +632,7 @@ impl App {
         let health = Health::new();
         let (handles, sweeper) = handles(
             Arc::clone(&settings),
-            &dir.database(),
-            dir.outbox(),
+            &Places::of(&dir),
             store.clone(),
             clock.clone(),
             metrics.clone(),
@@ -624,6 +671,7 @@ impl App {
         services.spawn(sweeper.run(services_stopped.clone()));
         services.spawn(Pool::new(tasks.clone()).run(services_stopped.clone()));
         services.spawn(Upkeep::new(tasks.clone()).run(services_stopped.clone()));
+        services.spawn(handles.cache.clone().run(services_stopped.clone()));
         services.spawn(webhooks.run_upkeep(services_stopped.clone()));
         services.spawn(keep_gauges(
             store.clone(),

@@ -76,6 +76,8 @@ pub struct Settings {
     pub orders: Orders,
     /// Flash sales and their gate.
     pub flash_sales: FlashSales,
+    /// The cache.
+    pub cache: Cache,
     /// Tasks, their queues and workers.
     pub tasks: Tasks,
     /// Schedules that make tasks again and again.
@@ -309,6 +311,77 @@ section! {
         quantity_max: u32 = 10_000_000,
         /// How often sales are opened and closed by the clock, besides at their exact times.
         sweep_interval_ms: u64 = 1_000,
+    }
+}
+
+section! {
+    /// `[cache]`
+    Cache {
+        /// Whether anything is kept at all. Without it, requests still share a load that is under way.
+        enabled: bool = true,
+        /// Memory for values, what an entry costs beside them included.
+        memory_bytes: usize = 33_554_432,
+        /// Values in memory, however small.
+        memory_entries_max: usize = 200_000,
+        /// Which entry gives way to a new one: `s3_fifo`, `lfu`, `lru`, `sieve` or `fifo`.
+        eviction: Eviction = Eviction::S3Fifo,
+        /// A value that is larger is loaded each time.
+        value_bytes_max: usize = 1_048_576,
+        /// What has a longer key is loaded each time.
+        key_bytes_max: usize = 512,
+        /// Tags of one value; with more it is loaded each time.
+        tags_max: usize = 64,
+        /// Keys that are known not to exist. They have a room of their own, so that a flood of them
+        /// can't push out what is asked for.
+        absent_entries_max: usize = 20_000,
+        /// How long something is taken not to exist.
+        absent_seconds: u64 = 30,
+        /// Life of a value, where its kind has none of its own.
+        ttl_seconds: u64 = 300,
+        /// Each life is longer or shorter by a random part up to this, so that what was loaded together
+        /// does not expire together.
+        ttl_jitter_percent: u64 = 20,
+        /// A load that took this long, in rising steps, earns its value a longer life …
+        adaptive_load_ms: Vec<u64> = vec![500, 1_000, 2_000],
+        /// … namely this, step by step.
+        adaptive_ttl_seconds: Vec<u64> = vec![900, 1_800, 3_600],
+        /// How long after its end a value may still be served when its load fails or is slow; 0 for never.
+        /// What a write has changed is never served.
+        stale_seconds: u64 = 600,
+        /// A load is slow after this long: whoever has an expired value gets that, and the load goes on.
+        stale_after_ms: u64 = 200,
+        /// Pause between two tries of a load that fails while there is an expired value to serve.
+        stale_retry_ms: u64 = 1_000,
+        /// A hot value is loaded anew when this part of its life is over; 100 turns that off.
+        refresh_percent: u64 = 80,
+        /// Loads at once.
+        loads_max: usize = 64,
+        /// Loads that wait for their turn; one more is answered 503.
+        loads_queue_max: usize = 1_024,
+        /// Longest run of a load.
+        load_timeout_ms: u64 = 15_000,
+        /// How long a request waits for a load, or a load for its turn, before 503.
+        wait_timeout_ms: u64 = 5_000,
+        /// Requests that wait for a load of another's at once.
+        waiters_max: usize = 16_384,
+        /// The window over which reads of a key are counted.
+        hot_window_seconds: u64 = 60,
+        /// A key is hot when it was read so often within the window.
+        hot_reads_min: u64 = 600,
+        /// Hot keys that are kept out of the way of eviction.
+        hot_keys_max: usize = 256,
+        /// Size of their values in all.
+        hot_bytes_max: usize = 4_194_304,
+        /// Keys that one call may warm up.
+        warm_keys_max: usize = 10_000,
+        /// Room on disk for values that took long to load; 0 for none. At least 67108864 otherwise.
+        disk_bytes: usize = 0,
+        /// A value is worth its place on disk when its load took this long.
+        disk_load_ms_min: u64 = 5,
+        /// Longest wait for the disk.
+        disk_timeout_ms: u64 = 100,
+        /// After errors the level on disk is tried again after this long.
+        disk_retry_seconds: u64 = 60,
     }
 }
 
@@ -601,6 +674,22 @@ pub enum LogFormat {
     Json,
 }
 
+/// Which entry of the cache gives way to a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Eviction {
+    /// One that was not read again soon after it came.
+    S3Fifo,
+    /// The one that is read least.
+    Lfu,
+    /// The one that was not read for longest.
+    Lru,
+    /// One that was not read since it was last looked at.
+    Sieve,
+    /// The oldest.
+    Fifo,
+}
+
 /// How the mail server is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -696,6 +785,7 @@ const SECTIONS: &[(&str, Docs)] = &[
     ("products", Products::DOCS),
     ("orders", Orders::DOCS),
     ("flash_sales", FlashSales::DOCS),
+    ("cache", Cache::DOCS),
     ("tasks", Tasks::DOCS),
     ("schedules", Schedules::DOCS),
     ("reports", Reports::DOCS),
@@ -999,13 +1089,16 @@ fn typed_like(default: &serde_json::Value, text: &str) -> Result<serde_json::Val
             .parse::<u64>()
             .map(Value::from)
             .map_err(|_| format!("`{text}` is not a whole number of 0 or more")),
-        Value::Array(_) => Ok(Value::Array(
-            text.split(',')
-                .map(str::trim)
-                .filter(|part| !part.is_empty())
-                .map(Value::from)
-                .collect(),
-        )),
+        Value::Array(items) => text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(|part| match items.first() {
+                Some(number @ Value::Number(_)) => typed_like(number, part),
+                _ => Ok(Value::from(part)),
+            })
+            .collect::<Result<_, _>>()
+            .map(Value::Array),
         // An optional setting says nothing of its type; a JSON text is what it looks like.
         Value::Null => Ok(serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))),
         Value::String(_) | Value::Object(_) => Ok(Value::from(text)),
@@ -1033,6 +1126,83 @@ fn invalid(error: &figment::Error, sources: &Sources) -> ConfigError {
         reason: first.map_or_else(|| error.to_string(), |e| e.kind.to_string()),
         key,
     }
+}
+
+/// The ranges of `[cache]`, as [`validate`].
+fn validate_cache(cache: &Cache) -> Result<(), (&'static str, String)> {
+    for (key, value, min) in [
+        ("cache.memory_bytes", cache.memory_bytes as u64, 1_048_576),
+        (
+            "cache.memory_entries_max",
+            cache.memory_entries_max as u64,
+            1_000,
+        ),
+        (
+            "cache.absent_entries_max",
+            cache.absent_entries_max as u64,
+            100,
+        ),
+        ("cache.absent_seconds", cache.absent_seconds, 1),
+        ("cache.ttl_seconds", cache.ttl_seconds, 1),
+        ("cache.stale_retry_ms", cache.stale_retry_ms, 1),
+        ("cache.refresh_percent", cache.refresh_percent, 1),
+        ("cache.loads_max", cache.loads_max as u64, 1),
+        ("cache.load_timeout_ms", cache.load_timeout_ms, 10),
+        ("cache.wait_timeout_ms", cache.wait_timeout_ms, 10),
+        ("cache.waiters_max", cache.waiters_max as u64, 1),
+        ("cache.hot_window_seconds", cache.hot_window_seconds, 1),
+        ("cache.hot_reads_min", cache.hot_reads_min, 1),
+        ("cache.warm_keys_max", cache.warm_keys_max as u64, 1),
+        ("cache.disk_timeout_ms", cache.disk_timeout_ms, 1),
+        ("cache.disk_retry_seconds", cache.disk_retry_seconds, 1),
+    ] {
+        if value < min {
+            return Err((key, format!("{value} is too small; the least is {min}")));
+        }
+    }
+    for (key, value, max) in [
+        ("cache.ttl_jitter_percent", cache.ttl_jitter_percent, 90),
+        ("cache.refresh_percent", cache.refresh_percent, 100),
+        // They are pushed out of memory together with what else is there.
+        (
+            "cache.hot_bytes_max",
+            cache.hot_bytes_max as u64,
+            cache.memory_bytes as u64,
+        ),
+        // A value on disk lies within one block.
+        (
+            "cache.value_bytes_max",
+            cache.value_bytes_max as u64,
+            3_145_728,
+        ),
+    ] {
+        if value > max {
+            return Err((key, format!("{value} is too large; the most is {max}")));
+        }
+    }
+    if (1..67_108_864).contains(&cache.disk_bytes) {
+        return Err((
+            "cache.disk_bytes",
+            "it must be 0, or 67108864 at least".to_owned(),
+        ));
+    }
+    let steps = &cache.adaptive_load_ms;
+    if steps.len() != cache.adaptive_ttl_seconds.len() {
+        return Err((
+            "cache.adaptive_ttl_seconds",
+            format!(
+                "it needs one life for each of the {} steps of cache.adaptive_load_ms",
+                steps.len()
+            ),
+        ));
+    }
+    if steps.len() > 16 || steps.windows(2).any(|pair| pair[0] >= pair[1]) {
+        return Err((
+            "cache.adaptive_load_ms",
+            "it must be at most 16 rising numbers".to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// Ranges that types don't express. Returns the first key that is out of its range.
@@ -1202,6 +1372,7 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
         s.products.popularity_batch as u64,
         5_000,
     )?;
+    validate_cache(&s.cache)?;
     at_least("reports.cache_seconds", s.reports.cache_seconds, 1)?;
     at_least("reports.days_max", u64::from(s.reports.days_max), 1)?;
     at_least("reports.rows_max", s.reports.rows_max as u64, 1)?;

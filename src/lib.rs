@@ -16,6 +16,7 @@
 //! | [`auth`] | credentials, sessions, API keys, roles, the caller |
 //! | [`http`] | accept loop, limits, problems, documentation, files |
 //! | [`store`] | the database: readers, the one writer, migrations |
+//! | [`cache`] | what is read again and again, in memory and on disk |
 //! | [`monitor`] | metrics, health, logs |
 //! | [`check`], [`config`], [`clock`] | input checks, settings, time |
 //!
@@ -26,6 +27,7 @@
 
 pub mod app;
 pub mod auth;
+pub mod cache;
 pub mod check;
 pub mod cli;
 pub mod clock;

@@ -302,6 +302,32 @@ fn table() -> Vec<(&'static str, &'static str, Rule, Value)> {
             Admin("tasks"),
             none.clone(),
         ),
+        ("GET", "/api/v1/cache/stats", Admin("cache"), none.clone()),
+        (
+            "GET",
+            "/api/v1/cache/entries/{key}",
+            Admin("cache"),
+            none.clone(),
+        ),
+        (
+            "DELETE",
+            "/api/v1/cache/entries/{key}",
+            Admin("cache"),
+            none.clone(),
+        ),
+        (
+            "POST",
+            "/api/v1/cache/invalidate",
+            Admin("cache"),
+            json!({"tag": "x"}),
+        ),
+        (
+            "GET",
+            "/api/v1/cache/hot-keys",
+            Admin("cache"),
+            none.clone(),
+        ),
+        ("POST", "/api/v1/cache/warm", Admin("cache"), none.clone()),
         ("GET", "/api/v1/webhooks", Admin("webhooks"), none.clone()),
         (
             "POST",

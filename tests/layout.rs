@@ -141,6 +141,8 @@ fn each_framework_has_one_home() {
         ("indicatif", |_, module| module == "cli"),
         ("argon2", |_, module| module == "auth"),
         ("sled", |_, module| module == "task"),
+        ("foyer", |_, module| module == "cache"),
+        ("datasketches", |_, module| module == "cache"),
         ("tokio_cron_scheduler", |_, module| module == "schedule"),
         ("croner", |_, module| module == "schedule"),
         ("chrono_tz", |_, module| {

@@ -46,6 +46,8 @@ pub enum Tag {
     Reports,
     /// Endpoints that are told of events, and how that went.
     Webhooks,
+    /// What is kept ready because it is read again and again.
+    Cache,
     /// How the server itself does.
     System,
 }

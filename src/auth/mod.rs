@@ -85,6 +85,8 @@ word_type! {
         Reports = "reports",
         /// Choose who is told of events.
         Webhooks = "webhooks",
+        /// See, empty and warm the cache.
+        Cache = "cache",
         /// See how the server itself does.
         System = "system",
         /// Act for the user that `X-User-Id` names, as a customer.

@@ -14,6 +14,7 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use super::caching::CacheMetrics;
 use super::system::System;
 use super::views::ProductViews;
 
@@ -114,6 +115,9 @@ pub struct Handles {
     pub faktory_commands_total: IntCounterVec,
     /// Workers that are known by that protocol.
     pub faktory_workers: IntGauge,
+
+    /// What the cache counts.
+    pub cache: CacheMetrics,
 
     /// Log lines that were dropped because the log could not keep up.
     pub log_lines_dropped_total: IntCounter,
@@ -318,6 +322,7 @@ impl Metrics {
                 "faktory_workers",
                 "Workers that are known by the Faktory protocol.",
             )?,
+            cache: CacheMetrics::new(r)?,
             log_lines_dropped_total: int_counter(
                 r,
                 "log_lines_dropped_total",
@@ -507,13 +512,13 @@ impl RouteMetrics {
     }
 }
 
-fn int_counter(r: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+pub(super) fn int_counter(r: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
     let metric = IntCounter::new(name, help)?;
     r.register(Box::new(metric.clone()))?;
     Ok(metric)
 }
 
-fn int_counter_vec(
+pub(super) fn int_counter_vec(
     r: &Registry,
     name: &str,
     help: &str,
@@ -530,7 +535,7 @@ fn int_gauge(r: &Registry, name: &str, help: &str) -> prometheus::Result<IntGaug
     Ok(metric)
 }
 
-fn int_gauge_vec(
+pub(super) fn int_gauge_vec(
     r: &Registry,
     name: &str,
     help: &str,
@@ -547,7 +552,7 @@ fn gauge(r: &Registry, name: &str, help: &str) -> prometheus::Result<Gauge> {
     Ok(metric)
 }
 
-fn histogram(
+pub(super) fn histogram(
     r: &Registry,
     name: &str,
     help: &str,

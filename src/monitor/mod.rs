@@ -4,6 +4,7 @@
 //! bounded, a raw path or id never becomes one; a reader of metrics can't slow down a request.
 
 pub mod api;
+mod caching;
 mod health;
 pub mod logs;
 mod metrics;
@@ -11,5 +12,6 @@ pub mod statements;
 mod system;
 mod views;
 
+pub use caching::{CacheMetrics, LayerMetrics};
 pub use health::{Check, Health, Outcome, State};
 pub use metrics::{Metrics, RouteMetrics, TEXT_FORMAT};

@@ -214,6 +214,11 @@ impl DataDir {
         self.root.join("queue")
     }
 
+    /// The cache's level on disk and its list of hot keys, which may be deleted at any time.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
     /// Mails that there is no server for.
     pub fn outbox(&self) -> PathBuf {
         self.root.join("outbox")

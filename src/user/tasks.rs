@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::auth::{Auth, AuthError};
+use crate::cache::Cache;
 use crate::clock::Timestamp;
 use crate::store::{Store, StoreError, Tx};
 use crate::task::{Handler, NoArgs, Outcome, TaskContext, TaskFailure};
@@ -46,13 +47,18 @@ pub type Sweep = Arc<dyn Fn(&mut Tx<'_>, Timestamp) -> Result<u64, StoreError> +
 /// moment, because nobody is shown it any more.
 pub struct CleanExpiredCache {
     store: Store,
+    cache: Cache,
     sweeps: Vec<(&'static str, Sweep)>,
 }
 
 impl CleanExpiredCache {
-    /// With the sweeps that make it up, by what they drop.
-    pub fn new(store: Store, sweeps: Vec<(&'static str, Sweep)>) -> Self {
-        Self { store, sweeps }
+    /// With the sweeps that make it up, by what they drop, and the cache in memory.
+    pub fn new(store: Store, cache: Cache, sweeps: Vec<(&'static str, Sweep)>) -> Self {
+        Self {
+            store,
+            cache,
+            sweeps,
+        }
     }
 }
 
@@ -60,8 +66,7 @@ impl Handler for CleanExpiredCache {
     type Args = NoArgs;
     const NAME: &'static str = "clean_expired_cache";
     const QUEUE: &'static str = "maintenance";
-    const ABOUT: &'static str =
-        "Drops sessions, answers to idempotency keys and reports that are past their time.";
+    const ABOUT: &'static str = "Drops sessions, answers to idempotency keys, reports and cached values that are past their time.";
     const MAX_ATTEMPTS: u32 = 5;
     const TIMEOUT_MS: i64 = 1_800_000;
 
@@ -84,6 +89,11 @@ impl Handler for CleanExpiredCache {
             }
             dropped.insert((*what).to_owned(), all.into());
         }
+        let cache = self.cache.clone();
+        // It looks at each value that there is, which no async thread should.
+        let swept = tokio::task::spawn_blocking(move || cache.sweep()).await;
+        let swept = swept.map_err(|error| TaskFailure::retry(error.to_string()))?;
+        dropped.insert("cache".to_owned(), swept.into());
         Ok(Outcome::Done(Some(dropped.into())))
     }
 }

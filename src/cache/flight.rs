@@ -1,0 +1,172 @@
+//! Loads that are under way: one per key, and whoever else wants it waits for that one.
+//!
+//! Invariants: a flight ends, whatever becomes of its load, because a guard that is dropped ends it;
+//! nobody joins a flight whose key was invalidated since it began; the number of those who wait is
+//! bounded over all keys.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::CacheError;
+use super::entry::Entry;
+use super::freshness::Moment;
+use super::key::{Key, OwnHash};
+
+/// What a flight brought: an entry, which may say that there is nothing, or why there is none.
+pub(super) type Outcome = Result<Arc<Entry>, CacheError>;
+
+/// A load under way.
+pub(super) struct Flight {
+    pub(super) key: Key,
+    /// Noted before the load began.
+    pub(super) born: Moment,
+    pub(super) began_ms: u64,
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+impl Flight {
+    /// A flight that nobody can join.
+    pub(super) fn alone(key: Key, born: Moment, began_ms: u64) -> Arc<Self> {
+        Arc::new(Self {
+            key,
+            born,
+            began_ms,
+            outcome: watch::Sender::new(None),
+        })
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Option<Outcome>> {
+        self.outcome.subscribe()
+    }
+}
+
+/// What somebody who found nothing is to do.
+pub(super) enum Part {
+    /// Load it.
+    Lead(Arc<Flight>),
+    /// Wait for who does.
+    Join(Arc<Flight>),
+}
+
+const SHARDS: usize = 16;
+
+/// All flights.
+pub(super) struct Flights {
+    shards: [Mutex<HashMap<Key, Arc<Flight>, OwnHash>>; SHARDS],
+    waiting: Arc<AtomicUsize>,
+    waiters_max: usize,
+}
+
+/// Held by one who waits.
+pub(super) struct Waiter(Arc<AtomicUsize>);
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Flights {
+    pub(super) fn new(waiters_max: usize) -> Self {
+        Self {
+            shards: std::array::from_fn(|_| Mutex::default()),
+            waiting: Arc::default(),
+            waiters_max,
+        }
+    }
+
+    fn shard(&self, key: &Key) -> &Mutex<HashMap<Key, Arc<Flight>, OwnHash>> {
+        &self.shards[(key.hash >> 32) as usize % SHARDS]
+    }
+
+    /// Joins the flight of `key`, or begins one. `is_stale` tells whether the key was invalidated
+    /// after a moment, `now` the moment of the beginning.
+    pub(super) fn enter(
+        &self,
+        key: &Key,
+        is_stale: impl Fn(Moment) -> bool,
+        now: impl Fn() -> Moment,
+        now_ms: u64,
+    ) -> Part {
+        let mut flights = self.shard(key).lock();
+        if let Some(flight) = flights.get(key)
+            && !is_stale(flight.born)
+        {
+            return Part::Join(Arc::clone(flight));
+        }
+        let flight = Flight::alone(key.clone(), now(), now_ms);
+        flights.insert(key.clone(), Arc::clone(&flight));
+        Part::Lead(flight)
+    }
+
+    /// Ends a flight and tells those who wait. The entry must be in the cache already.
+    pub(super) fn end(&self, flight: &Arc<Flight>, outcome: Outcome) {
+        let mut flights = self.shard(&flight.key).lock();
+        if flights
+            .get(&flight.key)
+            .is_some_and(|there| Arc::ptr_eq(there, flight))
+        {
+            flights.remove(&flight.key);
+        }
+        drop(flights);
+        flight.outcome.send_replace(Some(outcome));
+    }
+
+    /// A place among those who wait, if there is one.
+    pub(super) fn wait(&self) -> Option<Waiter> {
+        let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waiter = Waiter(Arc::clone(&self.waiting));
+        (waiting < self.waiters_max).then_some(waiter)
+    }
+
+    /// Those who wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// The keys that are being loaded.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        let mut keys = Vec::new();
+        for shard in &self.shards {
+            keys.extend(shard.lock().keys().cloned());
+        }
+        keys
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+}
+
+/// Ends each flight of one load that was not ended, once the load is given up.
+pub(super) struct Ending<'a> {
+    flights: &'a Flights,
+    open: Vec<Arc<Flight>>,
+}
+
+impl<'a> Ending<'a> {
+    pub(super) fn new(flights: &'a Flights, open: Vec<Arc<Flight>>) -> Self {
+        Self { flights, open }
+    }
+
+    /// Ends them in their order.
+    pub(super) fn end(mut self, outcomes: impl IntoIterator<Item = Outcome>) {
+        let mut outcomes = outcomes.into_iter();
+        for flight in self.open.drain(..) {
+            let outcome = outcomes.next().unwrap_or(Err(CacheError::Stopped));
+            self.flights.end(&flight, outcome);
+        }
+    }
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        for flight in self.open.drain(..) {
+            self.flights.end(&flight, Err(CacheError::Stopped));
+        }
+    }
+}
