@@ -22,7 +22,7 @@ use crate::cache::Cache;
 use crate::cache::api::CacheApi;
 use crate::clock::Clock;
 use crate::config::{Settings, ms};
-use crate::flash_sale::api::{FlashSaleApi, SeckillApi};
+use crate::flash_sale::api::{FlashSaleApi, ReadySales, SeckillApi};
 use crate::flash_sale::gate::Gate;
 use crate::flash_sale::service::Sweeper;
 use crate::flash_sale::tasks::ExpireHolds;
@@ -38,7 +38,7 @@ use crate::monitor::{Health, Metrics};
 use crate::order::FollowUps;
 use crate::order::api::OrderApi;
 use crate::order::tasks::{ProcessOrder, SendOrderEmail};
-use crate::product::api::ProductApi;
+use crate::product::api::{ProductApi, Showcase};
 use crate::product::tasks::{UpdateProductPopularity, VerifyStock};
 use crate::report;
 use crate::report::api::ReportApi;
@@ -358,6 +358,8 @@ struct Handles {
     metrics: Metrics,
     auth: Auth,
     cache: Cache,
+    showcase: Showcase,
+    ready_sales: ReadySales,
     gate: Gate,
     tasks: Tasks,
     schedules: Schedules,
@@ -445,6 +447,8 @@ fn handles(
         metrics.clone(),
     );
     let handles = Handles {
+        showcase: Showcase::new(store.clone(), &cache),
+        ready_sales: ReadySales::new(store.clone(), &cache),
         settings,
         store,
         clock,
@@ -463,7 +467,7 @@ fn handles(
 fn service(handles: &Handles) -> OpenApiService<Api, ()> {
     let follow_ups = handles.ways_out.follow_ups(&handles.settings);
     let sales = FlashSaleApi::new(
-        handles.store.clone(),
+        handles.ready_sales.clone(),
         handles.clock.clone(),
         Arc::clone(&handles.settings),
         handles.metrics.clone(),
@@ -479,7 +483,7 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.auth.clone(),
         ),
         ProductApi::new(
-            handles.store.clone(),
+            handles.showcase.clone(),
             handles.clock.clone(),
             handles.metrics.clone(),
             Arc::new(handles.settings.import.clone()),

@@ -10,18 +10,19 @@ use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
 use super::gate::{Gate, Refusal};
-use super::{Claim, ClaimRequest, NewSale, Sale, SaleError, SaleId, SaleStatus};
+use super::{Claim, ClaimRequest, NewSale, Sale, SaleError, SaleId, SaleStatus, sql};
 use crate::auth::api::{Access, Tag};
 use crate::auth::idempotency::Key;
 use crate::auth::{Caller, Role, Scope};
+use crate::cache::{Cache, Cached, Kind, KindRules, Loaded};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Settings;
 use crate::http::{Body, Created, Failure, OptionalBody, Problem, fails, read_cursor};
 use crate::monitor::Metrics;
-use crate::order::{FollowUps, OrderError};
+use crate::order::{FollowUps, OrderError, SALE_CHANGED};
 use crate::product::ProductId;
 use crate::product::stock::StockError;
-use crate::store::Store;
+use crate::store::{Rows, Store, StoreError};
 
 impl From<SaleError> for Problem {
     fn from(error: SaleError) -> Self {
@@ -196,7 +197,7 @@ struct SaleView {
 }
 
 impl SaleView {
-    fn new(sale: Sale, now: Timestamp) -> Self {
+    fn new(sale: &Sale, now: Timestamp) -> Self {
         Self {
             state: sale.state(now).to_owned(),
             id: sale.id.0,
@@ -207,7 +208,7 @@ impl SaleView {
             held: sale.held,
             returned: sale.returned,
             unit_amount: sale.unit_amount,
-            currency: sale.currency,
+            currency: sale.currency.clone(),
             starts_at: sale.starts_at,
             ends_at: sale.ends_at,
             per_user_limit: sale.per_user_limit,
@@ -266,10 +267,58 @@ type ClaimResult = Result<
     Failure<{ fails::SECURED | fails::NOT_FOUND | fails::CONFLICT | fails::RATE_LIMITED }>,
 >;
 
+/// A sale as its row is; what it is called at a moment is worked out when it is shown.
+#[derive(Clone)]
+struct Shown(Arc<Sale>);
+
+impl Cached for Shown {
+    fn heap_bytes(&self) -> usize {
+        std::mem::size_of::<Sale>() + self.0.currency.len()
+    }
+}
+
+/// Sales, kept ready to be shown. What a commit changed is gone from here before its caller hears
+/// of it. For looks at a sale alone: a claim is decided by the row.
+#[derive(Clone)]
+pub struct ReadySales {
+    store: Store,
+    sales: Kind<Shown>,
+}
+
+impl ReadySales {
+    /// Of this database's sales. To be made once for each cache.
+    pub fn new(store: Store, cache: &Cache) -> Self {
+        let sales: Kind<Shown> = cache.kind(KindRules {
+            on_disk: false,
+            ..KindRules::new("flash_sale", 1)
+        });
+        let changed = sales.clone();
+        store.on_commit_of(SALE_CHANGED, move |rows| match rows {
+            Rows::Any => changed.invalidate_all(),
+            Rows::These(ids) => ids.iter().for_each(|id| changed.invalidate(*id)),
+        });
+        Self { store, sales }
+    }
+
+    async fn get(&self, id: SaleId) -> Result<Arc<Sale>, Problem> {
+        let load = || {
+            let store = self.store.clone();
+            async move {
+                let found = store.point(move |tx| sql::get(tx, id)).await?;
+                Ok::<_, StoreError>(found.map(|sale| Loaded::new(Shown(Arc::new(sale)))))
+            }
+        };
+        let hit = self.sales.get_or_load(id.0, load).await?;
+        let sale = hit.map(|hit| hit.value.0);
+        Ok(sale.ok_or(SaleError::NotFound(id))?)
+    }
+}
+
 /// Sales and claims.
 #[derive(Clone)]
 pub struct FlashSaleApi {
     store: Store,
+    ready: ReadySales,
     clock: Clock,
     settings: Arc<Settings>,
     metrics: Metrics,
@@ -280,7 +329,7 @@ pub struct FlashSaleApi {
 impl FlashSaleApi {
     /// With the handles that it works on.
     pub fn new(
-        store: Store,
+        ready: ReadySales,
         clock: Clock,
         settings: Arc<Settings>,
         metrics: Metrics,
@@ -288,7 +337,8 @@ impl FlashSaleApi {
         follow_ups: FollowUps,
     ) -> Self {
         Self {
-            store,
+            store: ready.store.clone(),
+            ready,
             clock,
             settings,
             metrics,
@@ -434,7 +484,7 @@ impl FlashSaleApi {
             .await
             .map_err(Problem::from)?;
         let location = format!("/api/v1/flash-sales/{}", sale.id);
-        Ok(Created::new(SaleView::new(sale, now), location))
+        Ok(Created::new(SaleView::new(&sale, now), location))
     }
 
     /// List flash sales
@@ -463,7 +513,7 @@ impl FlashSaleApi {
         Ok(Body(SalePage {
             items: sales
                 .into_iter()
-                .map(|sale| SaleView::new(sale, now))
+                .map(|sale| SaleView::new(&sale, now))
                 .collect(),
             next_cursor,
         }))
@@ -476,12 +526,8 @@ impl FlashSaleApi {
         /// Key of the sale
         id: Path<i64>,
     ) -> Result<Body<SaleView>, Failure<{ fails::NOT_FOUND }>> {
-        let sale = self
-            .store
-            .point(move |tx| super::get(tx, SaleId(id.0)))
-            .await
-            .map_err(Problem::from)?;
-        Ok(Body(SaleView::new(sale, self.clock.now())))
+        let sale = self.ready.get(SaleId(id.0)).await?;
+        Ok(Body(SaleView::new(&sale, self.clock.now())))
     }
 
     /// Stop a flash sale
@@ -512,7 +558,7 @@ impl FlashSaleApi {
             )
             .await
             .map_err(Problem::from)?;
-        Ok(Body(SaleView::new(sale, now)))
+        Ok(Body(SaleView::new(&sale, now)))
     }
 
     /// Claim units

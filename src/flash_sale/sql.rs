@@ -3,7 +3,7 @@
 use super::{ClaimRequest, NewSale, Sale, SaleId, SaleStatus};
 use crate::auth::UserId;
 use crate::clock::Timestamp;
-use crate::order::OrderId;
+use crate::order::{OrderId, SALE_CHANGED};
 use crate::product::ProductId;
 use crate::sql;
 use crate::store::{Row, StoreError, Tx};
@@ -39,7 +39,7 @@ pub(super) fn insert(
     new: &NewSale,
     currency: &str,
 ) -> Result<Option<Sale>, StoreError> {
-    tx.row(
+    let made = tx.row(
         sql!(&format!(
             "INSERT INTO flash_sales (product_id, quantity, remaining, held, sold, returned, unit_amount, currency, \
              starts_at, ends_at, per_user_limit, attempts_per_minute, payment_window_seconds, status, created_at) \
@@ -60,7 +60,12 @@ pub(super) fn insert(
             now.into(),
         ],
         sale,
-    )
+    )?;
+    if let Some(sale) = &made {
+        // Whoever asked for it before was told that there is none.
+        tx.touch_row(SALE_CHANGED, sale.id);
+    }
+    Ok(made)
 }
 
 pub(super) fn get(tx: &mut Tx<'_>, id: SaleId) -> Result<Option<Sale>, StoreError> {
@@ -116,6 +121,7 @@ pub(super) fn take(
     quantity: u32,
     now: Timestamp,
 ) -> Result<Option<Terms>, StoreError> {
+    tx.touch_row(SALE_CHANGED, id);
     tx.row(
         sql!("UPDATE flash_sales SET remaining = remaining - $2, \
          held = held + CASE WHEN payment_window_seconds > 0 THEN $2 ELSE 0 END, \
@@ -194,6 +200,7 @@ pub(super) fn close(
     let Some(before) = get(tx, id)?.filter(|sale| sale.status == SaleStatus::Open) else {
         return Ok(None);
     };
+    tx.touch_row(SALE_CHANGED, id);
     let closed = tx.row(
         sql!(&format!(
             "UPDATE flash_sales SET returned = returned + remaining, remaining = 0, status = $2, closed_at = $3 \
@@ -212,6 +219,7 @@ pub(super) fn bring_forward(
     id: SaleId,
     until: Timestamp,
 ) -> Result<bool, StoreError> {
+    tx.touch_row(SALE_CHANGED, id);
     let changed = tx.execute(
         sql!("UPDATE flash_sales SET starts_at = CASE WHEN starts_at < $2 THEN starts_at ELSE $2 END, \
          ends_at = CASE WHEN ends_at > $3 THEN ends_at ELSE $3 END WHERE id = $1 AND status = 'open'"),

@@ -5,6 +5,8 @@
 //! what is JSON of the wrong shape is 422 and names its field; unknown and duplicate fields are
 //! refused wherever the type denies them; nothing here reads more than the edge lets through.
 
+use std::marker::PhantomData;
+
 use std::borrow::Cow;
 use std::io::Read;
 
@@ -380,15 +382,7 @@ impl<T: Serialize + Send> IntoResponse for Tagged<T> {
             Err(error) => return failed_to_print(&error),
         };
         let etag = etag_of(&bytes);
-        let mut response = json_bytes(StatusCode::OK, bytes);
-        let headers = response.headers_mut();
-        headers.insert(header::ETAG, etag);
-        // May be kept, must be asked about each time: that is what the tag is for.
-        headers.insert(
-            header::CACHE_CONTROL,
-            HeaderValue::from_static("private, no-cache"),
-        );
-        response
+        tagged(bytes, etag)
     }
 }
 
@@ -415,6 +409,83 @@ impl<T: Type> ApiResponse for Tagged<T> {
     fn register(registry: &mut Registry) {
         T::register(registry);
     }
+}
+
+/// [`Body`] whose JSON is ready.
+#[derive(Debug)]
+pub struct Printed<T>(Bytes, PhantomData<fn() -> T>);
+
+impl<T> Printed<T> {
+    /// The JSON of a `T`.
+    pub fn new(json: impl Into<Bytes>) -> Self {
+        Self(json.into(), PhantomData)
+    }
+}
+
+impl<T: Send> IntoResponse for Printed<T> {
+    fn into_response(self) -> Response {
+        json_bytes(StatusCode::OK, self.0)
+    }
+}
+
+impl<T: Type> ApiResponse for Printed<T> {
+    fn meta() -> MetaResponses {
+        <Body<T> as ApiResponse>::meta()
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+/// [`Tagged`] whose JSON and tag are ready.
+#[derive(Debug)]
+pub struct PrintedTagged<T> {
+    json: Bytes,
+    etag: HeaderValue,
+    of: PhantomData<fn() -> T>,
+}
+
+impl<T> PrintedTagged<T> {
+    /// The JSON of a `T` with its [`etag_of`].
+    pub fn new(json: Bytes, etag: HeaderValue) -> Self {
+        Self {
+            json,
+            etag,
+            of: PhantomData,
+        }
+    }
+}
+
+impl<T: Send> IntoResponse for PrintedTagged<T> {
+    fn into_response(self) -> Response {
+        tagged(self.json, self.etag)
+    }
+}
+
+impl<T: Type> ApiResponse for PrintedTagged<T>
+where
+    Tagged<T>: ApiResponse,
+{
+    fn meta() -> MetaResponses {
+        <Tagged<T> as ApiResponse>::meta()
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+/// 200 with a tag: may be kept, must be asked about each time, which is what the tag is for.
+fn tagged(json: Bytes, etag: HeaderValue) -> Response {
+    let mut response = json_bytes(StatusCode::OK, json);
+    let headers = response.headers_mut();
+    headers.insert(header::ETAG, etag);
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("private, no-cache"),
+    );
+    response
 }
 
 /// 204: done, and there is nothing to say.

@@ -17,6 +17,8 @@ pub mod problem;
 pub mod request;
 pub mod serve;
 
-pub use json::{Body, Created, CsvBody, NoContent, OptionalBody, Tagged, read_cursor};
+pub use json::{
+    Body, Created, CsvBody, NoContent, OptionalBody, Printed, PrintedTagged, Tagged, read_cursor,
+};
 pub use problem::{Failure, Problem, fails};
 pub use request::{ClientAddr, RequestId, RequestInfo, TraceParent};

@@ -1,6 +1,8 @@
 //! Every statement about orders and their lines.
 
-use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, ReleasedToSale};
+use super::{
+    Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, ReleasedToSale, SALE_CHANGED,
+};
 use crate::auth::{Account, UserId};
 use crate::clock::Timestamp;
 use crate::sql;
@@ -223,6 +225,7 @@ pub(super) fn back_to_sale(
         "UPDATE flash_sales SET remaining = remaining + $2, sold = sold - $2 WHERE id = $1 AND status = 'open' \
          RETURNING remaining"
     };
+    tx.touch_row(SALE_CHANGED, sale);
     tx.row(sql!(sql), &[sale.into(), quantity.into()], |row| {
         row.get::<i64>(0)?;
         Ok(ReleasedToSale {
@@ -244,11 +247,13 @@ pub(super) fn returned_from_sale(
     } else {
         "UPDATE flash_sales SET returned = returned + $2, sold = sold - $2 WHERE id = $1"
     };
+    tx.touch_row(SALE_CHANGED, sale);
     tx.execute(sql!(sql), &[sale.into(), quantity.into()])?;
     Ok(())
 }
 
 pub(super) fn held_to_sold(tx: &mut Tx<'_>, sale: i64, quantity: u32) -> Result<(), StoreError> {
+    tx.touch_row(SALE_CHANGED, sale);
     tx.execute(
         sql!("UPDATE flash_sales SET held = held - $2, sold = sold + $2 WHERE id = $1"),
         &[sale.into(), quantity.into()],

@@ -1,10 +1,13 @@
 //! The catalogue over HTTP.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use poem::http::StatusCode;
+use poem::http::header::HeaderValue;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
@@ -12,16 +15,23 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::import::{ImportError, ImportReport, import_products};
-use super::{Filter, NewProduct, PAGE_MAX, Product, ProductError, ProductId, ProductPatch, Sort};
+use super::{
+    CHANGED, Filter, LISTED, NewProduct, PAGE_MAX, Product, ProductError, ProductId, ProductPatch,
+    Sort, sql,
+};
 use crate::auth::api::{Access, Tag};
 use crate::auth::{Role, Scope};
+use crate::cache::{Cache, CacheError, Cached, Id, Kind, KindRules, Loaded};
 use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::http::body::read_problem;
-use crate::http::{Body, Created, CsvBody, Failure, NoContent, Problem, Tagged, fails};
+use crate::http::json::etag_of;
+use crate::http::{
+    Body, Created, CsvBody, Failure, NoContent, Printed, PrintedTagged, Problem, fails,
+};
 use crate::monitor::Metrics;
-use crate::store::Store;
+use crate::store::{Rows, Store, StoreError};
 
 impl From<ProductError> for Problem {
     fn from(error: ProductError) -> Self {
@@ -240,10 +250,209 @@ impl From<ImportError> for Problem {
     }
 }
 
+/// A product as it is shown: its JSON, ready.
+#[derive(Clone)]
+struct Shown {
+    json: Bytes,
+    etag: HeaderValue,
+}
+
+impl Cached for Shown {
+    fn heap_bytes(&self) -> usize {
+        self.json.len() + self.etag.len()
+    }
+}
+
+impl Shown {
+    fn of(product: Product) -> Result<Self, StoreError> {
+        let json = serde_json::to_vec(&ProductView::from(product))
+            .map_err(|error| StoreError::Bug(error.to_string()))?;
+        Ok(Self {
+            etag: etag_of(&json),
+            json: json.into(),
+        })
+    }
+}
+
+/// A page of a list: which products, and where the next one begins.
+#[derive(Clone)]
+struct Listed(Arc<(Vec<Id>, Option<String>)>);
+
+impl Cached for Listed {
+    fn heap_bytes(&self) -> usize {
+        let (ids, cursor) = &*self.0;
+        std::mem::size_of_val(&**ids) + cursor.as_ref().map_or(0, String::len) + 64
+    }
+}
+
+/// What is shown of the catalogue, kept ready: products by key, and which of them a list has. What a
+/// commit changed is gone from here before its caller hears of it.
+#[derive(Clone)]
+pub struct Showcase {
+    store: Store,
+    products: Kind<Shown>,
+    lists: Kind<Listed>,
+}
+
+impl Showcase {
+    /// Of this database's products. To be made once for each cache.
+    pub fn new(store: Store, cache: &Cache) -> Self {
+        // Neither is worth a place on disk: the database is as near.
+        let rules = |name| KindRules {
+            on_disk: false,
+            ..KindRules::new(name, 1)
+        };
+        let products: Kind<Shown> = cache.kind(rules("product"));
+        let lists: Kind<Listed> = cache.kind(rules("product_list"));
+        let changed = products.clone();
+        store.on_commit_of(CHANGED, move |rows| match rows {
+            Rows::Any => changed.invalidate_all(),
+            Rows::These(ids) => ids.iter().for_each(|id| changed.invalidate(*id)),
+        });
+        let listed = lists.clone();
+        store.on_commit(LISTED, move || listed.invalidate_all());
+        let of = store.clone();
+        products.on_warm(move |products, ids| {
+            let store = of.clone();
+            Box::pin(async move {
+                let found = products.get_many_or_load(&ids, |ids| load_shown(store.clone(), ids));
+                Ok(found.await?.into_iter().flatten().count())
+            })
+        });
+        Self {
+            store,
+            products,
+            lists,
+        }
+    }
+
+    async fn one(&self, id: i64) -> Result<Option<Shown>, CacheError> {
+        let load = || {
+            let store = self.store.clone();
+            async move {
+                let found = store.point(move |tx| sql::get(tx, ProductId(id))).await?;
+                found
+                    .map(|product| Shown::of(product).map(Loaded::new))
+                    .transpose()
+            }
+        };
+        let hit = self.products.get_or_load(id, load).await?;
+        Ok(hit.map(|hit| hit.value))
+    }
+
+    /// Those of these products that there are, in this order.
+    async fn many(&self, ids: &[Id]) -> Result<Vec<Option<Shown>>, CacheError> {
+        let load = |ids| load_shown(self.store.clone(), ids);
+        let hits = self.products.get_many_or_load(ids, load).await?;
+        Ok(hits
+            .into_iter()
+            .map(|hit| hit.map(|hit| hit.value))
+            .collect())
+    }
+
+    async fn page(&self, filter: Filter, leads_on: bool) -> Result<Printed<ProductPage>, Problem> {
+        let store = self.store.clone();
+        let key = list_key(&filter);
+        let load = || async move {
+            let (sort, limit) = (filter.sort, filter.limit);
+            let products = store.read(move |tx| sql::list(tx, &filter)).await?;
+            let cursor = products
+                .last()
+                .filter(|_| products.len() as i64 == limit)
+                .map(|last| write_cursor(sort, last));
+            let ids = products
+                .iter()
+                .map(|product| Id::from(product.id.0))
+                .collect();
+            Ok::<_, StoreError>(Some(Loaded::new(Listed(Arc::new((ids, cursor))))))
+        };
+        let listed = self.lists.get_or_load(key, load).await?;
+        let listed = listed.map(|hit| hit.value.0).unwrap_or_default();
+        let (ids, cursor) = &*listed;
+        let items = self.many(ids).await?;
+        let cursor = cursor.as_deref().filter(|_| leads_on);
+        Ok(print_page(items.iter().flatten(), cursor, &[]))
+    }
+}
+
+/// Names a page among all pages of all lists.
+fn list_key(filter: &Filter) -> String {
+    let Filter {
+        category,
+        terms,
+        sort,
+        after,
+        limit,
+    } = filter;
+    let after = after
+        .map(|(key, id)| format!("{key}.{id}"))
+        .unwrap_or_default();
+    // A category may hold any characters; the terms hold none of these.
+    format!(
+        "{}\n{limit}\n{after}\n{}\n{}{}",
+        sort_letter(*sort),
+        terms.join("\r"),
+        u8::from(category.is_some()),
+        category.as_deref().unwrap_or_default()
+    )
+}
+
+async fn load_shown(store: Store, ids: Vec<Id>) -> Result<Vec<(Id, Loaded<Shown>)>, StoreError> {
+    let ids: Vec<ProductId> = ids
+        .iter()
+        .filter_map(|id| match id {
+            Id::Int(id) => Some(ProductId(*id)),
+            Id::Bytes(_) => None,
+        })
+        .collect();
+    let found = store.point(move |tx| sql::by_ids(tx, &ids)).await?;
+    found
+        .into_iter()
+        .map(|product| {
+            let id = Id::from(product.id.0);
+            Ok((id, Loaded::new(Shown::of(product)?)))
+        })
+        .collect()
+}
+
+/// JSON of a [`ProductPage`], of products that are printed already.
+fn print_page<'a>(
+    items: impl Iterator<Item = &'a Shown>,
+    next_cursor: Option<&str>,
+    missing: &[i64],
+) -> Printed<ProductPage> {
+    let mut json = Vec::with_capacity(4_096);
+    json.extend_from_slice(b"{\"items\":[");
+    for (at, item) in items.enumerate() {
+        if at > 0 {
+            json.push(b',');
+        }
+        json.extend_from_slice(&item.json);
+    }
+    json.push(b']');
+    if let Some(cursor) = next_cursor {
+        // Letters of base64 alone: there is nothing to escape.
+        json.extend_from_slice(b",\"next_cursor\":\"");
+        json.extend_from_slice(cursor.as_bytes());
+        json.push(b'"');
+    }
+    if !missing.is_empty() {
+        json.extend_from_slice(b",\"missing\":[");
+        for (at, id) in missing.iter().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            json.extend_from_slice(format!("{comma}{id}").as_bytes());
+        }
+        json.push(b']');
+    }
+    json.push(b'}');
+    Printed::new(json)
+}
+
 /// The catalogue.
 #[derive(Clone)]
 pub struct ProductApi {
     store: Store,
+    showcase: Showcase,
     clock: Clock,
     metrics: Metrics,
     import: Arc<config::Import>,
@@ -252,9 +461,15 @@ pub struct ProductApi {
 
 impl ProductApi {
     /// With the handles that it works on.
-    pub fn new(store: Store, clock: Clock, metrics: Metrics, import: Arc<config::Import>) -> Self {
+    pub fn new(
+        showcase: Showcase,
+        clock: Clock,
+        metrics: Metrics,
+        import: Arc<config::Import>,
+    ) -> Self {
         Self {
-            store,
+            store: showcase.store.clone(),
+            showcase,
             clock,
             metrics,
             import,
@@ -334,7 +549,7 @@ impl ProductApi {
             default = "default_limit"
         )]
         limit: Query<i64>,
-    ) -> Result<Body<ProductPage>, Failure<{ fails::NOTHING }>> {
+    ) -> Result<Printed<ProductPage>, Failure<{ fails::NOTHING }>> {
         if let Some(ids) = ids.0 {
             return Ok(self.batch(&ids).await?);
         }
@@ -351,11 +566,7 @@ impl ProductApi {
         let terms = q.0.as_deref().map(super::search_terms).unwrap_or_default();
         let nothing_to_find = q.0.is_some_and(|text| !text.trim().is_empty()) && terms.is_empty();
         if nothing_to_find {
-            return Ok(Body(ProductPage {
-                items: Vec::new(),
-                next_cursor: None,
-                missing: Vec::new(),
-            }));
+            return Ok(print_page(std::iter::empty(), None, &[]));
         }
         let filter = Filter {
             category: category.0,
@@ -364,20 +575,7 @@ impl ProductApi {
             after,
             limit: limit.0,
         };
-        let products = self
-            .store
-            .read(move |tx| super::list(tx, &filter))
-            .await
-            .map_err(Problem::from)?;
-        let next_cursor = (products.len() as i64 == limit.0)
-            .then(|| products.last().map(|last| write_cursor(sort, last)))
-            .flatten();
-        let items = products.into_iter().map(ProductView::from).collect();
-        Ok(Body(ProductPage {
-            items,
-            next_cursor,
-            missing: Vec::new(),
-        }))
+        Ok(self.showcase.page(filter, true).await?)
     }
 
     /// The most popular products
@@ -390,7 +588,7 @@ impl ProductApi {
             default = "default_limit"
         )]
         limit: Query<i64>,
-    ) -> Result<Body<ProductPage>, Failure<{ fails::NOTHING }>> {
+    ) -> Result<Printed<ProductPage>, Failure<{ fails::NOTHING }>> {
         let filter = Filter {
             category: None,
             terms: Vec::new(),
@@ -398,17 +596,7 @@ impl ProductApi {
             after: None,
             limit: limit.0,
         };
-        let products = self
-            .store
-            .read(move |tx| super::list(tx, &filter))
-            .await
-            .map_err(Problem::from)?;
-        let items = products.into_iter().map(ProductView::from).collect();
-        Ok(Body(ProductPage {
-            items,
-            next_cursor: None,
-            missing: Vec::new(),
-        }))
+        Ok(self.showcase.page(filter, false).await?)
     }
 
     /// Read a product
@@ -417,14 +605,13 @@ impl ProductApi {
         &self,
         /// Key of the product
         id: Path<i64>,
-    ) -> Result<Tagged<ProductView>, Failure<{ fails::NOT_FOUND }>> {
-        let product = self
-            .store
-            .point(move |tx| super::get(tx, ProductId(id.0)))
-            .await
-            .map_err(Problem::from)?;
+    ) -> Result<PrintedTagged<ProductView>, Failure<{ fails::NOT_FOUND }>> {
+        let shown = self.showcase.one(id.0).await.map_err(Problem::from)?;
+        let Some(shown) = shown else {
+            return Err(Problem::from(ProductError::NotFound(ProductId(id.0))).into());
+        };
         self.metrics.product_views.inc(id.0);
-        Ok(Tagged(product.into()))
+        Ok(PrintedTagged::new(shown.json, shown.etag))
     }
 
     /// Make a product
@@ -553,20 +740,22 @@ impl ProductApi {
 }
 
 impl ProductApi {
-    async fn batch(&self, ids: &str) -> Result<Body<ProductPage>, Problem> {
-        let parsed: Option<Vec<ProductId>> = ids
-            .split(',')
-            .map(|id| id.trim().parse().ok().map(ProductId))
-            .collect();
-        let ids = parsed
+    async fn batch(&self, ids: &str) -> Result<Printed<ProductPage>, Problem> {
+        let parsed: Option<Vec<i64>> = ids.split(',').map(|id| id.trim().parse().ok()).collect();
+        let mut ids = parsed
             .filter(|ids| (1..=PAGE_MAX).contains(&ids.len()))
             .ok_or_else(|| bad_parameter("ids", "must be 1 to 200 keys, separated by commas"))?;
-        let (products, missing) = self.store.point(move |tx| super::batch(tx, &ids)).await?;
-        Ok(Body(ProductPage {
-            items: products.into_iter().map(ProductView::from).collect(),
-            next_cursor: None,
-            missing: missing.into_iter().map(|id| id.0).collect(),
-        }))
+        // Asked for twice, it is answered once.
+        let mut seen = HashSet::with_capacity(ids.len());
+        ids.retain(|id| seen.insert(*id));
+        let keys: Vec<Id> = ids.iter().map(|id| Id::from(*id)).collect();
+        let found = self.showcase.many(&keys).await?;
+        let missing: Vec<i64> = ids
+            .iter()
+            .zip(&found)
+            .filter_map(|(id, shown)| shown.is_none().then_some(*id))
+            .collect();
+        Ok(print_page(found.iter().flatten(), None, &missing))
     }
 }
 

@@ -16,8 +16,13 @@ use std::collections::HashMap;
 use crate::check::{Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::id_type;
-use crate::store::{StoreError, Tx};
+use crate::store::{StoreError, Topic, Tx};
 use stock::{Movement, Reason, StockError};
+
+/// Touched, by row, by whatever changes what is shown of a product.
+pub const CHANGED: Topic = Topic::new(1);
+/// Touched by whatever changes which products a list has, or their order. A list has no stock.
+pub const LISTED: Topic = Topic::new(2);
 
 id_type! {
     /// Key of a product.

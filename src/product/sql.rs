@@ -1,7 +1,7 @@
 //! Every statement of the catalogue, the stock and its ledger.
 
 use super::stock::{LedgerRow, Taken};
-use super::{Filter, NewProduct, Product, ProductId, ProductPatch, Silent, Sort};
+use super::{CHANGED, Filter, LISTED, NewProduct, Product, ProductId, ProductPatch, Silent, Sort};
 use crate::clock::Timestamp;
 use crate::sql;
 use crate::store::{Param, Row, StoreError, Tx, value_rows};
@@ -123,7 +123,8 @@ pub(super) fn insert(
     now: Timestamp,
     new: &NewProduct,
 ) -> Result<ProductId, StoreError> {
-    tx.insert(
+    tx.touch(LISTED);
+    let id = tx.insert(
         sql!("INSERT INTO products (sku, name, description, category, unit_amount, currency, stock, popularity, status, \
          created_at, last_updated) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'active', $9, $9)"),
         &[
@@ -137,7 +138,10 @@ pub(super) fn insert(
             new.popularity.into(),
             now.into(),
         ],
-    )
+    )?;
+    // Whoever asked for it before was told that there is none.
+    tx.touch_row(CHANGED, id);
+    Ok(id)
 }
 
 /// Changes what the patch names. `None` when there is no such product.
@@ -147,6 +151,8 @@ pub(super) fn update(
     id: ProductId,
     patch: &ProductPatch,
 ) -> Result<Option<Product>, StoreError> {
+    tx.touch_row(CHANGED, id);
+    tx.touch(LISTED);
     tx.row(
         sql!(&format!(
             "UPDATE products SET name = COALESCE($2, name), description = COALESCE($3, description), \
@@ -167,6 +173,8 @@ pub(super) fn update(
 
 /// Takes a product out of the shop. `false` when it was not there.
 pub(super) fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<bool, StoreError> {
+    tx.touch_row(CHANGED, id);
+    tx.touch(LISTED);
     Ok(tx.execute(
         sql!("UPDATE products SET status = 'archived', last_updated = $2 WHERE id = $1 AND status = 'active'"),
         &[id.into(), now.into()],
@@ -181,7 +189,7 @@ pub(super) fn import_over(
     new: &NewProduct,
     silent: Silent,
 ) -> Result<bool, StoreError> {
-    Ok(tx.execute(
+    let is_changed = tx.execute(
         sql!("UPDATE products SET name = $2, description = COALESCE($3, description), \
          category = COALESCE($4, category), unit_amount = $5, currency = $6, \
          status = 'active', last_updated = $7 WHERE id = $1 AND (name <> $2 \
@@ -195,7 +203,12 @@ pub(super) fn import_over(
             (&new.currency).into(),
             now.into(),
         ],
-    )? == 1)
+    )? == 1;
+    if is_changed {
+        tx.touch_row(CHANGED, id);
+        tx.touch(LISTED);
+    }
+    Ok(is_changed)
 }
 
 pub(super) fn add_term(tx: &mut Tx<'_>, id: ProductId, term: &str) -> Result<(), StoreError> {
@@ -219,6 +232,7 @@ pub(super) fn take_stock(
     id: ProductId,
     quantity: u32,
 ) -> Result<Option<Taken>, StoreError> {
+    tx.touch_row(CHANGED, id);
     tx.row(
         sql!("UPDATE products SET stock = stock - $2 WHERE id = $1 AND status = 'active' AND stock >= $2 \
          RETURNING unit_amount, currency"),
@@ -229,6 +243,7 @@ pub(super) fn take_stock(
 
 /// Adds free units. A product that is not there would leave a ledger row without stock, so it fails.
 pub(super) fn give_stock(tx: &mut Tx<'_>, id: ProductId, quantity: i64) -> Result<(), StoreError> {
+    tx.touch_row(CHANGED, id);
     let changed = tx.execute(
         sql!("UPDATE products SET stock = stock + $2 WHERE id = $1"),
         &[id.into(), quantity.into()],
@@ -248,6 +263,7 @@ pub(super) fn set_stock(
     before: i64,
     counted: i64,
 ) -> Result<bool, StoreError> {
+    tx.touch_row(CHANGED, id);
     Ok(tx.execute(
         sql!("UPDATE products SET stock = $3 WHERE id = $1 AND status = 'active' AND stock = $2"),
         &[id.into(), before.into(), counted.into()],
@@ -436,6 +452,8 @@ pub(super) fn set_popularity(
     while params.len() < places * 2 {
         params.extend(pair(last));
     }
+    tx.touch(CHANGED);
+    tx.touch(LISTED);
     tx.execute(
         sql!(&format!(
             "WITH sold (id, units) AS (VALUES {}) UPDATE products SET popularity = sold.units FROM sold \

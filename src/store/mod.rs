@@ -23,7 +23,7 @@ use r2d2_sqlite::SqliteConnectionManager;
 
 pub use dir::{DataDir, DirError, database_in};
 pub use statement::Sql;
-pub use tx::{Column, Param, Row, Topic, Tx, value_rows};
+pub use tx::{Column, Param, Row, Rows, Topic, Tx, value_rows};
 
 use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
@@ -248,6 +248,11 @@ impl Store {
     /// Calls `listener` after each commit that touched `topic` ([`Tx::touch`]), on the writer's thread
     /// and before the callers are answered. It must be quick, must not block and must not write.
     pub fn on_commit(&self, topic: Topic, listener: impl Fn() + Send + Sync + 'static) {
+        self.on_commit_of(topic, move |_| listener());
+    }
+
+    /// [`Store::on_commit`], told which rows ([`Tx::touch_row`]).
+    pub fn on_commit_of(&self, topic: Topic, listener: impl Fn(Rows<'_>) + Send + Sync + 'static) {
         self.0.writer.listen(topic, Box::new(listener));
     }
 

@@ -166,6 +166,12 @@ macro_rules! id_type {
             }
         }
 
+        impl From<$name> for i64 {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
         impl From<$name> for $crate::store::Param<'_> {
             fn from(id: $name) -> Self {
                 $crate::store::Param::Int(id.0)
@@ -273,7 +279,7 @@ pub struct Tx<'c> {
     conn: &'c Connection,
     statements: &'c Statements,
     caller: Option<Called>,
-    topics: Topics,
+    touched: Touched,
 }
 
 /// A subject that a transaction may touch, for those who wait for it: one of 32, whose meaning its
@@ -289,17 +295,67 @@ impl Topic {
     }
 }
 
-/// The topics that some work touched.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Topics(u32);
+/// Rows of a topic remembered of one batch; beyond it, it counts as all of them.
+const ROWS_MAX: usize = 4_096;
 
-impl Topics {
-    pub(super) fn add(&mut self, more: Topics) {
-        self.0 |= more.0;
+/// Which rows of a topic a commit changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows<'a> {
+    /// Any of them.
+    Any,
+    /// These, by their keys; one may be named more than once.
+    These(&'a [i64]),
+}
+
+/// What some work touched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Touched {
+    /// Topics of which anything may have changed, a bit each.
+    topics: u32,
+    rows: Vec<(Topic, i64)>,
+}
+
+impl Touched {
+    fn topic(&mut self, topic: Topic) {
+        self.topics |= 1 << topic.0;
     }
 
-    pub(super) fn has(self, topic: Topic) -> bool {
-        self.0 & (1 << topic.0) != 0
+    fn row(&mut self, topic: Topic, row: i64) {
+        if self.rows.len() < ROWS_MAX {
+            self.rows.push((topic, row));
+        } else {
+            self.topic(topic);
+        }
+    }
+
+    pub(super) fn add(&mut self, more: Touched) {
+        self.topics |= more.topics;
+        for (topic, row) in more.rows {
+            self.row(topic, row);
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.topics = 0;
+        self.rows.clear();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.topics == 0 && self.rows.is_empty()
+    }
+
+    /// Calls `tell` if anything of the topic was touched.
+    pub(super) fn tell(&self, topic: Topic, tell: impl FnOnce(Rows<'_>)) {
+        if self.topics & (1 << topic.0) != 0 {
+            return tell(Rows::Any);
+        }
+        let of = |(of, row): &(Topic, i64)| (*of == topic).then_some(*row);
+        let mut rows: Vec<i64> = self.rows.iter().filter_map(of).collect();
+        if !rows.is_empty() {
+            rows.sort_unstable();
+            rows.dedup();
+            tell(Rows::These(&rows));
+        }
     }
 }
 
@@ -313,18 +369,23 @@ impl<'c> Tx<'c> {
             conn,
             statements,
             caller,
-            topics: Topics::default(),
+            touched: Touched::default(),
         }
     }
 
     /// Notes that `topic` was touched: whoever listens to it (`Store::on_commit`) is called once this
     /// work is committed, and never if it is undone.
     pub fn touch(&mut self, topic: Topic) {
-        self.topics.0 |= 1 << topic.0;
+        self.touched.topic(topic);
     }
 
-    pub(super) fn topics(&self) -> Topics {
-        self.topics
+    /// [`Tx::touch`] for one row of the topic, by its key.
+    pub fn touch_row(&mut self, topic: Topic, row: impl Into<i64>) {
+        self.touched.row(topic, row.into());
+    }
+
+    pub(super) fn touched(self) -> Touched {
+        self.touched
     }
 
     /// Runs a part that can be undone alone: its `Err` or its panic undoes what it wrote, and what
@@ -341,14 +402,15 @@ impl<'c> Tx<'c> {
             Ok(())
         };
         run("SAVEPOINT part")?;
-        let before = self.topics;
+        let (topics, rows) = (self.touched.topics, self.touched.rows.len());
         let result = unless_it_panics(|| work(self));
         if conn.is_autocommit() {
             // SQLite undid the whole transaction by itself: disk full, I/O error, no memory.
             return Err(StoreError::StorageFull);
         }
         if result.is_err() {
-            self.topics = before;
+            self.touched.topics = topics;
+            self.touched.rows.truncate(rows);
             run("ROLLBACK TO part")?;
         }
         run("RELEASE part")?;

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use rusqlite::{CachedStatement, Connection};
 use tokio::sync::oneshot;
 
-use super::tx::{Topic, Topics};
+use super::tx::{Rows, Topic, Touched};
 use super::{StoreError, Tx, sqlite};
 use crate::clock::Stopwatch;
 use crate::monitor::Metrics;
@@ -218,7 +218,7 @@ impl Drop for Turn {
 }
 
 /// Called on the writer's thread after a commit that touched the topic.
-type Listener = (Topic, Box<dyn Fn() + Send + Sync>);
+type Listener = (Topic, Box<dyn Fn(Rows<'_>) + Send + Sync>);
 
 enum Message {
     Run(Box<dyn Job>),
@@ -261,7 +261,7 @@ impl Writer {
             in_batch: Arc::clone(&in_batch),
             broken: Arc::clone(&broken),
             listeners: Arc::clone(&listeners),
-            touched: Topics::default(),
+            touched: Touched::default(),
             outbox: Arc::new(Outbox::new()),
             metrics,
             on_fatal: Some(on_fatal),
@@ -356,7 +356,7 @@ impl Writer {
     }
 
     /// From now on calls `listener` after each commit that touched `topic`.
-    pub(super) fn listen(&self, topic: Topic, listener: Box<dyn Fn() + Send + Sync>) {
+    pub(super) fn listen(&self, topic: Topic, listener: Box<dyn Fn(Rows<'_>) + Send + Sync>) {
         self.listeners.lock().push((topic, listener));
     }
 
@@ -397,7 +397,7 @@ struct Loop {
     broken: Arc<AtomicBool>,
     listeners: Arc<Mutex<Vec<Listener>>>,
     /// What the batch in hand touched, as far as it was not undone.
-    touched: Topics,
+    touched: Touched,
     outbox: Arc<Outbox>,
     metrics: Metrics,
     on_fatal: Option<OnFatal>,
@@ -468,11 +468,9 @@ impl Loop {
             }
             tracing::error!(%error, writes = batch.len(), "a batch of writes failed; none of it was kept");
         }
-        if outcome.is_ok() && self.touched != Topics::default() {
+        if outcome.is_ok() && !self.touched.is_empty() {
             for (topic, listener) in self.listeners.lock().iter() {
-                if self.touched.has(*topic) {
-                    listener();
-                }
+                self.touched.tell(*topic, listener);
             }
         }
         for job in batch.iter_mut() {
@@ -492,7 +490,7 @@ impl Loop {
 
     fn transaction(&mut self, batch: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
         let conn = &self.conn;
-        self.touched = Topics::default();
+        self.touched.clear();
         run(conn, &mut conn.prepare_cached("BEGIN IMMEDIATE")?)?;
         fail::fail_point!("writer.begun");
         let mut savepoint = conn.prepare_cached("SAVEPOINT job")?;
@@ -502,7 +500,7 @@ impl Loop {
             let mut tx = Tx::new(conn, &self.statements, job.take_caller());
             let keep = job.run(&mut tx);
             if keep {
-                self.touched.add(tx.topics());
+                self.touched.add(tx.touched());
             }
             if conn.is_autocommit() {
                 // SQLite undid the whole transaction by itself: disk full, I/O error, no memory.
