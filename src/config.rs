@@ -472,7 +472,7 @@ section! {
         /// TCP port; 0 takes a free one.
         port: u16 = 7419,
         /// What clients must know; empty for none. Better given by `ONRUSH_FAKTORY__PASSWORD_FILE`.
-        password: String = String::new(),
+        password: Secret = Secret::default(),
         /// SHA-256 passes over the password.
         password_passes: u32 = 5_000,
         /// Speak TLS, with the certificate and key of `[server]`.
@@ -659,6 +659,11 @@ impl Secret {
     pub fn reveal(&self) -> &str {
         &self.0
     }
+
+    /// Whether none is set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 impl From<&str> for Secret {
@@ -669,7 +674,7 @@ impl From<&str> for Secret {
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_empty() { "none" } else { MASK })
+        f.write_str(if self.is_empty() { "none" } else { MASK })
     }
 }
 
@@ -771,7 +776,7 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
                 .extract()
                 .map_err(|error| ConfigError::File {
                     path: path.clone(),
-                    reason: error.to_string(),
+                    reason: without_excerpt(&error.to_string()),
                 })?;
         for key in flatten(&table).into_keys() {
             check_known(&key, &known, &path.display().to_string())?;
@@ -1004,6 +1009,17 @@ fn typed_like(default: &serde_json::Value, text: &str) -> Result<serde_json::Val
     }
 }
 
+/// A complaint of the TOML parser without the line that it shows: a secret may stand there.
+fn without_excerpt(complaint: &str) -> String {
+    let is_told = |line: &&str| {
+        !line
+            .trim_start_matches([' ', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'])
+            .starts_with('|')
+    };
+    let told: Vec<&str> = complaint.lines().filter(is_told).collect();
+    told.join(": ")
+}
+
 fn invalid(error: &figment::Error, sources: &Sources) -> ConfigError {
     let first = error.clone().into_iter().next();
     // The place within a list does not matter: what set the list is to be named.
@@ -1022,7 +1038,12 @@ fn invalid(error: &figment::Error, sources: &Sources) -> ConfigError {
             .get(&key)
             .cloned()
             .unwrap_or_else(|| "the settings".to_owned()),
-        reason: first.map_or_else(|| error.to_string(), |e| e.kind.to_string()),
+        reason: match first {
+            // The usual reason shows what was found.
+            _ if SECRETS.contains(&key.as_str()) => "must be a text in quotes".to_owned(),
+            Some(error) => error.kind.to_string(),
+            None => error.to_string(),
+        },
         key,
     }
 }
@@ -1413,11 +1434,38 @@ mod tests {
         let mut pairs = open.to_vec();
         pairs.push(("ONRUSH_FAKTORY__PASSWORD_FILE", &path));
         let loaded = load(&env(&pairs)).expect("valid");
-        assert_eq!(loaded.settings.faktory.password, "hunter2");
+        assert_eq!(loaded.settings.faktory.password.reveal(), "hunter2");
+        assert!(!format!("{:?}", loaded.settings).contains("hunter2"));
         let shown = loaded.effective();
         assert!(shown.iter().all(|(_, value, _)| !value.contains("hunter2")));
         let row = shown.iter().find(|(key, _, _)| key == "faktory.password");
         assert_eq!(row.map(|(_, value, _)| value.as_str()), Some(MASK));
+    }
+
+    #[test]
+    fn a_secret_is_not_shown_by_what_is_wrong_with_it() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = dir.path().join("onrush.toml");
+        for key in SECRETS {
+            let (section, name) = key.split_once('.').expect("a section");
+            for (wrong, told) in [
+                ("4711", "must be a text in quotes"),
+                ("\"4711", "line 2"),
+                ("[\"4711\"]", "must be a text in quotes"),
+            ] {
+                let text = format!("[{section}]\n{name} = {wrong}\n");
+                std::fs::write(&file, text).expect("write");
+                let mut inputs = Inputs::default();
+                inputs.file = Some(file.clone());
+                let error = load(&inputs).expect_err(wrong);
+                let (shown, inside) = (error.to_string(), format!("{error:?}"));
+                assert!(shown.contains(told), "{shown}");
+                assert!(
+                    !shown.contains("4711") && !inside.contains("4711"),
+                    "{shown}"
+                );
+            }
+        }
     }
 
     #[test]

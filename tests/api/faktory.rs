@@ -723,7 +723,7 @@ fn a_task_of_another_way_is_a_job_too_and_others_tasks_are_out_of_reach() {
 #[test]
 fn a_password_is_asked_for_and_compared() {
     let place = Place::open_with(|settings| {
-        settings.faktory.password = "hunter2".to_owned();
+        settings.faktory.password = "hunter2".into();
         settings.faktory.password_passes = 1_545;
     });
     let url = |password: &str| format!("tcp://:{password}@{}", place.address());
@@ -758,7 +758,7 @@ fn tls_is_spoken_with_the_servers_certificate() {
         settings.faktory.enabled = true;
         settings.faktory.port = 0;
         settings.faktory.tls = true;
-        settings.faktory.password = "hunter2".to_owned();
+        settings.faktory.password = "hunter2".into();
         settings.faktory.password_passes = 1;
         settings.faktory.handshake_timeout_ms = 1_000;
         settings.server.tls_cert = cert.clone();

@@ -239,7 +239,7 @@ fn admit(
         } else {
             inner.settings.password_passes
         };
-        let expected = password_hash(&inner.settings.password, salt, passes);
+        let expected = password_hash(inner.settings.password.reveal(), salt, passes);
         let given = hello.pwdhash.unwrap_or_default();
         if !bool::from(expected.as_bytes().ct_eq(given.as_bytes())) {
             tracing::warn!(%peer, "a Faktory client gave a wrong password");
