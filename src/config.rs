@@ -64,6 +64,8 @@ fn hint(nearest: &Option<String>) -> String {
 pub struct Settings {
     /// Where the database and everything else is kept.
     pub data: Data,
+    /// What is true of the whole shop.
+    pub shop: Shop,
     /// The HTTP edge.
     pub server: Server,
     /// SQLite: pools, the writer, limits.
@@ -122,6 +124,15 @@ section! {
     Data {
         /// The data directory: `onrush.db`, `static/`, `tls/`, `backups/`. Created with mode 0700.
         dir: PathBuf = PathBuf::from("onrush-data"),
+    }
+}
+
+section! {
+    /// `[shop]`
+    Shop {
+        /// Time zone of the shop: of its schedules and of the days of its reports, unless
+        /// `schedules.time_zone` or `reports.time_zone` is set. An IANA name such as `Asia/Shanghai`.
+        time_zone: Tz = Tz::UTC,
     }
 }
 
@@ -372,7 +383,7 @@ section! {
     Schedules {
         /// Whether this process fires schedules; otherwise it only shows and changes them.
         enabled: bool = true,
-        /// Time zone of schedules that name none, as in the IANA data base: `Asia/Shanghai`.
+        /// Time zone of schedules that name none; that of `[shop]` unless set here.
         time_zone: String = "UTC".to_owned(),
         /// A fire that comes later than this counts as missed: the schedule says what is done then.
         late_seconds: u64 = 60,
@@ -427,8 +438,7 @@ pub struct ScheduleEntry {
 section! {
     /// `[reports]`
     Reports {
-        /// Time zone whose midnights the days of a report begin at: an IANA name such as
-        /// `Asia/Shanghai`.
+        /// Time zone whose midnights the days of a report begin at; that of `[shop]` unless set here.
         time_zone: Tz = Tz::UTC,
         /// How long a report is kept and shown.
         cache_seconds: u64 = 3_600,
@@ -687,6 +697,7 @@ const SECRETS: &[&str] = &["faktory.password", "mail.smtp_password"];
 type Docs = &'static [(&'static str, &'static [&'static str])];
 const SECTIONS: &[(&str, Docs)] = &[
     ("data", Data::DOCS),
+    ("shop", Shop::DOCS),
     ("server", Server::DOCS),
     ("database", Database::DOCS),
     ("auth", Auth::DOCS),
@@ -829,10 +840,11 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         sources.insert(key, source);
     }
 
-    let settings: Settings = figment
+    let mut settings: Settings = figment
         .select(Profile::Default)
         .extract()
         .map_err(|error| invalid(&error, &sources))?;
+    follow_shop(&mut settings, &mut sources);
     validate(&settings).map_err(|(key, reason)| ConfigError::Invalid {
         source_name: sources
             .get(key)
@@ -842,6 +854,32 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         reason,
     })?;
     Ok(Loaded { settings, sources })
+}
+
+/// Gives the shop's time zone to those settings that say nothing of their own.
+fn follow_shop(settings: &mut Settings, sources: &mut Sources) {
+    const SHOP: &str = "shop.time_zone";
+    let (zone, schedules, reports) = (
+        settings.shop.time_zone,
+        &mut settings.schedules.time_zone,
+        &mut settings.reports.time_zone,
+    );
+    if !sources.contains_key(SHOP) {
+        return;
+    }
+    let mut follows = |key: &str| {
+        let is_unset = !sources.contains_key(key);
+        if is_unset {
+            sources.insert(key.to_owned(), SHOP.to_owned());
+        }
+        is_unset
+    };
+    if follows("schedules.time_zone") {
+        zone.name().clone_into(schedules);
+    }
+    if follows("reports.time_zone") {
+        *reports = zone;
+    }
 }
 
 impl Loaded {
@@ -1439,7 +1477,53 @@ mod tests {
         let shown = loaded.effective();
         assert!(shown.iter().all(|(_, value, _)| !value.contains("hunter2")));
         let row = shown.iter().find(|(key, _, _)| key == "faktory.password");
-        assert_eq!(row.map(|(_, value, _)| value.as_str()), Some(MASK));
+        assert_eq!(
+            row.map(|(_, value, _)| value.as_str()),
+            Some("\"********\"")
+        );
+    }
+
+    #[test]
+    fn the_shops_time_zone_is_everyones_who_has_none() {
+        let zones = |pairs: &[(&str, &str)]| {
+            let loaded = load(&env(pairs)).expect("valid");
+            let settings = &loaded.settings;
+            let shown = loaded.effective();
+            let sources = ["schedules.time_zone", "reports.time_zone"].map(|wanted| {
+                let row = shown.iter().find(|(key, ..)| key == wanted);
+                row.map(|(.., source)| source.clone()).expect("shown")
+            });
+            (
+                settings.schedules.time_zone.clone(),
+                settings.reports.time_zone.name(),
+                sources,
+            )
+        };
+        let (shop, reports) = (
+            ("ONRUSH_SHOP__TIME_ZONE", "Asia/Shanghai"),
+            ("ONRUSH_REPORTS__TIME_ZONE", "Europe/Berlin"),
+        );
+        let none = (
+            "UTC".to_owned(),
+            "UTC",
+            ["default", "default"].map(str::to_owned),
+        );
+        assert_eq!(zones(&[]), none);
+        let (schedules, of_reports, sources) = zones(&[shop, reports]);
+        assert_eq!(
+            (schedules.as_str(), of_reports),
+            ("Asia/Shanghai", "Europe/Berlin")
+        );
+        assert_eq!(
+            sources,
+            ["shop.time_zone", "environment ONRUSH_REPORTS__TIME_ZONE"]
+        );
+        assert_eq!(zones(&[shop]).1, "Asia/Shanghai");
+        // Files from before know of the one or the other.
+        assert_eq!(zones(&[reports]).0, "UTC");
+        let wrong = load(&env(&[("ONRUSH_SHOP__TIME_ZONE", "Mars/Olympus")]));
+        let wrong = wrong.expect_err("no such zone").to_string();
+        assert!(wrong.contains("shop.time_zone"), "{wrong}");
     }
 
     #[test]

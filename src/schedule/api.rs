@@ -58,7 +58,7 @@ struct ScheduleBody {
     /// Fire every so many seconds; instead of `cron`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     interval_seconds: Option<u32>,
-    /// IANA time zone in which `cron` is read [default: `schedules.time_zone` of the settings]
+    /// IANA time zone in which `cron` is read [default: `schedules.time_zone` of the settings, which is the shop's]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     time_zone: Option<String>,
     /// What is to be done: a built-in task, or whatever the queue's workers know
