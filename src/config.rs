@@ -485,10 +485,20 @@ section! {
         password: Secret = Secret::default(),
         /// SHA-256 passes over the password.
         password_passes: u32 = 5_000,
+        /// Wrong passwords of one address (of an IPv6 /64) before it must wait.
+        password_failures: u32 = 10,
+        /// The first wait; each further wrong password doubles it.
+        password_delay_seconds: u64 = 1,
+        /// The longest wait. It also keeps out workers at that address that know the password.
+        password_delay_seconds_max: u64 = 60,
+        /// Addresses that are remembered for it.
+        password_tracked_max: usize = 10_000,
         /// Speak TLS, with the certificate and key of `[server]`.
         tls: bool = false,
         /// Open connections at once; further ones wait in the kernel's backlog.
         connections_max: usize = 1_024,
+        /// Open connections of one address (of an IPv6 /64).
+        connections_per_address_max: usize = 512,
         /// Workers that are known at once.
         workers_max: usize = 4_096,
         /// A worker without a connection that was not heard of for this long is forgotten.
@@ -1264,6 +1274,16 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
             1,
         ),
         ("faktory.connections_max", faktory.connections_max as u64, 1),
+        (
+            "faktory.connections_per_address_max",
+            faktory.connections_per_address_max as u64,
+            1,
+        ),
+        (
+            "faktory.password_tracked_max",
+            faktory.password_tracked_max as u64,
+            10,
+        ),
         ("faktory.workers_max", faktory.workers_max as u64, 1),
         ("faktory.worker_seconds", faktory.worker_seconds, 1),
         (

@@ -4,7 +4,7 @@
 //! unix socket; a caller's request id is used only if it is short and plain, so that it can be
 //! logged and echoed without escaping.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -60,6 +60,19 @@ fn is_plain(text: &[u8]) -> bool {
 /// The client's address: the peer, or what a trusted proxy says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientAddr(pub IpAddr);
+
+/// What counts as one client where clients are counted: the address itself, or of IPv6 its /64, which
+/// is what one subscriber owns.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => IpAddr::V4(v4),
+        IpAddr::V6(v6) => {
+            let mut octets = v6.octets();
+            octets[8..].fill(0);
+            IpAddr::V6(Ipv6Addr::from(octets))
+        }
+    }
+}
 
 /// The trace that a request belongs to (W3C `traceparent`).
 #[derive(Clone, Debug, PartialEq, Eq)]

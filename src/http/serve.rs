@@ -11,7 +11,7 @@ use std::collections::hash_map::Entry;
 use std::convert::Infallible;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
@@ -46,6 +46,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::server::TlsStream;
 
 use super::edge::AmbiguousLength;
+use super::request::network_of;
 use crate::config::{self, ms};
 use crate::monitor::Metrics;
 
@@ -564,35 +565,32 @@ impl<E> Drop for Open<'_, E> {
     }
 }
 
-/// How many connections each address has. IPv6 clients own a /64, so that is what is counted.
+/// How many connections each address has ([`network_of`]).
 #[derive(Debug)]
-struct Addresses {
+pub struct Addresses {
     open: Mutex<HashMap<IpAddr, usize>>,
     max: usize,
 }
 
-struct Place {
+/// The place of an open connection; given back when dropped.
+#[derive(Debug)]
+pub struct Place {
     addresses: Arc<Addresses>,
     group: IpAddr,
 }
 
 impl Addresses {
-    fn new(max: usize) -> Self {
+    /// With `max` places for each address.
+    pub fn new(max: usize) -> Self {
         Self {
             open: Mutex::new(HashMap::new()),
             max,
         }
     }
 
-    fn admit(this: &Arc<Self>, ip: IpAddr) -> Option<Place> {
-        let group = match ip {
-            IpAddr::V4(_) => ip,
-            IpAddr::V6(v6) => {
-                let mut octets = v6.octets();
-                octets[8..].fill(0);
-                IpAddr::V6(Ipv6Addr::from(octets))
-            }
-        };
+    /// A place for one more connection of this address, if there is one.
+    pub fn admit(this: &Arc<Self>, ip: IpAddr) -> Option<Place> {
+        let group = network_of(ip);
         let mut open = this.open.lock();
         let count = open.entry(group).or_default();
         if *count >= this.max {

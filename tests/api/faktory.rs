@@ -102,6 +102,15 @@ impl Place {
         Raw::open(self.address())
     }
 
+    /// Connections that the server has open.
+    fn connections(&self) -> i64 {
+        let metrics = self.shop.get("/metrics").send().body;
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("faktory_connections_open "));
+        line.expect("a gauge").parse().expect("a number")
+    }
+
     fn worker_by_hand(&self, wid: &str) -> Raw {
         let mut raw = self.raw();
         assert!(raw.read().starts_with("+HI "));
@@ -745,6 +754,65 @@ fn a_password_is_asked_for_and_compared() {
     );
     assert_eq!(raw.ask(r#"HELLO {"v":2}"#), "-ERR Invalid password");
     assert!(raw.is_over());
+}
+
+#[test]
+fn guessing_the_password_is_slowed_down_and_connections_of_an_address_are_bounded() {
+    let place = Place::open_with(|settings| {
+        settings.faktory.password = "hunter2".into();
+        settings.faktory.password_passes = 3;
+        settings.faktory.password_failures = 3;
+        settings.faktory.password_delay_seconds = 10;
+        settings.faktory.password_delay_seconds_max = 15;
+        settings.faktory.connections_per_address_max = 2;
+    });
+    // The limit counts what is open: a connection that was refused is over when it says so.
+    let hello = |password: &str| {
+        place
+            .shop
+            .wait_until("a free place", || place.connections() == 0);
+        let mut raw = place.raw();
+        let hi: Value = serde_json::from_str(raw.read().trim_start_matches("+HI ")).expect("JSON");
+        let mut digest = Sha256::digest(format!("{password}{}", text(&hi["s"])));
+        for _ in 1..3 {
+            digest = Sha256::digest(digest);
+        }
+        let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let answer = raw.ask(&format!(r#"HELLO {{"v":2,"pwdhash":"{hash}"}}"#));
+        (raw, answer)
+    };
+    let try_with = |password: &str| hello(password).1;
+    for _ in 0..3 {
+        assert_eq!(try_with("hunter3"), "-ERR Invalid password");
+    }
+    let throttled = "-ERR too many wrong passwords; try again in 10 s";
+    assert_eq!(try_with("hunter2"), throttled);
+    place.shop.clock.advance(Duration::from_secs(10));
+    assert_eq!(try_with("hunter3"), "-ERR Invalid password");
+    // The wait grows up to its limit.
+    let throttled = "-ERR too many wrong passwords; try again in 15 s";
+    assert_eq!(try_with("hunter2"), throttled);
+    place.shop.clock.advance(Duration::from_secs(15));
+    // Whoever knows the password has nothing to guess.
+    assert_eq!(try_with("hunter2"), "+OK");
+    assert_eq!(try_with("hunter3"), "-ERR Invalid password");
+    let (mut first, answer) = hello("hunter2");
+    assert_eq!(answer, "+OK");
+    let mut second = place.raw();
+    assert!(second.read().starts_with("+HI "));
+    let mut third = place.raw();
+    assert_eq!(third.read(), "-ERR too many connections from this address");
+    assert!(third.is_over());
+    assert_eq!(first.ask("END"), "+OK");
+    place
+        .shop
+        .wait_until("a place", || place.connections() == 1);
+    assert!(place.raw().read().starts_with("+HI "));
+    let metrics = place.shop.get("/metrics").send().body;
+    for (reason, times) in [("address_limit", 1), ("throttled", 2), ("password", 5)] {
+        let line = format!("faktory_connections_refused_total{{reason=\"{reason}\"}} {times}");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
 }
 
 #[test]
