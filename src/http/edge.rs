@@ -65,6 +65,34 @@ const DEFAULT_ALLOW: &str = "GET, HEAD, OPTIONS";
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AmbiguousLength;
 
+/// Mark of a request that is refused for its head alone, before anything looks at it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RefusedHead(pub(super) StatusCode);
+
+impl RefusedHead {
+    fn problem(self, server: &config::Server) -> Problem {
+        let bytes_max = server.header_bytes_max;
+        let (code, detail) = match self.0 {
+            StatusCode::URI_TOO_LONG => (
+                "uri_too_long",
+                format!("The URI is longer than {bytes_max} bytes."),
+            ),
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (
+                "headers_too_large",
+                format!(
+                    "The headers are larger than {bytes_max} bytes, or more than {}.",
+                    server.headers_max
+                ),
+            ),
+            _ => (
+                "malformed_request",
+                "The request is no valid HTTP.".to_owned(),
+            ),
+        };
+        Problem::new(self.0, code, detail)
+    }
+}
+
 /// What the edge needs to know.
 #[derive(Clone, Debug)]
 pub struct EdgeOptions {
@@ -130,8 +158,11 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
 
     /// Runs the application under the time limit; a panic becomes a failure of this request only.
     async fn run(&self, mut request: Request, path: &Uri) -> Result<Response, poem::Error> {
-        refuse(&request)?;
         let server = &self.options.server;
+        if let Some(refused) = request.data::<RefusedHead>() {
+            return Err(refused.problem(server).into());
+        }
+        refuse(&request)?;
         let import = (self.options.is_import)(path.path());
         let bytes_max = if import {
             server.import_bytes_max

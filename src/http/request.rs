@@ -30,7 +30,7 @@ impl RequestId {
         }
     }
 
-    fn fresh(now: Timestamp) -> Self {
+    pub(super) fn fresh(now: Timestamp) -> Self {
         let mut random = [0_u8; 10];
         rand::rng().fill_bytes(&mut random);
         let millis = u64::try_from(now.0 / 1_000).unwrap_or_default();
