@@ -43,6 +43,9 @@ const PREFLIGHT_SECONDS: &str = "600";
 /// The label and template of a request that no route matched.
 const NO_ROUTE: &str = "none";
 
+/// Below this path, every query parameter must be one that the operation knows.
+const STRICT: &str = "/api/v1/";
+
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_RESPONSE_TIME: HeaderName = HeaderName::from_static("x-response-time");
 pub(super) const CORP: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
@@ -163,6 +166,11 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
             return Err(refused.problem(server).into());
         }
         refuse(&request)?;
+        if let Some(query) = path.query().filter(|_| path.path().starts_with(STRICT))
+            && let Some(route) = self.options.routes.by_path(path.path())
+        {
+            route.check_query(request.method().as_str(), query)?;
+        }
         let import = (self.options.is_import)(path.path());
         let bytes_max = if import {
             server.import_bytes_max
