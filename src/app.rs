@@ -16,8 +16,8 @@ use rust_embed::RustEmbed;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::auth::api::AuthApi;
-use crate::auth::{self, Auth, OnRegistered, idempotency};
+use crate::auth::api::{AuthApi, Guarded};
+use crate::auth::{self, Auth, OnRegistered, Role, Scope, idempotency};
 use crate::clock::Clock;
 use crate::config::{Settings, ms};
 use crate::flash_sale::api::{FlashSaleApi, SeckillApi};
@@ -505,9 +505,18 @@ fn routes(
         )
         .nest("/admin", EmbeddedPage::new::<AdminPage>())
         .nest("/static", StaticFiles::new(static_files));
-    route = docs::add_routes(route, &spec);
+    let server = &handles.settings.server;
+    if server.docs {
+        route = docs::add_routes(route, &spec);
+    }
     route = probes::add_health(route, health);
-    route = probes::add_metrics(route, &handles.metrics);
+    let metrics = Guarded::new(
+        probes::metrics_page(&handles.metrics),
+        &server.metrics_allow,
+        Role::Staff,
+        Scope::Metrics,
+    );
+    route = route.at("/metrics", get(metrics));
     // Not nested at the root: there its catch-all would take `/` itself.
     let api = Arc::new(service(handles).into_endpoint());
     let app = route
@@ -687,11 +696,13 @@ impl App {
         let mut lines = vec![
             format!("Onrush {} is ready", env!("CARGO_PKG_VERSION")),
             format!("  page     {url}/admin/"),
-            format!("  docs     {url}/docs"),
             format!("  API      {url}/api/v1"),
             format!("  metrics  {url}/metrics"),
             format!("  data     {}", self.dir.root().display()),
         ];
+        if self.settings.server.docs {
+            lines.insert(2, format!("  docs     {url}/docs"));
+        }
         if let Some(url) = &self.faktory_url {
             lines.push(format!("  workers  {url} (Faktory)"));
         }

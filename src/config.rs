@@ -5,7 +5,7 @@
 //! never appears in [`Settings::effective`].
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -119,6 +119,18 @@ macro_rules! section {
     };
 }
 
+/// This machine's own addresses.
+fn loopback() -> Vec<IpNet> {
+    let nets = [
+        IpAddr::from([127, 0, 0, 0]),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ];
+    nets.into_iter()
+        .zip([8, 128])
+        .filter_map(|(address, bits)| IpNet::new(address, bits).ok())
+        .collect()
+}
+
 section! {
     /// `[data]`
     Data {
@@ -157,6 +169,11 @@ section! {
         trusted_proxies: Vec<IpNet> = Vec::new(),
         /// Origins that browsers may call from; none means CORS is off.
         cors_origins: Vec<String> = Vec::new(),
+        /// Addresses that may read `/metrics` without credentials, as CIDR ranges. From elsewhere it takes
+        /// an API key with the scope `metrics`, or a session of staff.
+        metrics_allow: Vec<IpNet> = loopback(),
+        /// Whether `/docs`, `/openapi.json` and `/openapi.yaml` are served.
+        docs: bool = true,
         /// Open connections at once; further ones wait in the kernel's backlog.
         connections_max: usize = 4096,
         /// Open connections of one address (of an IPv6 /64); trusted proxies are exempt.

@@ -85,6 +85,8 @@ word_type! {
         Reports = "reports",
         /// Choose who is told of events.
         Webhooks = "webhooks",
+        /// Read `/metrics`.
+        Metrics = "metrics",
         /// Act for the user that `X-User-Id` names, as a customer.
         ActAs = "act_as",
     }

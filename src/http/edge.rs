@@ -152,6 +152,7 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
         RequestInfo(Arc::new(Info {
             id: RequestId::of(headers, self.options.clock.now()),
             client: request::client_address(peer, headers, trusted),
+            is_vouched: peer.is_trusted(trusted) && headers.contains_key("x-forwarded-for"),
             secure: request::is_secure(request.scheme() == &Scheme::HTTPS, peer, headers, trusted),
             trace: headers
                 .get("traceparent")

@@ -19,4 +19,4 @@ pub mod serve;
 
 pub use json::{Body, Created, CsvBody, NoContent, OptionalBody, Tagged, read_cursor};
 pub use problem::{Failure, Problem, fails};
-pub use request::{ClientAddr, RequestId, RequestInfo, TraceParent, network_of};
+pub use request::{ClientAddr, RequestId, RequestInfo, TraceParent, comes_from, network_of};

@@ -129,6 +129,8 @@ pub struct RequestInfo(pub(super) Arc<Info>);
 pub(super) struct Info {
     pub(super) id: RequestId,
     pub(super) client: ClientAddr,
+    /// Whether a trusted proxy named the client.
+    pub(super) is_vouched: bool,
     pub(super) secure: bool,
     pub(super) trace: Option<TraceParent>,
 }
@@ -177,6 +179,19 @@ impl<'a> FromRequest<'a> for ClientAddr {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
         info(request).map(RequestInfo::client)
     }
+}
+
+/// Whether the request comes from one of `ranges` for certain. What came through a proxy that is not
+/// trusted has the proxy's address, which says nothing of who sent it.
+pub fn comes_from(request: &Request, ranges: &[IpNet]) -> bool {
+    let Some(info) = request.data::<RequestInfo>() else {
+        return false;
+    };
+    let headers = request.headers();
+    let is_passed_on = ["x-forwarded-for", "forwarded", "via"]
+        .iter()
+        .any(|name| headers.contains_key(*name));
+    is_trusted(info.client().0, ranges) && (!is_passed_on || info.0.is_vouched)
 }
 
 /// Whom the connection comes from, before any header is believed.
