@@ -716,7 +716,40 @@ impl std::fmt::Debug for Secret {
 }
 
 /// What stands in the place of a secret.
-const MASK: &str = "\"********\"";
+pub const MASK: &str = "********";
+/// What a header's name has in it where its value is nobody's business but the receiver's.
+const SECRET_HEADERS: &[&str] = &[
+    "authorization",
+    "cookie",
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "api-key",
+    "api_key",
+    "apikey",
+    "credential",
+    "signature",
+    "x-auth",
+];
+
+/// Whether the value of a header of this name is a secret.
+pub fn is_secret_header(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    SECRET_HEADERS.iter().any(|part| name.contains(part))
+}
+
+/// Puts [`MASK`] in the place of each secret among the member `headers` of `value`.
+pub fn mask_headers(value: &mut serde_json::Value) {
+    let headers = value
+        .get_mut("headers")
+        .and_then(|value| value.as_object_mut());
+    for (name, value) in headers.into_iter().flatten() {
+        if is_secret_header(name) {
+            *value = MASK.into();
+        }
+    }
+}
 /// Keys whose values are secrets.
 const SECRETS: &[&str] = &["faktory.password", "mail.smtp_password"];
 
@@ -914,9 +947,12 @@ impl Loaded {
     pub fn effective(&self) -> Vec<(String, String, String)> {
         let values = flatten(&to_json(&self.settings));
         let row = |key: &str, value: &serde_json::Value| {
+            let mut value = value.clone();
+            // Those of the task `http_request`, in an entry of the schedules.
+            mask_headers(&mut value);
             let source = self.sources.get(key).map_or("default", String::as_str);
             let shown = match value.to_string() {
-                text if text != "\"\"" && SECRETS.contains(&key) => MASK.to_owned(),
+                text if text != "\"\"" && SECRETS.contains(&key) => format!("\"{MASK}\""),
                 text => text,
             };
             (key.to_owned(), shown, source.to_owned())
@@ -1444,20 +1480,23 @@ mod tests {
             load(&inputs)
         };
         let text = "[schedules.entries.nightly]\ncron = \"0 1 * * *\"\ntask = \"resize\"\n\
-                    args = { image = { id = 7 } }\n[schedules.entries.often]\ninterval_seconds = 5\n";
+                    args = { image = { id = 7 }, headers = { X-Api-Key = \"k7\", X-Own = \"o7\" } }\n[schedules.entries.often]\ninterval_seconds = 5\n";
         let priority = ("ONRUSH_SCHEDULES__ENTRIES__OFTEN__PRIORITY", "7");
         let task = ("ONRUSH_SCHEDULES__ENTRIES__OFTEN__TASK", "count");
         let loaded = load_text(text, &[priority, task]).expect("valid");
         let entries = &loaded.settings.schedules.entries;
         assert_eq!(
             entries["nightly"].args,
-            Some(serde_json::json!({"image": {"id": 7}}))
+            Some(serde_json::json!({
+                "image": {"id": 7}, "headers": {"X-Api-Key": "k7", "X-Own": "o7"}
+            }))
         );
         assert_eq!(entries["often"].priority, Some(7));
         assert_eq!(entries["often"].task.as_deref(), Some("count"));
         let effective = loaded.effective();
         let shown = |key: &str| effective.iter().find(|(shown, ..)| shown == key);
-        assert!(shown("schedules.entries.nightly.args").is_some());
+        let (_, args, _) = shown("schedules.entries.nightly.args").expect("shown");
+        assert!(args.contains("o7") && !args.contains("k7"), "{args}");
         assert!(shown("schedules.entries.nightly.queue").is_none());
         let (.., source) = shown("schedules.entries.often.priority").expect("shown");
         assert_eq!(

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::handler::{Asked, BUILT_IN_QUEUES, queue_name};
+use super::http_request::shown;
 use super::life::require_lease;
 use super::{
     Attempt, Bulk, Changes, Debounce, Enqueued, Failure as RunFailure, Filter, HandlerInfo,
@@ -305,7 +306,7 @@ struct TaskView {
     state: String,
     /// Higher first
     priority: u8,
-    /// Arguments
+    /// Arguments; of `http_request`, without the secrets among its headers
     args: Value,
     /// What was kept with it
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -373,11 +374,12 @@ impl From<Task> for TaskView {
     fn from(task: Task) -> Self {
         Self {
             id: task.id.0,
+            args: shown(&task.name, &task.args),
+            result: task.result.as_deref().map(|text| shown(&task.name, text)),
             name: task.name,
             queue: task.queue,
             state: task.state.word().to_owned(),
             priority: task.priority,
-            args: stored(&task.args),
             metadata: task.metadata.as_deref().map(stored),
             run_at: task.run_at,
             created_at: task.created_at,
@@ -395,7 +397,6 @@ impl From<Task> for TaskView {
             cancel_requested_at: task.cancel_requested_at,
             progress: task.progress,
             progress_note: task.progress_note,
-            result: task.result.as_deref().map(stored),
             error: task.error,
             finished_at: task.finished_at,
             traceparent: task.traceparent,
@@ -1226,6 +1227,9 @@ impl TaskApi {
     /// Read a task
     ///
     /// With its attempts, result, progress and log lines. An unknown id is 404, never "pending".
+    /// Secrets among the headers of an `http_request` (`Authorization`, `Cookie`, `X-Api-Key`, names with
+    /// `token`, `secret`, `password` and the like) are sent as they are, and shown as `********` here, in
+    /// lists, in errors and by the command line.
     #[oai(path = "/tasks/:id", method = "get")]
     async fn get(
         &self,
@@ -1239,6 +1243,8 @@ impl TaskApi {
     }
 
     /// Edit a waiting task
+    ///
+    /// Arguments are replaced as a whole: a header that is shown as `********` has to be sent again.
     #[oai(path = "/tasks/:id", method = "patch")]
     async fn edit(
         &self,
@@ -1251,12 +1257,16 @@ impl TaskApi {
         access.0.require(Role::Admin, Scope::Tasks)?;
         let (id, body) = (read_id(&id.0)?, body.0);
         let now = self.tasks.clock().now();
-        let before = self.detail(id).await.map_err(Problem::from)?.task;
+        let store = self.tasks.store();
+        let (before, ..) = store
+            .read(move |tx| super::get(tx, now, id))
+            .await
+            .map_err(Problem::from)?;
         // Held against the same limits as a new one.
         let merged = TaskBody {
             name: before.name.clone(),
             queue: Some(before.queue),
-            args: Some(body.args.clone().unwrap_or(before.args)),
+            args: Some(body.args.clone().unwrap_or_else(|| stored(&before.args))),
             priority: body.priority,
             eta: body.eta,
             expires_at: body.expires_at,

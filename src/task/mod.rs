@@ -59,6 +59,7 @@ pub use enqueue::{
 pub use handler::{
     Handler, HandlerInfo, NoArgs, Outcome, Registry, RegistryBuilder, TaskContext, TaskFailure,
 };
+pub use http_request::shown;
 pub use id::TaskId;
 pub use life::{
     Beat, Failure, Start, Started, append_logs, complete, fail, heartbeat, progress, recover,
