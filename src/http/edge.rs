@@ -34,7 +34,7 @@ use super::problem::{Problem, title};
 use super::request::{self, Info, Peer, RequestId, RequestInfo, TraceParent};
 use crate::clock::{Clock, Stopwatch};
 use crate::config::{self, ms};
-use crate::monitor::{Metrics, RouteMetrics};
+use crate::monitor::{Metrics, RouteMetrics, traced};
 
 /// Seconds after which a request that ran into the time limit may come again.
 const TIMEOUT_RETRY_SECONDS: u64 = 1;
@@ -294,7 +294,12 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
                 request_id = info.id().as_str(),
                 trace_id = info.trace().map(TraceParent::trace_id),
             );
-            pin!(self.run(request, &asked.uri)).instrument(span).await
+            let run = pin!(self.run(request, &asked.uri));
+            match info.trace() {
+                // What it writes down for later belongs to the trace as well.
+                Some(trace) => traced(trace.as_str().into(), run).instrument(span).await,
+                None => run.instrument(span).await,
+            }
         };
 
         let pattern = match &outcome {

@@ -7,7 +7,9 @@ mod health;
 pub mod logs;
 mod metrics;
 mod system;
+mod trace;
 mod views;
 
 pub use health::{Check, Health, Outcome, State};
 pub use metrics::{Metrics, RouteMetrics, TEXT_FORMAT};
+pub use trace::{current_trace, traced, traced_here};

@@ -25,7 +25,7 @@ pub use tx::{Column, Param, Row, Topic, Tx, value_rows};
 
 use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
-use crate::monitor::Metrics;
+use crate::monitor::{Metrics, current_trace, traced_here};
 use checkpoint::Checkpointer;
 use writer::{Answer, OnFatal, Writer};
 
@@ -272,10 +272,12 @@ impl Store {
         let answer = if self.0.writer.waiting() < self.0.patience_from {
             self.0.writer.submit(false, work, after)
         } else {
-            let store = self.clone();
-            tokio::task::spawn_blocking(move || store.0.writer.submit(true, work, after))
-                .await
-                .map_err(|error| E::from(StoreError::Panicked(error.to_string())))?
+            let (store, trace) = (self.clone(), current_trace());
+            tokio::task::spawn_blocking(move || {
+                traced_here(trace, || store.0.writer.submit(true, work, after))
+            })
+            .await
+            .map_err(|error| E::from(StoreError::Panicked(error.to_string())))?
         };
         answer.await.map_or_else(
             |_| Err(E::from(StoreError::Stopped)),

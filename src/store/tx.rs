@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
@@ -248,6 +249,7 @@ pub fn value_rows(rows: usize, types: &[&str]) -> String {
 pub struct Tx<'c> {
     conn: &'c Connection,
     topics: Topics,
+    trace: Option<Arc<str>>,
 }
 
 /// A subject that a transaction may touch, for those who wait for it: one of 32, whose meaning its
@@ -282,7 +284,17 @@ impl<'c> Tx<'c> {
         Self {
             conn,
             topics: Topics::default(),
+            trace: None,
         }
+    }
+
+    pub(super) fn set_trace(&mut self, trace: Option<Arc<str>>) {
+        self.trace = trace;
+    }
+
+    /// The trace (W3C `traceparent`) of whoever asked for this work, if there is one.
+    pub fn trace(&self) -> Option<Arc<str>> {
+        self.trace.clone()
     }
 
     /// Notes that `topic` was touched: whoever listens to it (`Store::on_commit`) is called once this

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use super::tx::{Topic, Topics};
 use super::{StoreError, Tx, sqlite};
 use crate::clock::Stopwatch;
-use crate::monitor::Metrics;
+use crate::monitor::{Metrics, current_trace};
 
 /// Callers that are awake at once with an answer, for each processor. Woken all together, those of a
 /// large batch fill the async threads' queues, and a request that has nothing to do with them waits
@@ -46,6 +46,7 @@ trait Job: Send {
 /// A closure, its result, its caller, and what is to be done between the commit and the answer.
 struct Call<F, A, T, E> {
     work: Option<F>,
+    trace: Option<Arc<str>>,
     after: Option<A>,
     result: Option<Result<T, E>>,
     /// `None` where nobody waits from the beginning.
@@ -80,6 +81,7 @@ where
         let Some(work) = self.work.take() else {
             return false;
         };
+        tx.set_trace(self.trace.take());
         let result = catch_unwind(AssertUnwindSafe(|| work(tx))).unwrap_or_else(|panic| {
             let text = panic
                 .downcast_ref::<&str>()
@@ -308,6 +310,7 @@ impl Writer {
     {
         let job = Box::new(Call {
             work: Some(work),
+            trace: current_trace(),
             after: Some(after),
             result: None,
             reply,

@@ -6,6 +6,7 @@
 //! nothing new is begun, what runs may finish for a time, and what does not is handed back.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use super::{
 };
 use crate::clock::Stopwatch;
 use crate::config::ms;
+use crate::monitor::traced;
 use crate::store::StoreError;
 
 /// Tasks started in one transaction.
@@ -175,7 +177,22 @@ impl Pool {
     }
 }
 
+/// Runs a task as part of the trace that it belongs to, and so what follows from it.
 async fn run_one(
+    tasks: Tasks,
+    started: Started,
+    ended: watch::Receiver<bool>,
+    permit: OwnedSemaphorePermit,
+) {
+    let trace = started.traceparent.as_deref().map(Arc::from);
+    let run = pin!(run_untraced(tasks, started, ended, permit));
+    match trace {
+        Some(trace) => traced(trace, run).await,
+        None => run.await,
+    }
+}
+
+async fn run_untraced(
     tasks: Tasks,
     started: Started,
     mut ended: watch::Receiver<bool>,

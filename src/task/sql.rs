@@ -43,7 +43,7 @@ pub(super) fn insert(
             new.timeout_ms.into(),
             (&new.args).into(),
             new.metadata.as_ref().into(),
-            new.traceparent.as_ref().into(),
+            placed.traceparent.into(),
             new.soft_timeout_ms.into(),
             policy.as_ref().into(),
             new.expires_at.into(),
