@@ -1615,8 +1615,10 @@ mod tests {
             ] {
                 let text = format!("[{section}]\n{name} = {wrong}\n");
                 std::fs::write(&file, text).expect("write");
-                let mut inputs = Inputs::default();
-                inputs.file = Some(file.clone());
+                let inputs = Inputs {
+                    file: Some(file.clone()),
+                    ..Inputs::default()
+                };
                 let error = load(&inputs).expect_err(wrong);
                 let (shown, inside) = (error.to_string(), format!("{error:?}"));
                 assert!(shown.contains(told), "{shown}");
