@@ -43,7 +43,7 @@ use crate::report::tasks::GenerateSalesReport;
 use crate::schedule::api::ScheduleApi;
 use crate::schedule::{self, BuiltIn, ScheduleError, Schedules, Ticker, When};
 use crate::store::{DataDir, LongReads, Store, StoreError};
-use crate::task::api::TaskApi;
+use crate::task::api::{EnqueueApi, RunApi, TaskApi};
 use crate::task::faktory::api::WorkerApi;
 use crate::task::faktory::{Faktory, Listener};
 use crate::task::http_request::HttpRequest;
@@ -336,7 +336,7 @@ type Api = (
     OrderApi,
     FlashSaleApi,
     SeckillApi,
-    TaskApi,
+    (EnqueueApi, TaskApi, RunApi),
     ScheduleApi,
     ReportApi,
     WorkerApi,
@@ -445,9 +445,13 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
         ),
         sales.clone(),
         SeckillApi::new(sales),
-        TaskApi::new(
-            handles.tasks.clone(),
-            handles.settings.orders.idempotency_seconds,
+        (
+            EnqueueApi::new(
+                handles.tasks.clone(),
+                handles.settings.orders.idempotency_seconds,
+            ),
+            TaskApi::new(handles.tasks.clone()),
+            RunApi::new(handles.tasks.clone()),
         ),
         ScheduleApi::new(
             handles.schedules.clone(),
