@@ -384,3 +384,29 @@ fn placeholders_are_bound_by_number_wherever_the_text_stands() {
         store.read_blocking(|tx| tx.row("SELECT $1 || $3", &["a".into()], |row| row.get(0)));
     assert!(matches!(missing, Err(StoreError::Bug(_))), "{missing:?}");
 }
+
+#[tokio::test]
+async fn a_write_knows_the_trace_of_whoever_asked_for_it_and_no_other() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let metrics = Metrics::new().expect("metrics");
+    let settings = Database {
+        // Whoever is patient waits on another thread from the beginning.
+        write_queue_max: 1,
+        ..Database::default()
+    };
+    let path = dir.path().join("onrush.db");
+    let store = Store::open(&path, &settings, metrics, |_| ()).expect("store opens");
+    let trace = |tx: &mut Tx<'_>| Ok::<_, StoreError>(tx.trace());
+    let patient = || store.write_patiently(trace, |_| ());
+    for wanted in [Some("00-a"), None, Some("00-b")] {
+        let (quick, slow) = match wanted {
+            Some(wanted) => {
+                let both = async { (store.write(trace).await, patient().await) };
+                crate::monitor::traced(wanted.into(), both).await
+            }
+            None => (store.write(trace).await, patient().await),
+        };
+        assert_eq!(quick.expect("written").as_deref(), wanted);
+        assert_eq!(slow.expect("written").as_deref(), wanted);
+    }
+}
