@@ -16,8 +16,8 @@ use rust_embed::RustEmbed;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::auth::api::AuthApi;
-use crate::auth::{self, Auth, OnRegistered, idempotency};
+use crate::auth::api::{AuthApi, Guarded};
+use crate::auth::{self, Auth, OnRegistered, Role, Scope, idempotency};
 use crate::cache::Cache;
 use crate::cache::api::CacheApi;
 use crate::clock::Clock;
@@ -46,7 +46,7 @@ use crate::report::tasks::GenerateSalesReport;
 use crate::schedule::api::ScheduleApi;
 use crate::schedule::{self, BuiltIn, ScheduleError, Schedules, Ticker, When};
 use crate::store::{DataDir, LongReads, Store, StoreError};
-use crate::task::api::TaskApi;
+use crate::task::api::{EnqueueApi, RunApi, TaskApi};
 use crate::task::faktory::api::WorkerApi;
 use crate::task::faktory::{Faktory, Listener};
 use crate::task::http_request::HttpRequest;
@@ -375,7 +375,7 @@ type Api = (
     OrderApi,
     FlashSaleApi,
     SeckillApi,
-    TaskApi,
+    (EnqueueApi, TaskApi, RunApi),
     ScheduleApi,
     ReportApi,
     WorkerApi,
@@ -498,9 +498,13 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
         ),
         sales.clone(),
         SeckillApi::new(sales),
-        TaskApi::new(
-            handles.tasks.clone(),
-            handles.settings.orders.idempotency_seconds,
+        (
+            EnqueueApi::new(
+                handles.tasks.clone(),
+                handles.settings.orders.idempotency_seconds,
+            ),
+            TaskApi::new(handles.tasks.clone()),
+            RunApi::new(handles.tasks.clone()),
         ),
         ScheduleApi::new(
             handles.schedules.clone(),
@@ -560,9 +564,18 @@ fn routes(
         )
         .nest("/admin", EmbeddedPage::new::<AdminPage>())
         .nest("/static", StaticFiles::new(static_files));
-    route = docs::add_routes(route, &spec);
+    let server = &handles.settings.server;
+    if server.docs {
+        route = docs::add_routes(route, &spec);
+    }
     route = probes::add_health(route, health);
-    route = probes::add_metrics(route, &handles.metrics);
+    let metrics = Guarded::new(
+        probes::metrics_page(&handles.metrics),
+        &server.metrics_allow,
+        Role::Staff,
+        Scope::Metrics,
+    );
+    route = route.at("/metrics", get(metrics));
     // Not nested at the root: there its catch-all would take `/` itself.
     let api = Arc::new(service(handles).into_endpoint());
     let app = route
@@ -742,11 +755,13 @@ impl App {
         let mut lines = vec![
             format!("Onrush {} is ready", env!("CARGO_PKG_VERSION")),
             format!("  page     {url}/admin/"),
-            format!("  docs     {url}/docs"),
             format!("  API      {url}/api/v1"),
             format!("  metrics  {url}/metrics"),
             format!("  data     {}", self.dir.root().display()),
         ];
+        if self.settings.server.docs {
+            lines.insert(2, format!("  docs     {url}/docs"));
+        }
         if let Some(url) = &self.faktory_url {
             lines.push(format!("  workers  {url} (Faktory)"));
         }

@@ -5,7 +5,7 @@
 //! never appears in [`Settings::effective`].
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,6 +64,8 @@ fn hint(nearest: &Option<String>) -> String {
 pub struct Settings {
     /// Where the database and everything else is kept.
     pub data: Data,
+    /// What is true of the whole shop.
+    pub shop: Shop,
     /// The HTTP edge.
     pub server: Server,
     /// SQLite: pools, the writer, limits.
@@ -119,11 +121,32 @@ macro_rules! section {
     };
 }
 
+/// This machine's own addresses.
+fn loopback() -> Vec<IpNet> {
+    let nets = [
+        IpAddr::from([127, 0, 0, 0]),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ];
+    nets.into_iter()
+        .zip([8, 128])
+        .filter_map(|(address, bits)| IpNet::new(address, bits).ok())
+        .collect()
+}
+
 section! {
     /// `[data]`
     Data {
         /// The data directory: `onrush.db`, `static/`, `tls/`, `backups/`. Created with mode 0700.
         dir: PathBuf = PathBuf::from("onrush-data"),
+    }
+}
+
+section! {
+    /// `[shop]`
+    Shop {
+        /// Time zone of the shop: of its schedules and of the days of its reports, unless
+        /// `schedules.time_zone` or `reports.time_zone` is set. An IANA name such as `Asia/Shanghai`.
+        time_zone: Tz = Tz::UTC,
     }
 }
 
@@ -148,6 +171,11 @@ section! {
         trusted_proxies: Vec<IpNet> = Vec::new(),
         /// Origins that browsers may call from; none means CORS is off.
         cors_origins: Vec<String> = Vec::new(),
+        /// Addresses that may read `/metrics` without credentials, as CIDR ranges. From elsewhere it takes
+        /// an API key with the scope `metrics`, or a session of staff.
+        metrics_allow: Vec<IpNet> = loopback(),
+        /// Whether `/docs`, `/openapi.json` and `/openapi.yaml` are served.
+        docs: bool = true,
         /// Open connections at once; further ones wait in the kernel's backlog.
         connections_max: usize = 4096,
         /// Open connections of one address (of an IPv6 /64); trusted proxies are exempt.
@@ -453,7 +481,7 @@ section! {
     Schedules {
         /// Whether this process fires schedules; otherwise it only shows and changes them.
         enabled: bool = true,
-        /// Time zone of schedules that name none, as in the IANA data base: `Asia/Shanghai`.
+        /// Time zone of schedules that name none; that of `[shop]` unless set here.
         time_zone: String = "UTC".to_owned(),
         /// A fire that comes later than this counts as missed: the schedule says what is done then.
         late_seconds: u64 = 60,
@@ -508,8 +536,7 @@ pub struct ScheduleEntry {
 section! {
     /// `[reports]`
     Reports {
-        /// Time zone whose midnights the days of a report begin at: an IANA name such as
-        /// `Asia/Shanghai`.
+        /// Time zone whose midnights the days of a report begin at; that of `[shop]` unless set here.
         time_zone: Tz = Tz::UTC,
         /// How long a report is kept and shown.
         cache_seconds: u64 = 3_600,
@@ -553,13 +580,23 @@ section! {
         /// TCP port; 0 takes a free one.
         port: u16 = 7419,
         /// What clients must know; empty for none. Better given by `ONRUSH_FAKTORY__PASSWORD_FILE`.
-        password: String = String::new(),
+        password: Secret = Secret::default(),
         /// SHA-256 passes over the password.
         password_passes: u32 = 5_000,
+        /// Wrong passwords of one address (of an IPv6 /64) before it must wait.
+        password_failures: u32 = 10,
+        /// The first wait; each further wrong password doubles it.
+        password_delay_seconds: u64 = 1,
+        /// The longest wait. It also keeps out workers at that address that know the password.
+        password_delay_seconds_max: u64 = 60,
+        /// Addresses that are remembered for it.
+        password_tracked_max: usize = 10_000,
         /// Speak TLS, with the certificate and key of `[server]`.
         tls: bool = false,
         /// Open connections at once; further ones wait in the kernel's backlog.
         connections_max: usize = 1_024,
+        /// Open connections of one address (of an IPv6 /64).
+        connections_per_address_max: usize = 512,
         /// Workers that are known at once.
         workers_max: usize = 4_096,
         /// A worker without a connection that was not heard of for this long is forgotten.
@@ -756,6 +793,11 @@ impl Secret {
     pub fn reveal(&self) -> &str {
         &self.0
     }
+
+    /// Whether none is set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 impl From<&str> for Secret {
@@ -766,12 +808,45 @@ impl From<&str> for Secret {
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_empty() { "none" } else { MASK })
+        f.write_str(if self.is_empty() { "none" } else { MASK })
     }
 }
 
 /// What stands in the place of a secret.
-const MASK: &str = "\"********\"";
+pub const MASK: &str = "********";
+/// What a header's name has in it where its value is nobody's business but the receiver's.
+const SECRET_HEADERS: &[&str] = &[
+    "authorization",
+    "cookie",
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "api-key",
+    "api_key",
+    "apikey",
+    "credential",
+    "signature",
+    "x-auth",
+];
+
+/// Whether the value of a header of this name is a secret.
+pub fn is_secret_header(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    SECRET_HEADERS.iter().any(|part| name.contains(part))
+}
+
+/// Puts [`MASK`] in the place of each secret among the member `headers` of `value`.
+pub fn mask_headers(value: &mut serde_json::Value) {
+    let headers = value
+        .get_mut("headers")
+        .and_then(|value| value.as_object_mut());
+    for (name, value) in headers.into_iter().flatten() {
+        if is_secret_header(name) {
+            *value = MASK.into();
+        }
+    }
+}
 /// Keys whose values are secrets.
 const SECRETS: &[&str] = &["faktory.password", "mail.smtp_password"];
 
@@ -779,6 +854,7 @@ const SECRETS: &[&str] = &["faktory.password", "mail.smtp_password"];
 type Docs = &'static [(&'static str, &'static [&'static str])];
 const SECTIONS: &[(&str, Docs)] = &[
     ("data", Data::DOCS),
+    ("shop", Shop::DOCS),
     ("server", Server::DOCS),
     ("database", Database::DOCS),
     ("auth", Auth::DOCS),
@@ -869,7 +945,7 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
                 .extract()
                 .map_err(|error| ConfigError::File {
                     path: path.clone(),
-                    reason: error.to_string(),
+                    reason: without_excerpt(&error.to_string()),
                 })?;
         for key in flatten(&table).into_keys() {
             check_known(&key, &known, &path.display().to_string())?;
@@ -922,10 +998,11 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         sources.insert(key, source);
     }
 
-    let settings: Settings = figment
+    let mut settings: Settings = figment
         .select(Profile::Default)
         .extract()
         .map_err(|error| invalid(&error, &sources))?;
+    follow_shop(&mut settings, &mut sources);
     validate(&settings).map_err(|(key, reason)| ConfigError::Invalid {
         source_name: sources
             .get(key)
@@ -937,14 +1014,43 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
     Ok(Loaded { settings, sources })
 }
 
+/// Gives the shop's time zone to those settings that say nothing of their own.
+fn follow_shop(settings: &mut Settings, sources: &mut Sources) {
+    const SHOP: &str = "shop.time_zone";
+    let (zone, schedules, reports) = (
+        settings.shop.time_zone,
+        &mut settings.schedules.time_zone,
+        &mut settings.reports.time_zone,
+    );
+    if !sources.contains_key(SHOP) {
+        return;
+    }
+    let mut follows = |key: &str| {
+        let is_unset = !sources.contains_key(key);
+        if is_unset {
+            sources.insert(key.to_owned(), SHOP.to_owned());
+        }
+        is_unset
+    };
+    if follows("schedules.time_zone") {
+        zone.name().clone_into(schedules);
+    }
+    if follows("reports.time_zone") {
+        *reports = zone;
+    }
+}
+
 impl Loaded {
     /// Every effective value as `(dotted key, value, source)`, in the order of the file.
     pub fn effective(&self) -> Vec<(String, String, String)> {
         let values = flatten(&to_json(&self.settings));
         let row = |key: &str, value: &serde_json::Value| {
+            let mut value = value.clone();
+            // Those of the task `http_request`, in an entry of the schedules.
+            mask_headers(&mut value);
             let source = self.sources.get(key).map_or("default", String::as_str);
             let shown = match value.to_string() {
-                text if text != "\"\"" && SECRETS.contains(&key) => MASK.to_owned(),
+                text if text != "\"\"" && SECRETS.contains(&key) => format!("\"{MASK}\""),
                 text => text,
             };
             (key.to_owned(), shown, source.to_owned())
@@ -1105,6 +1211,17 @@ fn typed_like(default: &serde_json::Value, text: &str) -> Result<serde_json::Val
     }
 }
 
+/// A complaint of the TOML parser without the line that it shows: a secret may stand there.
+fn without_excerpt(complaint: &str) -> String {
+    let is_told = |line: &&str| {
+        !line
+            .trim_start_matches([' ', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'])
+            .starts_with('|')
+    };
+    let told: Vec<&str> = complaint.lines().filter(is_told).collect();
+    told.join(": ")
+}
+
 fn invalid(error: &figment::Error, sources: &Sources) -> ConfigError {
     let first = error.clone().into_iter().next();
     // The place within a list does not matter: what set the list is to be named.
@@ -1123,7 +1240,12 @@ fn invalid(error: &figment::Error, sources: &Sources) -> ConfigError {
             .get(&key)
             .cloned()
             .unwrap_or_else(|| "the settings".to_owned()),
-        reason: first.map_or_else(|| error.to_string(), |e| e.kind.to_string()),
+        reason: match first {
+            // The usual reason shows what was found.
+            _ if SECRETS.contains(&key.as_str()) => "must be a text in quotes".to_owned(),
+            Some(error) => error.kind.to_string(),
+            None => error.to_string(),
+        },
         key,
     }
 }
@@ -1384,6 +1506,16 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
             1,
         ),
         ("faktory.connections_max", faktory.connections_max as u64, 1),
+        (
+            "faktory.connections_per_address_max",
+            faktory.connections_per_address_max as u64,
+            1,
+        ),
+        (
+            "faktory.password_tracked_max",
+            faktory.password_tracked_max as u64,
+            10,
+        ),
         ("faktory.workers_max", faktory.workers_max as u64, 1),
         ("faktory.worker_seconds", faktory.worker_seconds, 1),
         (
@@ -1527,20 +1659,23 @@ mod tests {
             load(&inputs)
         };
         let text = "[schedules.entries.nightly]\ncron = \"0 1 * * *\"\ntask = \"resize\"\n\
-                    args = { image = { id = 7 } }\n[schedules.entries.often]\ninterval_seconds = 5\n";
+                    args = { image = { id = 7 }, headers = { X-Api-Key = \"k7\", X-Own = \"o7\" } }\n[schedules.entries.often]\ninterval_seconds = 5\n";
         let priority = ("ONRUSH_SCHEDULES__ENTRIES__OFTEN__PRIORITY", "7");
         let task = ("ONRUSH_SCHEDULES__ENTRIES__OFTEN__TASK", "count");
         let loaded = load_text(text, &[priority, task]).expect("valid");
         let entries = &loaded.settings.schedules.entries;
         assert_eq!(
             entries["nightly"].args,
-            Some(serde_json::json!({"image": {"id": 7}}))
+            Some(serde_json::json!({
+                "image": {"id": 7}, "headers": {"X-Api-Key": "k7", "X-Own": "o7"}
+            }))
         );
         assert_eq!(entries["often"].priority, Some(7));
         assert_eq!(entries["often"].task.as_deref(), Some("count"));
         let effective = loaded.effective();
         let shown = |key: &str| effective.iter().find(|(shown, ..)| shown == key);
-        assert!(shown("schedules.entries.nightly.args").is_some());
+        let (_, args, _) = shown("schedules.entries.nightly.args").expect("shown");
+        assert!(args.contains("o7") && !args.contains("k7"), "{args}");
         assert!(shown("schedules.entries.nightly.queue").is_none());
         let (.., source) = shown("schedules.entries.often.priority").expect("shown");
         assert_eq!(
@@ -1592,11 +1727,86 @@ mod tests {
         let mut pairs = open.to_vec();
         pairs.push(("ONRUSH_FAKTORY__PASSWORD_FILE", &path));
         let loaded = load(&env(&pairs)).expect("valid");
-        assert_eq!(loaded.settings.faktory.password, "hunter2");
+        assert_eq!(loaded.settings.faktory.password.reveal(), "hunter2");
+        assert!(!format!("{:?}", loaded.settings).contains("hunter2"));
         let shown = loaded.effective();
         assert!(shown.iter().all(|(_, value, _)| !value.contains("hunter2")));
         let row = shown.iter().find(|(key, _, _)| key == "faktory.password");
-        assert_eq!(row.map(|(_, value, _)| value.as_str()), Some(MASK));
+        assert_eq!(
+            row.map(|(_, value, _)| value.as_str()),
+            Some("\"********\"")
+        );
+    }
+
+    #[test]
+    fn the_shops_time_zone_is_everyones_who_has_none() {
+        let zones = |pairs: &[(&str, &str)]| {
+            let loaded = load(&env(pairs)).expect("valid");
+            let settings = &loaded.settings;
+            let shown = loaded.effective();
+            let sources = ["schedules.time_zone", "reports.time_zone"].map(|wanted| {
+                let row = shown.iter().find(|(key, ..)| key == wanted);
+                row.map(|(.., source)| source.clone()).expect("shown")
+            });
+            (
+                settings.schedules.time_zone.clone(),
+                settings.reports.time_zone.name(),
+                sources,
+            )
+        };
+        let (shop, reports) = (
+            ("ONRUSH_SHOP__TIME_ZONE", "Asia/Shanghai"),
+            ("ONRUSH_REPORTS__TIME_ZONE", "Europe/Berlin"),
+        );
+        let none = (
+            "UTC".to_owned(),
+            "UTC",
+            ["default", "default"].map(str::to_owned),
+        );
+        assert_eq!(zones(&[]), none);
+        let (schedules, of_reports, sources) = zones(&[shop, reports]);
+        assert_eq!(
+            (schedules.as_str(), of_reports),
+            ("Asia/Shanghai", "Europe/Berlin")
+        );
+        assert_eq!(
+            sources,
+            ["shop.time_zone", "environment ONRUSH_REPORTS__TIME_ZONE"]
+        );
+        assert_eq!(zones(&[shop]).1, "Asia/Shanghai");
+        // Files from before know of the one or the other.
+        assert_eq!(zones(&[reports]).0, "UTC");
+        let wrong = load(&env(&[("ONRUSH_SHOP__TIME_ZONE", "Mars/Olympus")]));
+        let wrong = wrong.expect_err("no such zone").to_string();
+        assert!(wrong.contains("shop.time_zone"), "{wrong}");
+    }
+
+    #[test]
+    fn a_secret_is_not_shown_by_what_is_wrong_with_it() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = dir.path().join("onrush.toml");
+        for key in SECRETS {
+            let (section, name) = key.split_once('.').expect("a section");
+            for (wrong, told) in [
+                ("4711", "must be a text in quotes"),
+                ("\"4711", "line 2"),
+                ("[\"4711\"]", "must be a text in quotes"),
+            ] {
+                let text = format!("[{section}]\n{name} = {wrong}\n");
+                std::fs::write(&file, text).expect("write");
+                let inputs = Inputs {
+                    file: Some(file.clone()),
+                    ..Inputs::default()
+                };
+                let error = load(&inputs).expect_err(wrong);
+                let (shown, inside) = (error.to_string(), format!("{error:?}"));
+                assert!(shown.contains(told), "{shown}");
+                assert!(
+                    !shown.contains("4711") && !inside.contains("4711"),
+                    "{shown}"
+                );
+            }
+        }
     }
 
     #[test]

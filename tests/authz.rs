@@ -464,6 +464,7 @@ const SCOPES: &[&str] = &[
     "reports",
     "webhooks",
     "system",
+    "metrics",
 ];
 
 struct Callers<'a> {
@@ -736,4 +737,72 @@ fn a_key_acts_for_users_only_with_its_scope_and_only_as_a_customer() {
         me(&shop.token(Role::Admin), &user.to_string()).outcome(),
         "401 unauthorized"
     );
+}
+
+#[test]
+fn metrics_are_for_this_machine_for_allowed_addresses_and_for_who_may_see_them() {
+    const LOOPBACK: &str = "127.0.0.0/8";
+    let open = |allowed: &[&str], trusted: &[&str]| {
+        let ranges = |texts: &[&str]| {
+            let read = texts.iter().map(|text| text.parse().expect("a range"));
+            read.collect::<Vec<_>>()
+        };
+        Shop::open_with(|settings| {
+            settings.server.metrics_allow = ranges(allowed);
+            settings.server.trusted_proxies = ranges(trusted);
+        })
+    };
+    let by_default = Shop::open();
+    assert_eq!(by_default.get("/metrics").send().status, 200);
+    // A proxy on this machine that nobody trusts passes strangers on.
+    let passed_on = by_default
+        .get("/metrics")
+        .header("X-Forwarded-For", "203.0.113.9")
+        .send();
+    assert_eq!(passed_on.outcome(), "401 unauthorized");
+    let proxied = open(&["203.0.113.0/24"], &[LOOPBACK]);
+    for (client, status) in [("203.0.113.9", 200), ("203.0.114.9", 401)] {
+        let answer = proxied
+            .get("/metrics")
+            .header("X-Forwarded-For", client)
+            .send();
+        assert_eq!(answer.status, status, "{client}");
+    }
+    let closed = open(&[], &[]);
+    let callers = Callers {
+        shop: &closed,
+        admin: closed.token(Role::Admin),
+    };
+    for who in EVERYONE {
+        let mut ask = closed.get("/metrics");
+        if let Some(token) = callers.token(*who, "metrics") {
+            ask = ask.token(&token);
+        }
+        let answer = ask.send();
+        let expected = expected(Rule::Staff("metrics"), *who).unwrap_or(200);
+        assert_eq!(answer.status, expected, "{who:?}");
+        let is_shown = answer.body.contains("http_requests_total");
+        assert_eq!(is_shown, expected == 200, "{who:?}");
+    }
+}
+
+#[test]
+fn the_document_is_open_unless_the_settings_say_otherwise() {
+    const PAGES: [&str; 4] = ["/docs", "/docs/init.js", "/openapi.json", "/openapi.yaml"];
+    let (open, closed) = (
+        Shop::open(),
+        Shop::open_with(|settings| settings.server.docs = false),
+    );
+    for page in PAGES {
+        assert_eq!(open.get(page).send().status, 200, "{page}");
+        let answer = closed.get(page).send();
+        assert_eq!(answer.outcome(), "404 no_route", "{page}");
+    }
+    let greets = |shop: &Shop| {
+        shop.app()
+            .greeting()
+            .iter()
+            .any(|line| line.contains("/docs"))
+    };
+    assert!(greets(&open) && !greets(&closed));
 }

@@ -119,6 +119,12 @@ fn imports_point_down() {
     );
 }
 
+/// A feature's `api.rs`, or one of the files that it is made of.
+fn is_api(path: &Path) -> bool {
+    let is_part = path.parent().is_some_and(|folder| folder.ends_with("api"));
+    path.ends_with("api.rs") || is_part
+}
+
 #[test]
 fn each_framework_has_one_home() {
     // (what to look for, where it may stand)
@@ -126,10 +132,10 @@ fn each_framework_has_one_home() {
     let named = |path: &Path, name: &str| path.file_name().is_some_and(|file| file == name);
     let homes: &[(&str, Home)] = &[
         ("poem", |path, module| {
-            module == "http" || module == "app" || path.ends_with("api.rs")
+            module == "http" || module == "app" || is_api(path)
         }),
         ("poem_openapi", |path, module| {
-            module == "http" || module == "app" || path.ends_with("api.rs")
+            module == "http" || module == "app" || is_api(path)
         }),
         ("hyper", |_, module| module == "http"),
         ("hyper_util", |_, module| module == "http"),

@@ -2,9 +2,10 @@
 //!
 //! Invariant: an operation learns who calls only through [`Access`]; there is no other way in.
 
+use ipnet::IpNet;
 use poem::http::header::{self, HeaderMap, HeaderValue};
 use poem::http::{Method, StatusCode};
-use poem::{Request, RequestBody};
+use poem::{Endpoint, Request, RequestBody};
 use poem_openapi::param::{Path, Query};
 use poem_openapi::registry::{MetaSecurityScheme, Registry};
 use poem_openapi::types::Example;
@@ -20,7 +21,8 @@ use crate::clock::Timestamp;
 use crate::config::Language;
 use crate::http::json::WithCookie;
 use crate::http::{
-    Body, ClientAddr, Created, Failure, NoContent, Problem, RequestInfo, fails, read_cursor,
+    Body, ClientAddr, Created, Failure, NoContent, Problem, RequestInfo, comes_from, fails,
+    read_cursor,
 };
 use crate::store::StoreError;
 
@@ -118,6 +120,40 @@ impl<'a> ApiExtractor<'a> for Access {
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
         Ok(resolve(request).await?)
+    }
+}
+
+/// A page that only those see who come from an address that is allowed, or whose credentials do.
+pub struct Guarded<E> {
+    page: E,
+    allowed: Vec<IpNet>,
+    role: Role,
+    scope: Scope,
+}
+
+impl<E> Guarded<E> {
+    /// Asks for `role`, and of an API key for `scope`, outside of `allowed`.
+    pub fn new(page: E, allowed: &[IpNet], role: Role, scope: Scope) -> Self {
+        Self {
+            page,
+            allowed: allowed.to_vec(),
+            role,
+            scope,
+        }
+    }
+}
+
+impl<E: Endpoint> Endpoint for Guarded<E> {
+    type Output = E::Output;
+
+    async fn call(&self, request: Request) -> poem::Result<E::Output> {
+        if !comes_from(&request, &self.allowed) {
+            let Access(caller, _) = resolve(&request).await?;
+            caller
+                .require(self.role, self.scope)
+                .map_err(Problem::from)?;
+        }
+        self.page.call(request).await
     }
 }
 

@@ -10,7 +10,7 @@ pub mod api;
 pub mod idempotency;
 mod password;
 mod sql;
-mod throttle;
+pub mod throttle;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -30,7 +30,7 @@ use crate::config::{self, Language};
 use crate::store::{Row, Store, StoreError, Tx};
 use crate::{id_type, word_type};
 use password::Passwords;
-use throttle::Throttle;
+use throttle::{Rules, Throttle};
 
 id_type! {
     /// Key of an account.
@@ -89,6 +89,8 @@ word_type! {
         Cache = "cache",
         /// See how the server itself does.
         System = "system",
+        /// Read `/metrics`.
+        Metrics = "metrics",
         /// Act for the user that `X-User-Id` names, as a customer.
         ActAs = "act_as",
     }
@@ -461,7 +463,7 @@ impl Auth {
     ) -> Self {
         Self(Arc::new(Inner {
             passwords: Passwords::new(&settings),
-            throttle: Throttle::new(Arc::clone(&settings), clock.clone()),
+            throttle: Throttle::new(Rules::from(&*settings), clock.clone()),
             callers: Mutex::new(Callers {
                 known: HashMap::new(),
                 unsaved: Vec::new(),
@@ -590,7 +592,7 @@ impl Auth {
         let email = normal_email(email);
         self.0
             .throttle
-            .check(&email, address)
+            .check(Some(&email), address)
             .map_err(AuthError::Throttled)?;
         let key = email.clone();
         let found = self
@@ -602,7 +604,7 @@ impl Auth {
         let stored = usable.as_ref().and_then(|(_, hash)| hash.clone());
         let right = self.0.passwords.verify(password, stored).await?;
         let Some((account, _)) = usable.filter(|_| right) else {
-            self.0.throttle.failed(&email, address);
+            self.0.throttle.failed(Some(&email), address);
             return Err(AuthError::Wrong);
         };
         self.0.throttle.succeeded(&email);

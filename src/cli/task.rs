@@ -93,10 +93,6 @@ fn read_alone<T>(
     Store::read_alone(&path, &settings.database, work).map_err(explained)
 }
 
-fn json(text: &str) -> serde_json::Value {
-    serde_json::from_str(text).unwrap_or(serde_json::Value::Null)
-}
-
 fn brief(task: &Task) -> serde_json::Value {
     serde_json::json!({
         "id": task.id, "name": task.name, "queue": task.queue, "state": task.state,
@@ -207,10 +203,15 @@ fn show(common: &Common, settings: &Settings, id: &str) -> Outcome {
         .map_err(|_| Failed::new(EXIT_USAGE, format!("`{id}` is no task's id")))?;
     let now = crate::clock::Clock::system().now();
     let (task, attempts, logs) = read_alone(settings, |tx| task::get(tx, now, id))?;
+    let args = task::shown(&task.name, &task.args);
+    let result = task
+        .result
+        .as_deref()
+        .map(|text| task::shown(&task.name, text));
     if common.json {
         let mut view = brief(&task);
-        view["args"] = json(&task.args);
-        view["result"] = task.result.as_deref().map_or(serde_json::Value::Null, json);
+        view["args"] = args;
+        view["result"] = result.unwrap_or_default();
         view["attempts"] = attempts
             .iter()
             .map(|attempt| {
@@ -244,8 +245,11 @@ fn show(common: &Common, settings: &Settings, id: &str) -> Outcome {
         ),
         ("due", task.run_at.to_string()),
         ("made", task.created_at.to_string()),
-        ("args", task.args),
-        ("result", task.result.unwrap_or_default()),
+        ("args", args.to_string()),
+        (
+            "result",
+            result.map(|value| value.to_string()).unwrap_or_default(),
+        ),
         ("error", task.error.unwrap_or_default()),
     ] {
         table.add_row([what.to_owned(), value]);

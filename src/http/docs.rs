@@ -23,6 +23,7 @@ use tokio::sync::OnceCell;
 use super::compress;
 use super::json::etag_of;
 use super::problem::{self, PROBLEM_JSON, Problem};
+use crate::check;
 
 /// Swagger's page needs inline styles and data: images; scripts come from files only.
 const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
@@ -140,6 +141,8 @@ impl<'de> Deserialize<'de> for Merged {
     }
 }
 
+/// What is shown of a parameter that nobody knows.
+const PARAMETER_CHARS_MAX: usize = 100;
 const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
 
 fn operations_mut(document: &mut Value) -> impl Iterator<Item = (&String, &mut Value)> {
@@ -302,6 +305,46 @@ pub struct RouteEntry {
     pub allow: String,
     /// Names of the path parameters, in order.
     pub params: Vec<String>,
+    /// Names of the query parameters that each method takes, in capitals.
+    queries: BTreeMap<String, Vec<String>>,
+}
+
+impl RouteEntry {
+    /// Refuses a query parameter that the operation does not know: misspelt, it would be ignored, and
+    /// a filter that is ignored shows or changes too much. A method that is not taken is no matter here.
+    pub fn check_query(&self, method: &str, query: &str) -> Result<(), Problem> {
+        let Some(known) = self.queries.get(method) else {
+            return Ok(());
+        };
+        for (name, _) in url::form_urlencoded::parse(query.as_bytes()) {
+            if known.iter().any(|known| *known == name) {
+                continue;
+            }
+            let name: String = name.chars().take(PARAMETER_CHARS_MAX).collect();
+            let hint = match check::nearest(&name, known.iter().map(String::as_str)) {
+                Some(near) => format!("; did you mean `{near}`?"),
+                None if known.is_empty() => "; this operation takes none".to_owned(),
+                None => format!("; there are {}", known.join(", ")),
+            };
+            return Err(Problem::new(
+                StatusCode::BAD_REQUEST,
+                "unknown_parameter",
+                format!("There is no query parameter `{name}` here{hint}"),
+            )
+            .field(name, format!("is not known{hint}")));
+        }
+        Ok(())
+    }
+}
+
+/// Of the operation, the names of its query parameters.
+fn query_names(operation: &Value) -> Vec<String> {
+    let parameters = operation["parameters"].as_array().into_iter().flatten();
+    parameters
+        .filter(|parameter| parameter["in"] == "query")
+        .filter_map(|parameter| parameter["name"].as_str())
+        .map(str::to_owned)
+        .collect()
 }
 
 impl RouteTable {
@@ -309,13 +352,14 @@ impl RouteTable {
         let mut routes = BTreeMap::new();
         for (path, item) in document["paths"].as_object().into_iter().flatten() {
             let template = format!("{prefix}{path}");
-            let mut methods: Vec<String> = item
+            let queries: BTreeMap<String, Vec<String>> = item
                 .as_object()
                 .into_iter()
                 .flatten()
                 .filter(|(method, _)| METHODS.contains(&method.as_str()))
-                .map(|(method, _)| method.to_ascii_uppercase())
+                .map(|(method, operation)| (method.to_ascii_uppercase(), query_names(operation)))
                 .collect();
+            let mut methods: Vec<String> = queries.keys().cloned().collect();
             if methods.iter().any(|method| method == "GET") {
                 methods.push("HEAD".to_owned());
             }
@@ -344,6 +388,7 @@ impl RouteTable {
                     template,
                     allow: methods.join(", "),
                     params,
+                    queries,
                 },
             );
         }

@@ -44,6 +44,9 @@ const PREFLIGHT_SECONDS: &str = "600";
 /// The label and template of a request that no route matched.
 const NO_ROUTE: &str = "none";
 
+/// Below this path, every query parameter must be one that the operation knows.
+const STRICT: &str = "/api/v1/";
+
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_RESPONSE_TIME: HeaderName = HeaderName::from_static("x-response-time");
 pub(super) const CORP: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
@@ -65,6 +68,34 @@ const DEFAULT_ALLOW: &str = "GET, HEAD, OPTIONS";
 /// where it ends are how one request is smuggled inside another (RFC 9112 §6.3).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AmbiguousLength;
+
+/// Mark of a request that is refused for its head alone, before anything looks at it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RefusedHead(pub(super) StatusCode);
+
+impl RefusedHead {
+    fn problem(self, server: &config::Server) -> Problem {
+        let bytes_max = server.header_bytes_max;
+        let (code, detail) = match self.0 {
+            StatusCode::URI_TOO_LONG => (
+                "uri_too_long",
+                format!("The URI is longer than {bytes_max} bytes."),
+            ),
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (
+                "headers_too_large",
+                format!(
+                    "The headers are larger than {bytes_max} bytes, or more than {}.",
+                    server.headers_max
+                ),
+            ),
+            _ => (
+                "malformed_request",
+                "The request is no valid HTTP.".to_owned(),
+            ),
+        };
+        Problem::new(self.0, code, detail)
+    }
+}
 
 /// What the edge needs to know.
 #[derive(Clone, Debug)]
@@ -122,6 +153,7 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
         RequestInfo(Arc::new(Info {
             id: RequestId::of(headers, self.options.clock.now()),
             client: request::client_address(peer, headers, trusted),
+            is_vouched: peer.is_trusted(trusted) && headers.contains_key("x-forwarded-for"),
             secure: request::is_secure(request.scheme() == &Scheme::HTTPS, peer, headers, trusted),
             trace: headers
                 .get("traceparent")
@@ -133,8 +165,16 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
 
     /// Runs the application under the time limit; a panic becomes a failure of this request only.
     async fn run(&self, mut request: Request, path: &Uri) -> Result<Response, poem::Error> {
-        refuse(&request)?;
         let server = &self.options.server;
+        if let Some(refused) = request.data::<RefusedHead>() {
+            return Err(refused.problem(server).into());
+        }
+        refuse(&request)?;
+        if let Some(query) = path.query().filter(|_| path.path().starts_with(STRICT))
+            && let Some(route) = self.options.routes.by_path(path.path())
+        {
+            route.check_query(request.method().as_str(), query)?;
+        }
         let import = (self.options.is_import)(path.path());
         let bytes_max = if import {
             server.import_bytes_max

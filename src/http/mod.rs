@@ -21,4 +21,4 @@ pub use json::{
     Body, Created, CsvBody, NoContent, OptionalBody, Printed, PrintedTagged, Tagged, read_cursor,
 };
 pub use problem::{Failure, Problem, fails};
-pub use request::{ClientAddr, RequestId, RequestInfo, TraceParent};
+pub use request::{ClientAddr, RequestId, RequestInfo, TraceParent, comes_from, network_of};

@@ -5,7 +5,7 @@
 use poem::endpoint::make_sync;
 use poem::http::StatusCode;
 use poem::http::header::{self, HeaderValue};
-use poem::{Response, Route, get};
+use poem::{Endpoint, Response, Route, get};
 
 use super::json::json_response;
 use crate::monitor::{Health, Metrics, TEXT_FORMAT};
@@ -40,16 +40,13 @@ pub fn add_health(route: Route, health: &Health) -> Route {
 }
 
 /// `/metrics` for Prometheus.
-pub fn add_metrics(route: Route, metrics: &Metrics) -> Route {
+pub fn metrics_page(metrics: &Metrics) -> impl Endpoint<Output = Response> + use<> {
     let metrics = metrics.clone();
-    route.at(
-        "/metrics",
-        get(make_sync(move |_| {
-            Response::builder()
-                .content_type(TEXT_FORMAT)
-                .body(metrics.render())
-        })),
-    )
+    make_sync(move |_| {
+        Response::builder()
+            .content_type(TEXT_FORMAT)
+            .body(metrics.render())
+    })
 }
 
 fn health_response(well: bool, report: &impl serde::Serialize) -> Response {

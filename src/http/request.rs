@@ -4,7 +4,7 @@
 //! unix socket; a caller's request id is used only if it is short and plain, so that it can be
 //! logged and echoed without escaping.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -32,7 +32,7 @@ impl RequestId {
         }
     }
 
-    fn fresh(now: Timestamp) -> Self {
+    pub(super) fn fresh(now: Timestamp) -> Self {
         let mut random = [0_u8; 10];
         rand::rng().fill_bytes(&mut random);
         let millis = u64::try_from(now.0 / 1_000).unwrap_or_default();
@@ -62,6 +62,19 @@ fn is_plain(text: &[u8]) -> bool {
 /// The client's address: the peer, or what a trusted proxy says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientAddr(pub IpAddr);
+
+/// What counts as one client where clients are counted: the address itself, or of IPv6 its /64, which
+/// is what one subscriber owns.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => IpAddr::V4(v4),
+        IpAddr::V6(v6) => {
+            let mut octets = v6.octets();
+            octets[8..].fill(0);
+            IpAddr::V6(Ipv6Addr::from(octets))
+        }
+    }
+}
 
 /// The trace that a request belongs to (W3C `traceparent`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,6 +131,8 @@ pub struct RequestInfo(pub(super) Arc<Info>);
 pub(super) struct Info {
     pub(super) id: RequestId,
     pub(super) client: ClientAddr,
+    /// Whether a trusted proxy named the client.
+    pub(super) is_vouched: bool,
     pub(super) secure: bool,
     pub(super) trace: Option<TraceParent>,
     pub(super) method: Method,
@@ -131,6 +146,10 @@ impl Caller for Info {
 
     fn id(&self) -> String {
         self.id.as_str().to_owned()
+    }
+
+    fn trace(&self) -> Option<&str> {
+        self.trace.as_ref().map(TraceParent::as_str)
     }
 }
 
@@ -199,6 +218,19 @@ impl<'a> FromRequest<'a> for ClientAddr {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
         info(request).map(RequestInfo::client)
     }
+}
+
+/// Whether the request comes from one of `ranges` for certain. What came through a proxy that is not
+/// trusted has the proxy's address, which says nothing of who sent it.
+pub fn comes_from(request: &Request, ranges: &[IpNet]) -> bool {
+    let Some(info) = request.data::<RequestInfo>() else {
+        return false;
+    };
+    let headers = request.headers();
+    let is_passed_on = ["x-forwarded-for", "forwarded", "via"]
+        .iter()
+        .any(|name| headers.contains_key(*name));
+    is_trusted(info.client().0, ranges) && (!is_passed_on || info.0.is_vouched)
 }
 
 /// Whom the connection comes from, before any header is believed.

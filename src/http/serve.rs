@@ -11,7 +11,7 @@ use std::collections::hash_map::Entry;
 use std::convert::Infallible;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
@@ -31,6 +31,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use poem::http::header::{self, HeaderMap, HeaderValue};
 use poem::http::uri::Scheme;
+use poem::http::{Method, StatusCode};
 use poem::web::{LocalAddr, RemoteAddr};
 use poem::{Addr, Endpoint, Response};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -45,7 +46,10 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::server::TlsStream;
 
-use super::edge::AmbiguousLength;
+use super::edge::{AmbiguousLength, RefusedHead};
+use super::problem::PROBLEM_JSON;
+use super::request::{RequestId, network_of};
+use crate::clock::Clock;
 use crate::config::{self, ms};
 use crate::monitor::Metrics;
 
@@ -65,13 +69,10 @@ const H2_PENDING_RESETS_MAX: usize = 20;
 const H2_LOCAL_RESETS_MAX: usize = 128;
 const H2_SEND_BUFFER_BYTES: usize = 256 * 1024;
 
-const TOO_MANY_CONNECTIONS: &str = "HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: application/problem+json\r\n\
-    content-length: 152\r\n\
-    retry-after: 1\r\n\
-    connection: close\r\n\r\n\
-    {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
-    \"detail\":\"Too many connections from this address.\",\"code\":\"overloaded\",\"request_id\":\"\"}";
+/// Of an answer in HTTP/1.1 that says no: what hyper writes by itself begins like this.
+const REFUSAL: &[u8] = b"HTTP/1.1 4";
+/// Longest answer that hyper writes by itself.
+const REFUSAL_BYTES_MAX: usize = 512;
 
 /// Why the server could not start to listen.
 #[derive(Debug, thiserror::Error)]
@@ -480,7 +481,11 @@ fn http2_builder(settings: &config::Server) -> http2::Builder<TokioExecutor> {
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.h2_streams_max)
-        .max_header_list_size(u32::try_from(settings.header_bytes_max).unwrap_or(u32::MAX))
+        // What is larger than the setting is refused by us, with a body; what is far larger by h2, which
+        // can only send a status.
+        .max_header_list_size(
+            u32::try_from(settings.header_bytes_max.saturating_mul(2)).unwrap_or(u32::MAX),
+        )
         .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
         .max_local_error_reset_streams(H2_LOCAL_RESETS_MAX)
         .max_send_buf_size(H2_SEND_BUFFER_BYTES)
@@ -513,7 +518,7 @@ fn admit<E: Endpoint + 'static>(
                             .inc();
                         if shared.tls.is_none() {
                             // Best effort: whoever is over the limit has no claim to more.
-                            let _unsent = stream.try_write(TOO_MANY_CONNECTIONS.as_bytes());
+                            let _unsent = stream.try_write(too_many_connections().as_bytes());
                         }
                         return;
                     }
@@ -546,6 +551,22 @@ fn admit<E: Endpoint + 'static>(
     }
 }
 
+/// The answer to a connection too many; nothing of a request is read for it.
+fn too_many_connections() -> String {
+    let id = RequestId::fresh(Clock::system().now());
+    let id = id.as_str();
+    let body = format!(
+        "{{\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
+         \"detail\":\"Too many connections from this address.\",\"code\":\"overloaded\",\
+         \"request_id\":\"{id}\"}}"
+    );
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: {PROBLEM_JSON}\r\n\
+         content-length: {}\r\nretry-after: 1\r\nx-request-id: {id}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
 /// Counts a connection as open until it is dropped.
 struct Open<'a, E>(&'a Shared<E>);
 
@@ -564,35 +585,32 @@ impl<E> Drop for Open<'_, E> {
     }
 }
 
-/// How many connections each address has. IPv6 clients own a /64, so that is what is counted.
+/// How many connections each address has ([`network_of`]).
 #[derive(Debug)]
-struct Addresses {
+pub struct Addresses {
     open: Mutex<HashMap<IpAddr, usize>>,
     max: usize,
 }
 
-struct Place {
+/// The place of an open connection; given back when dropped.
+#[derive(Debug)]
+pub struct Place {
     addresses: Arc<Addresses>,
     group: IpAddr,
 }
 
 impl Addresses {
-    fn new(max: usize) -> Self {
+    /// With `max` places for each address.
+    pub fn new(max: usize) -> Self {
         Self {
             open: Mutex::new(HashMap::new()),
             max,
         }
     }
 
-    fn admit(this: &Arc<Self>, ip: IpAddr) -> Option<Place> {
-        let group = match ip {
-            IpAddr::V4(_) => ip,
-            IpAddr::V6(v6) => {
-                let mut octets = v6.octets();
-                octets[8..].fill(0);
-                IpAddr::V6(Ipv6Addr::from(octets))
-            }
-        };
+    /// A place for one more connection of this address, if there is one.
+    pub fn admit(this: &Arc<Self>, ip: IpAddr) -> Option<Place> {
+        let group = network_of(ip);
         let mut open = this.open.lock();
         let count = open.entry(group).or_default();
         if *count >= this.max {
@@ -765,8 +783,56 @@ where
         }
     }
     caller.linger.store(true, Ordering::Release);
+    let mut stream = connection.into_parts().io.into_inner().inner;
+    let refused = head.lock().refused();
+    if let Some((status, method, date)) = refused {
+        let told = tell(shared, &caller, status, method, &date).await;
+        // It may have gone; the answer was counted and logged all the same.
+        let _unheard = stream.write_all(&told).await;
+    }
     // Nothing follows, so it does not matter how the closing went.
-    let _closed = connection.into_parts().io.into_inner().shutdown().await;
+    let _closed = stream.shutdown().await;
+}
+
+/// The answer to a head that hyper would not take, through the application as any other, as bytes.
+async fn tell<E: Endpoint>(
+    shared: &Shared<E>,
+    caller: &Caller,
+    status: StatusCode,
+    method: Method,
+    date: &str,
+) -> Vec<u8> {
+    let (mut parts, ()) = hyper::Request::new(()).into_parts();
+    parts.method = method;
+    parts.extensions.insert(RefusedHead(status));
+    let parts = poem::RequestParts::from((
+        parts,
+        LocalAddr(caller.local.clone()),
+        RemoteAddr(caller.remote.clone()),
+        caller.scheme.clone(),
+    ));
+    let request = poem::Request::from_parts(parts, poem::Body::empty());
+    let (parts, body) = answer(&shared.app, request).await.into_parts();
+    // A problem's body is in memory and so can't fail.
+    let body = body.into_bytes().await.unwrap_or_default();
+    let reason = parts.status.canonical_reason().unwrap_or_default();
+    let mut bytes = format!("HTTP/1.1 {} {reason}\r\n", parts.status.as_u16()).into_bytes();
+    for (name, value) in &parts.headers {
+        // How long it is and whether more follows is told below.
+        if ![header::CONTENT_LENGTH, header::CONNECTION].contains(name) {
+            bytes.extend_from_slice(name.as_str().as_bytes());
+            bytes.extend_from_slice(b": ");
+            bytes.extend_from_slice(value.as_bytes());
+            bytes.extend_from_slice(b"\r\n");
+        }
+    }
+    let end = format!(
+        "content-length: {}\r\nconnection: close\r\ndate: {date}\r\n\r\n",
+        body.len()
+    );
+    bytes.extend_from_slice(end.as_bytes());
+    bytes.extend_from_slice(&body);
+    bytes
 }
 
 async fn speak_http2<E, S>(shared: &Arc<Shared<E>>, stream: S, caller: Caller)
@@ -782,7 +848,12 @@ where
         let activity = Arc::clone(&activity);
         async move {
             let running = Running::new(&activity);
-            let response = answer(&shared.app, to_poem(request, &caller)).await;
+            let refused = refused_head(&request, &shared.settings);
+            let mut request = to_poem(request, &caller);
+            if let Some(refused) = refused {
+                request.extensions_mut().insert(refused);
+            }
+            let response = answer(&shared.app, request).await;
             drop(running);
             let response: hyper::Response<BoxBody<Bytes, io::Error>> = response.into();
             Ok::<_, Infallible>(response.map(|inner| Watched { inner, activity }))
@@ -823,6 +894,27 @@ where
             }
         }
     }
+}
+
+/// Whether a head that h2 let pass is larger than the settings allow.
+fn refused_head(
+    request: &hyper::Request<Incoming>,
+    settings: &config::Server,
+) -> Option<RefusedHead> {
+    let uri = request
+        .uri()
+        .path_and_query()
+        .map_or(0, |uri| uri.as_str().len());
+    if uri > settings.header_bytes_max {
+        return Some(RefusedHead(StatusCode::URI_TOO_LONG));
+    }
+    let headers = request.headers();
+    let fields = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len());
+    let is_too_large = uri + fields.sum::<usize>() > settings.header_bytes_max
+        || headers.len() > settings.headers_max;
+    is_too_large.then_some(RefusedHead(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE))
 }
 
 fn to_poem(request: hyper::Request<Incoming>, caller: &Caller) -> poem::Request {
@@ -895,12 +987,14 @@ impl HttpBody for Watched {
 /// The bytes of the request head that is being read.
 ///
 /// hyper drops `Content-Length` when there is a `Transfer-Encoding`, so only the bytes themselves
-/// still tell that both were sent.
+/// still tell that both were sent. And to a head that it can't take it answers by itself, with a bare
+/// status: that answer is kept here instead of being sent.
 #[derive(Debug)]
 struct Head {
     bytes: Vec<u8>,
     bytes_max: usize,
     in_body: bool,
+    refusal: Vec<u8>,
 }
 
 impl Head {
@@ -909,7 +1003,43 @@ impl Head {
             bytes: Vec::new(),
             bytes_max,
             in_body: false,
+            refusal: Vec::new(),
         }
+    }
+
+    /// Whether hyper writes this on its own behalf: in the middle of a head, and without what each
+    /// answer of the application has. It is kept then.
+    fn keeps(&mut self, written: &[u8]) -> bool {
+        let is_own = !self.in_body
+            && !self.bytes.is_empty()
+            && written.starts_with(REFUSAL)
+            && written.len() <= REFUSAL_BYTES_MAX
+            && written.ends_with(b"\r\n\r\n")
+            && !written.windows(13).any(|window| window == b"x-request-id:");
+        if is_own {
+            self.refusal.extend_from_slice(written);
+        }
+        is_own
+    }
+
+    /// What hyper wanted to answer, to which method, and its date.
+    fn refused(&self) -> Option<(StatusCode, Method, String)> {
+        let text = std::str::from_utf8(&self.refusal).ok()?;
+        let mut status = StatusCode::from_bytes(text.get(9..12)?.as_bytes()).ok()?;
+        let date = text.lines().find_map(|line| line.strip_prefix("date: "));
+        let mut line = self.bytes.splitn(2, |byte| *byte == b'\n');
+        let first = line.next().unwrap_or_default();
+        if status == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE && line.next().is_none() {
+            // Not even its first line came to an end.
+            status = StatusCode::URI_TOO_LONG;
+        }
+        let word = first.split(|byte| *byte == b' ').next().unwrap_or_default();
+        let method = match Method::from_bytes(word) {
+            Ok(Method::HEAD) => Method::HEAD,
+            // Whatever it is, it is refused alike.
+            Ok(_) | Err(_) => Method::GET,
+        };
+        Some((status, method, date.unwrap_or_default().to_owned()))
     }
 
     fn record(&mut self, read: &[u8]) {
@@ -952,10 +1082,16 @@ fn has_content_length(bytes: &[u8]) -> bool {
     find(&bytes[start..end], b"\ncontent-length").is_some()
 }
 
-/// Lets [`Head`] see what is read.
+/// Lets [`Head`] see what is read, and what hyper writes by itself.
 struct Recorded<S> {
     inner: S,
     head: Arc<Mutex<Head>>,
+}
+
+impl<S> Recorded<S> {
+    fn keeps(&self, bytes: &[u8]) -> bool {
+        bytes.starts_with(REFUSAL) && self.head.lock().keeps(bytes)
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Recorded<S> {
@@ -979,6 +1115,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Recorded<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.keeps(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 
@@ -987,6 +1126,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Recorded<S> {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [part] = parts
+            && self.keeps(part)
+        {
+            return Poll::Ready(Ok(part.len()));
+        }
         Pin::new(&mut self.inner).poll_write_vectored(cx, parts)
     }
 
@@ -999,6 +1143,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Recorded<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.head.lock().refusal.is_empty() {
+            return Poll::Ready(Ok(())); // the answer is still to come
+        }
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
@@ -1114,7 +1261,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Clock;
     use crate::http::docs::RouteTable;
     use crate::http::edge::{Edge, EdgeOptions};
     use poem::{Route, handler};
@@ -1294,6 +1440,80 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_head_that_is_refused_is_answered_with_a_problem_like_any_other() {
+        let server = start(|_| {});
+        let good = "GET /hello HTTP/1.1\r\nHost: x\r\n\r\n";
+        let (long, many) = ("a".repeat(40_000), "X: y\r\n".repeat(200));
+        for (before, request, status, code) in [
+            (
+                "",
+                format!("GET /hello HTTP/1.1\r\nHost: x\r\nX-Huge: {long}\r\n\r\n"),
+                431,
+                "headers_too_large",
+            ),
+            (
+                "",
+                format!("GET /hello HTTP/1.1\r\nHost: x\r\n{many}\r\n"),
+                431,
+                "headers_too_large",
+            ),
+            (
+                good,
+                format!("GET /hello HTTP/1.1\r\nHost: x\r\nX-Huge: {long}\r\n\r\n"),
+                431,
+                "headers_too_large",
+            ),
+            (
+                "",
+                format!("GET /{long} HTTP/1.1\r\nHost: x\r\n\r\n"),
+                414,
+                "uri_too_long",
+            ),
+            (
+                "",
+                "GET /hello HTTP/1.1\r\nHost: x\r\nno header\r\n\r\n".to_owned(),
+                400,
+                "malformed_request",
+            ),
+            (
+                "",
+                "what is this?\r\n\r\n".to_owned(),
+                400,
+                "malformed_request",
+            ),
+        ] {
+            let mut stream = TcpStream::connect(server.address).await.expect("connected");
+            if !before.is_empty() {
+                stream.write_all(before.as_bytes()).await.expect("sent");
+                let mut first = [0; 2_000];
+                let read = stream.read(&mut first).await.expect("an answer");
+                assert!(first[..read].starts_with(b"HTTP/1.1 200"));
+            }
+            // The server may have had enough before it has read all of it.
+            let _early = stream.write_all(request.as_bytes()).await;
+            let answer = rest(&mut stream).await;
+            let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            let header = |name: &str| {
+                let line = head.lines().find_map(|line| line.strip_prefix(name));
+                line.unwrap_or_else(|| panic!("no {name} in {answer}"))
+                    .to_owned()
+            };
+            assert_eq!(header("content-type: "), PROBLEM_JSON);
+            assert_eq!(header("content-length: "), body.len().to_string());
+            assert_eq!(header("connection: "), "close");
+            assert!(header("date: ").ends_with("GMT"), "{answer}");
+            let problem: serde_json::Value = serde_json::from_str(body).expect("JSON");
+            assert_eq!(problem["code"], code, "{answer}");
+            assert_eq!(problem["status"], status);
+            assert_eq!(problem["request_id"], header("x-request-id: "));
+        }
+        let metrics = server.metrics.render();
+        let line = "http_requests_total{endpoint=\"none\",method=\"GET\",status=\"431\"} 3";
+        assert!(metrics.contains(line), "{metrics}");
+    }
+
+    #[tokio::test]
     async fn a_client_that_does_not_read_is_cut_off() {
         let server = start(|_| {});
         let mut stream = TcpStream::connect(server.address).await.expect("connected");
@@ -1391,7 +1611,8 @@ mod tests {
 
     #[test]
     fn the_ready_made_refusal_is_well_formed() {
-        let (head, body) = TOO_MANY_CONNECTIONS.split_once("\r\n\r\n").expect("a head");
+        let told = too_many_connections();
+        let (head, body) = told.split_once("\r\n\r\n").expect("a head");
         assert!(
             head.contains(&format!("content-length: {}", body.len())),
             "{}",
@@ -1399,6 +1620,8 @@ mod tests {
         );
         let document: serde_json::Value = serde_json::from_str(body).expect("JSON");
         assert_eq!(document["status"], 503);
+        let id = document["request_id"].as_str().expect("an id");
+        assert!(id.len() == 36 && head.contains(&format!("x-request-id: {id}\r\n")));
     }
 
     #[test]

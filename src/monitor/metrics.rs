@@ -108,8 +108,8 @@ pub struct Handles {
 
     /// Open connections of clients that speak the Faktory protocol.
     pub faktory_connections_open: IntGauge,
-    /// Such connections refused or given up, by reason: `tls`, `greeting`, `password`, `slow`, `idle`,
-    /// `too_long`, `no_text`, `workers`.
+    /// Such connections refused or given up, by reason: `address_limit`, `tls`, `greeting`, `password`,
+    /// `throttled`, `slow`, `idle`, `too_long`, `no_text`, `workers`.
     pub faktory_connections_refused_total: IntCounterVec,
     /// Their commands, by outcome: `ok`, `error`, `stale`.
     pub faktory_commands_total: IntCounterVec,

@@ -33,6 +33,8 @@ pub trait Caller: Send + Sync {
     fn what(&self) -> String;
     /// Which one of its kind: the request's or the task's id.
     fn id(&self) -> String;
+    /// The trace that it belongs to (W3C `traceparent`), and so what follows from it.
+    fn trace(&self) -> Option<&str>;
 }
 
 /// A caller, as it is handed on to whatever runs its statements.

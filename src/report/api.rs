@@ -18,7 +18,7 @@ use crate::check::FieldError;
 use crate::clock::Timestamp;
 use crate::config;
 use crate::http::json::{Accepted, etag_of};
-use crate::http::{Body, Failure, Problem, RequestInfo, Tagged, TraceParent, fails};
+use crate::http::{Body, Failure, Problem, Tagged, fails};
 use crate::task::{Enqueued, NewTask, Tasks, Unique, Until};
 
 impl From<ReportError> for Problem {
@@ -281,7 +281,6 @@ impl ReportApi {
     async fn make(
         &self,
         access: Access,
-        info: RequestInfo,
         body: Body<SalesReportBody>,
     ) -> Result<Accepted<ReportTaskView>, Failure<{ fails::SECURED }>> {
         access.0.require(Role::Staff, Scope::Reports)?;
@@ -297,7 +296,6 @@ impl ReportApi {
             refresh,
         };
         let mut task = NewTask::of::<GenerateSalesReport>(&args).map_err(Problem::from)?;
-        task.traceparent = info.trace().map(TraceParent::as_str).map(str::to_owned);
         task.unique = Some(Unique {
             key: key_of(&days),
             until: Until::Finished,

@@ -15,6 +15,7 @@ use crate::clock::Timestamp;
 use crate::http::json::Accepted;
 use crate::http::{Body, Created, Failure, NoContent, Problem, fails};
 use crate::store::StoreError;
+use crate::task;
 
 impl From<ScheduleError> for Problem {
     fn from(error: ScheduleError) -> Self {
@@ -58,7 +59,7 @@ struct ScheduleBody {
     /// Fire every so many seconds; instead of `cron`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     interval_seconds: Option<u32>,
-    /// IANA time zone in which `cron` is read [default: `schedules.time_zone` of the settings]
+    /// IANA time zone in which `cron` is read [default: `schedules.time_zone` of the settings, which is the shop's]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     time_zone: Option<String>,
     /// What is to be done: a built-in task, or whatever the queue's workers know
@@ -251,7 +252,7 @@ struct ScheduleView {
     /// Where its tasks wait, if not in the task's own queue
     #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<String>,
-    /// The tasks' arguments
+    /// The tasks' arguments; of `http_request`, without the secrets among its headers
     args: Value,
     /// Higher first
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -300,6 +301,7 @@ impl ScheduleView {
             When::Cron(text) => (Some(text), None),
             When::Every(seconds) => (None, Some(seconds)),
         };
+        let args = task::shown(&spec.task, &spec.args);
         Self {
             name: schedule.name,
             source: schedule.source.word().to_owned(),
@@ -309,7 +311,7 @@ impl ScheduleView {
             time_zone: spec.time_zone,
             task: spec.task,
             queue: spec.queue,
-            args: serde_json::from_str(&spec.args).unwrap_or(Value::Null),
+            args,
             priority: spec.priority,
             max_attempts: spec.max_attempts,
             timeout_seconds: spec.timeout_ms.map(|ms| ms / 1_000),

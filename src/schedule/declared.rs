@@ -12,40 +12,23 @@ use crate::config;
 use crate::store::{StoreError, Tx};
 use crate::task::Handler;
 
-/// A schedule of this program's own, for a built-in task.
+/// A schedule of this program's own, for a built-in task that takes no arguments; it is called as
+/// that task.
 #[derive(Clone, Debug)]
 pub struct BuiltIn {
     name: &'static str,
     when: When,
-    task: &'static str,
-    args: String,
     soon_after_start: Option<u32>,
 }
 
 impl BuiltIn {
-    /// A schedule called as its task, which takes no arguments.
+    /// A schedule of this task.
     pub fn of<H: Handler>(when: When) -> Self {
         Self {
             name: H::NAME,
             when,
-            task: H::NAME,
-            args: "{}".to_owned(),
             soon_after_start: None,
         }
-    }
-
-    /// Called otherwise than its task.
-    #[must_use]
-    pub fn called(mut self, name: &'static str) -> Self {
-        self.name = name;
-        self
-    }
-
-    /// With arguments, as JSON.
-    #[must_use]
-    pub fn args(mut self, args: &serde_json::Value) -> Self {
-        self.args = args.to_string();
-        self
     }
 
     /// Fires so many seconds after each start of the process, if it would fire later.
@@ -86,8 +69,7 @@ pub fn declarations(
     let mut entries = basis.rules.entries.clone();
     for built_in in built_ins {
         let base = Draft {
-            task: Some(built_in.task.to_owned()),
-            args: Some(built_in.args.clone()),
+            task: Some(built_in.name.to_owned()),
             overlap: Some(Overlap::Skip.word().to_owned()),
             cron: match &built_in.when {
                 When::Cron(cron) => Some(cron.clone()),

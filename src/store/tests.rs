@@ -386,3 +386,47 @@ fn placeholders_are_bound_by_number_wherever_the_text_stands() {
         store.read_blocking(|tx| tx.row(sql!("SELECT $1 || $3"), &["a".into()], |row| row.get(0)));
     assert!(matches!(missing, Err(StoreError::Bug(_))), "{missing:?}");
 }
+
+#[tokio::test]
+async fn a_write_knows_the_trace_of_whoever_asked_for_it_and_no_other() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let metrics = Metrics::new().expect("metrics");
+    let settings = Database {
+        // Whoever is patient waits on another thread from the beginning.
+        write_queue_max: 1,
+        ..Database::default()
+    };
+    let path = dir.path().join("onrush.db");
+    let store = Store::open(&path, &settings, metrics, |_| ()).expect("store opens");
+    struct Traced(&'static str);
+    impl crate::monitor::statements::Caller for Traced {
+        fn what(&self) -> String {
+            "test".to_owned()
+        }
+
+        fn id(&self) -> String {
+            String::new()
+        }
+
+        fn trace(&self) -> Option<&str> {
+            Some(self.0)
+        }
+    }
+    let trace = |tx: &mut Tx<'_>| {
+        let caller = tx.caller();
+        let trace = caller.as_ref().and_then(|caller| caller.trace());
+        Ok::<_, StoreError>(trace.map(str::to_owned))
+    };
+    let patient = || store.write_patiently(trace, |_| ());
+    for wanted in [Some("00-a"), None, Some("00-b")] {
+        let (quick, slow) = match wanted {
+            Some(wanted) => {
+                let both = async { (store.write(trace).await, patient().await) };
+                crate::monitor::statements::called_by(Arc::new(Traced(wanted)), both).await
+            }
+            None => (store.write(trace).await, patient().await),
+        };
+        assert_eq!(quick.expect("written").as_deref(), wanted);
+        assert_eq!(slow.expect("written").as_deref(), wanted);
+    }
+}

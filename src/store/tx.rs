@@ -373,6 +373,19 @@ impl<'c> Tx<'c> {
         }
     }
 
+    /// In whose name it runs.
+    pub fn caller(&self) -> Option<Called> {
+        self.caller.clone()
+    }
+
+    /// Runs a part in the name of another.
+    pub fn called_by<T>(&mut self, caller: Called, work: impl FnOnce(&mut Tx<'_>) -> T) -> T {
+        let before = self.caller.replace(caller);
+        let done = work(self);
+        self.caller = before;
+        done
+    }
+
     /// Notes that `topic` was touched: whoever listens to it (`Store::on_commit`) is called once this
     /// work is committed, and never if it is undone.
     pub fn touch(&mut self, topic: Topic) {

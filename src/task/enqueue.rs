@@ -84,7 +84,7 @@ pub struct NewTask {
     /// JSON.
     #[serde(default)]
     pub metadata: Option<String>,
-    /// W3C trace context.
+    /// W3C trace context; `None` for that of the transaction in which it is made.
     #[serde(default)]
     pub traceparent: Option<String>,
     /// Not before; `None` for at once.
@@ -196,6 +196,7 @@ pub(super) struct Placed<'a> {
     pub(super) lock_key: Option<&'a str>,
     pub(super) batch_id: Option<&'a str>,
     pub(super) error: Option<&'a str>,
+    pub(super) traceparent: Option<&'a str>,
 }
 
 /// Makes a task in the caller's transaction. What it asks for is taken as checked
@@ -250,6 +251,8 @@ fn enqueue_in(
         None if waiting_on > 0 || run_at > now => TaskState::Scheduled,
         None => TaskState::Available,
     };
+    let caller = tx.caller();
+    let trace = caller.as_ref().and_then(|caller| caller.trace());
     let placed = Placed {
         id,
         new,
@@ -259,6 +262,7 @@ fn enqueue_in(
         lock_key,
         batch_id,
         error: broken.as_deref(),
+        traceparent: new.traceparent.as_deref().or(trace),
     };
     sql::insert(tx, now, &placed)?;
     fail::fail_point!("task.enqueued");

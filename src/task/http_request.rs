@@ -2,7 +2,8 @@
 //!
 //! Invariants: the call goes through the guard ([`Outgoing`]); it is made at least once, and carries
 //! the task's id as `Idempotency-Key`, so that a receiver can tell a repetition; the answer that is
-//! kept is bounded, and what is left out is said.
+//! kept is bounded, and what is left out is said; a secret among the headers is sent and never shown
+//! ([`shown`], [`Secrets`]): neither are those of the answer, nor what the receiver repeats of ours.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::{Handler, Outcome, TaskContext, TaskFailure};
 use crate::check::{self, Checks, FieldError};
+use crate::config::{MASK, is_secret_header, mask_headers};
 use crate::http::outgoing::{Call, Headers, Outgoing, OutgoingError, Reply, Target};
 
 /// Methods that a call may have.
@@ -24,6 +26,8 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 const HEADERS_MAX: usize = 50;
 /// What is kept of the answer's headers.
 const KEPT_HEADER_BYTES_MAX: usize = 4_096;
+/// Shorter secrets are not looked for in what comes back: they stand in every text.
+const SECRET_BYTES_MIN: usize = 4;
 
 /// See the module.
 pub struct HttpRequest {
@@ -46,7 +50,8 @@ pub struct HttpRequestArgs {
     /// `GET` unless said otherwise.
     #[serde(default = "get")]
     pub method: String,
-    /// Headers to send.
+    /// Headers to send. Those that hold secrets by their name (`Authorization`, `Cookie`, `X-Api-Key`,
+    /// `…token…`, `…secret…`, `…password…` and the like) are sent as they are and shown as `********`.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
     /// Text to send.
@@ -87,6 +92,15 @@ impl Handler for HttpRequest {
         if let Err(error) = read_headers(args) {
             checks.require(false, "args.headers", error.to_string());
         }
+        // What was shown masked is no value: kept, it would be sent.
+        checks.require(
+            !args
+                .headers
+                .iter()
+                .any(|(name, value)| is_secret_header(name) && value == MASK),
+            "args.headers",
+            format!("must hold the secrets themselves, not {MASK}"),
+        );
         checks.require(
             args.expected_status.len() <= 20
                 && args
@@ -110,16 +124,18 @@ impl Handler for HttpRequest {
         context: TaskContext,
         args: HttpRequestArgs,
     ) -> Result<Outcome, TaskFailure> {
+        let secrets = Secrets::of(&args);
         let reply = self.call(&context, &args).await.map_err(|error| {
+            let text = secrets.hidden(error.to_string());
             if error.is_final() {
-                TaskFailure::discard(error.to_string())
+                TaskFailure::discard(text)
             } else {
-                TaskFailure::retry(error.to_string())
+                TaskFailure::retry(text)
             }
         })?;
-        judge(&context, &args, &reply)?;
+        judge(&context, &args, &secrets, &reply)?;
         let most = context.tasks.rules().result_bytes_max;
-        Ok(Outcome::Done(Some(kept(&reply, most))))
+        Ok(Outcome::Done(Some(kept(&secrets, &reply, most))))
     }
 }
 
@@ -161,7 +177,12 @@ fn read_headers(args: &HttpRequestArgs) -> Result<Headers, OutgoingError> {
 }
 
 /// Whether the answer is as expected; if not, whether another attempt makes sense.
-fn judge(context: &TaskContext, args: &HttpRequestArgs, reply: &Reply) -> Result<(), TaskFailure> {
+fn judge(
+    context: &TaskContext,
+    args: &HttpRequestArgs,
+    secrets: &Secrets,
+    reply: &Reply,
+) -> Result<(), TaskFailure> {
     let is_expected = if args.expected_status.is_empty() {
         reply.is_success()
     } else {
@@ -170,7 +191,7 @@ fn judge(context: &TaskContext, args: &HttpRequestArgs, reply: &Reply) -> Result
     if is_expected {
         return Ok(());
     }
-    let text = reply.text();
+    let text = secrets.hidden(reply.text());
     let error = format!(
         "the answer was {}: {}",
         reply.status,
@@ -187,18 +208,65 @@ fn judge(context: &TaskContext, args: &HttpRequestArgs, reply: &Reply) -> Result
     })
 }
 
+/// The arguments or the result of a task as they are shown: of this one, without the secrets among its
+/// headers. Text that is no JSON was never stored.
+pub fn shown(task: &str, stored: &str) -> Value {
+    let mut value = serde_json::from_str(stored).unwrap_or(Value::Null);
+    if task == HttpRequest::NAME {
+        mask_headers(&mut value);
+    }
+    value
+}
+
+/// What a call sends that nobody else is to see.
+struct Secrets(Vec<String>);
+
+impl Secrets {
+    fn of(args: &HttpRequestArgs) -> Self {
+        let secrets = args
+            .headers
+            .iter()
+            .filter(|(name, _)| is_secret_header(name));
+        let mut texts: Vec<String> = secrets
+            // Of `Bearer abc`, the second word alone is the secret, and may come back alone.
+            .flat_map(|(_, value)| {
+                [
+                    Some(value.as_str()),
+                    value.split_once(' ').map(|(_, own)| own),
+                ]
+            })
+            .flatten()
+            .filter(|text| text.len() >= SECRET_BYTES_MIN)
+            .map(str::to_owned)
+            .collect();
+        // The longer first, lest a part of it be replaced before the whole.
+        texts.sort_unstable_by_key(|text| std::cmp::Reverse(text.len()));
+        Self(texts)
+    }
+
+    /// What the other side said, without what we had told it.
+    fn hidden(&self, mut text: String) -> String {
+        for secret in &self.0 {
+            if text.contains(secret.as_str()) {
+                text = text.replace(secret.as_str(), MASK);
+            }
+        }
+        text
+    }
+}
+
 /// The answer as a result, cut so that it fits.
-fn kept(reply: &Reply, bytes_max: usize) -> Value {
+fn kept(secrets: &Secrets, reply: &Reply, bytes_max: usize) -> Value {
     let mut headers = BTreeMap::new();
     let mut room = KEPT_HEADER_BYTES_MAX.min(bytes_max / 4);
     for (name, value) in reply.headers.pairs() {
         let size = name.len() + value.len();
         if size <= room {
             room -= size;
-            headers.insert(name.to_owned(), value);
+            headers.insert(name.to_owned(), secrets.hidden(value));
         }
     }
-    let (mut body, mut is_cut) = (reply.text(), reply.is_cut);
+    let (mut body, mut is_cut) = (secrets.hidden(reply.text()), reply.is_cut);
     loop {
         let result = json!({
             "status": reply.status,

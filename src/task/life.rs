@@ -4,6 +4,8 @@
 //! nothing says why ([`TaskError::Fenced`]) and leaves nothing behind. Finishing counts down what
 //! waits for it and its batch in the same transaction.
 
+use std::sync::Arc;
+
 use super::enqueue::{close_batch_if_done, not_completed};
 use super::handler::{Effect, TaskFailure, result_text};
 use super::{
@@ -11,6 +13,7 @@ use super::{
 };
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config;
+use crate::monitor::statements::Caller;
 use crate::store::Tx;
 
 /// A run of a task, as its worker sees it.
@@ -61,6 +64,27 @@ pub enum Start {
     Stale,
 }
 
+/// A task that is done at once, for whoever asks who has statements run.
+struct AtOnce {
+    id: TaskId,
+    name: String,
+    traceparent: Option<String>,
+}
+
+impl Caller for AtOnce {
+    fn what(&self) -> String {
+        format!("task {}", self.name)
+    }
+
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn trace(&self) -> Option<&str> {
+        self.traceparent.as_deref()
+    }
+}
+
 /// Does a task that only writes, from its start to its end, in this transaction: `effect` tells from
 /// name and arguments what that is. `None` if it has to go the ordinary way: because it is not of
 /// that kind, was started before, or failed just now, which the ordinary way finds out once more and
@@ -76,17 +100,28 @@ pub(super) fn do_at_once(
     worker: &str,
     effect: impl FnOnce(&str, &str) -> Option<Effect>,
 ) -> Result<Option<Changes>, TaskError> {
-    let Some(sql::Fresh { args, mut ended }) = sql::fresh(tx, now, entry)? else {
+    let Some(fresh) = sql::fresh(tx, now, entry)? else {
         return Ok(None);
     };
+    let sql::Fresh {
+        args,
+        traceparent,
+        mut ended,
+    } = fresh;
     let Some(effect) = effect(&ended.name, &args) else {
         return Ok(None);
     };
     let (id, followers) = (entry.id, ended.followers);
     let result_seconds = i64::try_from(rules.result_seconds).unwrap_or(i64::MAX);
     let watch = Stopwatch::start();
+    let run = Arc::new(AtOnce {
+        id,
+        name: ended.name.clone(),
+        traceparent,
+    });
     let done = tx.part(|tx| {
-        let result = result_text(rules, effect(tx, now)?.as_ref())?;
+        let result = tx.called_by(run, |tx| effect(tx, now))?;
+        let result = result_text(rules, result.as_ref())?;
         let result = result.as_deref();
         match sql::complete_fresh(tx, now, id, worker, followers, result, result_seconds)? {
             true => Ok(()),

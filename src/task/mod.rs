@@ -60,6 +60,7 @@ pub use handler::{
     Effect, Handler, HandlerInfo, NoArgs, Outcome, Registry, RegistryBuilder, TaskContext,
     TaskFailure,
 };
+pub use http_request::shown;
 pub use id::TaskId;
 pub use life::{
     Beat, Failure, Start, Started, append_logs, complete, fail, heartbeat, progress, recover,

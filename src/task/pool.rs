@@ -76,6 +76,10 @@ impl Caller for Started {
     fn id(&self) -> String {
         self.id.to_string()
     }
+
+    fn trace(&self) -> Option<&str> {
+        self.traceparent.as_deref()
+    }
 }
 
 impl Pool {

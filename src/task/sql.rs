@@ -44,7 +44,7 @@ pub(super) fn insert(
             new.timeout_ms.into(),
             (&new.args).into(),
             new.metadata.as_ref().into(),
-            new.traceparent.as_ref().into(),
+            placed.traceparent.into(),
             new.soft_timeout_ms.into(),
             policy.as_ref().into(),
             new.expires_at.into(),
@@ -416,6 +416,7 @@ pub(super) fn start(
 /// A task that was never started and may be, as far as doing it at once needs it.
 pub(super) struct Fresh {
     pub(super) args: String,
+    pub(super) traceparent: Option<String>,
     pub(super) ended: Ended,
 }
 
@@ -426,7 +427,7 @@ pub(super) fn fresh(
     entry: &Entry,
 ) -> Result<Option<Fresh>, StoreError> {
     tx.row(
-        sql!("SELECT args, name, lock_key, batch_id, followers FROM tasks WHERE id = $1 AND attempt = 0 \
+        sql!("SELECT args, name, lock_key, batch_id, followers, traceparent FROM tasks WHERE id = $1 AND attempt = 0 \
          AND state IN ('available', 'scheduled') AND run_at = $2 AND priority = $3 AND run_at <= $4 \
          AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $4)"),
         &[
@@ -438,6 +439,7 @@ pub(super) fn fresh(
         |row| {
             Ok(Fresh {
                 args: row.get(0)?,
+                traceparent: row.get(5)?,
                 ended: Ended {
                     name: row.get(1)?,
                     queue: entry.queue.clone(),

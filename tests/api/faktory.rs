@@ -102,6 +102,15 @@ impl Place {
         Raw::open(self.address())
     }
 
+    /// Connections that the server has open.
+    fn connections(&self) -> i64 {
+        let metrics = self.shop.get("/metrics").send().body;
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("faktory_connections_open "));
+        line.expect("a gauge").parse().expect("a number")
+    }
+
     fn worker_by_hand(&self, wid: &str) -> Raw {
         let mut raw = self.raw();
         assert!(raw.read().starts_with("+HI "));
@@ -723,7 +732,7 @@ fn a_task_of_another_way_is_a_job_too_and_others_tasks_are_out_of_reach() {
 #[test]
 fn a_password_is_asked_for_and_compared() {
     let place = Place::open_with(|settings| {
-        settings.faktory.password = "hunter2".to_owned();
+        settings.faktory.password = "hunter2".into();
         settings.faktory.password_passes = 1_545;
     });
     let url = |password: &str| format!("tcp://:{password}@{}", place.address());
@@ -748,6 +757,65 @@ fn a_password_is_asked_for_and_compared() {
 }
 
 #[test]
+fn guessing_the_password_is_slowed_down_and_connections_of_an_address_are_bounded() {
+    let place = Place::open_with(|settings| {
+        settings.faktory.password = "hunter2".into();
+        settings.faktory.password_passes = 3;
+        settings.faktory.password_failures = 3;
+        settings.faktory.password_delay_seconds = 10;
+        settings.faktory.password_delay_seconds_max = 15;
+        settings.faktory.connections_per_address_max = 2;
+    });
+    // The limit counts what is open: a connection that was refused is over when it says so.
+    let hello = |password: &str| {
+        place
+            .shop
+            .wait_until("a free place", || place.connections() == 0);
+        let mut raw = place.raw();
+        let hi: Value = serde_json::from_str(raw.read().trim_start_matches("+HI ")).expect("JSON");
+        let mut digest = Sha256::digest(format!("{password}{}", text(&hi["s"])));
+        for _ in 1..3 {
+            digest = Sha256::digest(digest);
+        }
+        let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let answer = raw.ask(&format!(r#"HELLO {{"v":2,"pwdhash":"{hash}"}}"#));
+        (raw, answer)
+    };
+    let try_with = |password: &str| hello(password).1;
+    for _ in 0..3 {
+        assert_eq!(try_with("hunter3"), "-ERR Invalid password");
+    }
+    let throttled = "-ERR too many wrong passwords; try again in 10 s";
+    assert_eq!(try_with("hunter2"), throttled);
+    place.shop.clock.advance(Duration::from_secs(10));
+    assert_eq!(try_with("hunter3"), "-ERR Invalid password");
+    // The wait grows up to its limit.
+    let throttled = "-ERR too many wrong passwords; try again in 15 s";
+    assert_eq!(try_with("hunter2"), throttled);
+    place.shop.clock.advance(Duration::from_secs(15));
+    // Whoever knows the password has nothing to guess.
+    assert_eq!(try_with("hunter2"), "+OK");
+    assert_eq!(try_with("hunter3"), "-ERR Invalid password");
+    let (mut first, answer) = hello("hunter2");
+    assert_eq!(answer, "+OK");
+    let mut second = place.raw();
+    assert!(second.read().starts_with("+HI "));
+    let mut third = place.raw();
+    assert_eq!(third.read(), "-ERR too many connections from this address");
+    assert!(third.is_over());
+    assert_eq!(first.ask("END"), "+OK");
+    place
+        .shop
+        .wait_until("a place", || place.connections() == 1);
+    assert!(place.raw().read().starts_with("+HI "));
+    let metrics = place.shop.get("/metrics").send().body;
+    for (reason, times) in [("address_limit", 1), ("throttled", 2), ("password", 5)] {
+        let line = format!("faktory_connections_refused_total{{reason=\"{reason}\"}} {times}");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
+}
+
+#[test]
 fn tls_is_spoken_with_the_servers_certificate() {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("made");
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -758,7 +826,7 @@ fn tls_is_spoken_with_the_servers_certificate() {
         settings.faktory.enabled = true;
         settings.faktory.port = 0;
         settings.faktory.tls = true;
-        settings.faktory.password = "hunter2".to_owned();
+        settings.faktory.password = "hunter2".into();
         settings.faktory.password_passes = 1;
         settings.faktory.handshake_timeout_ms = 1_000;
         settings.server.tls_cert = cert.clone();

@@ -149,3 +149,76 @@ fn bad_input_shows_nothing_of_the_inside() {
     }
     assert_eq!(shop.get("/api/v1/me").token(&staff).send().status, 200);
 }
+
+#[test]
+fn a_query_parameter_that_an_operation_does_not_know_is_refused_with_the_nearest_one() {
+    let shop = Shop::open();
+    let admin = shop.token(Role::Admin);
+    let ask = |method: &str, path: &str| shop.ask(method, path).token(&admin).send();
+    for (method, path, name, reason) in [
+        (
+            "GET",
+            "/api/v1/products?limti=5",
+            "limti",
+            "is not known; did you mean `limit`?",
+        ),
+        ("HEAD", "/api/v1/products?limti=5", "", ""),
+        (
+            "GET",
+            "/api/v1/products?limit=5&%6Cimits=6",
+            "limits",
+            "is not known; did you mean `limit`?",
+        ),
+        (
+            "GET",
+            "/api/v1/tasks?stat%65=x&Queue=x",
+            "Queue",
+            "is not known; did you mean `queue`?",
+        ),
+        (
+            "GET",
+            "/api/v1/me?verbose",
+            "verbose",
+            "is not known; this operation takes none",
+        ),
+        (
+            "POST",
+            "/api/v1/orders?dry_run=true",
+            "dry_run",
+            "is not known; this operation takes none",
+        ),
+        (
+            "DELETE",
+            "/api/v1/tasks/x?force=1",
+            "force",
+            "is not known; this operation takes none",
+        ),
+    ] {
+        let answer = ask(method, path);
+        assert_eq!(answer.status, 400, "{path}: {answer:?}");
+        if !name.is_empty() {
+            assert_eq!(answer.code(), "unknown_parameter", "{path}");
+            let error = json!({"field": name, "reason": reason});
+            assert_eq!(answer.json()["errors"], json!([error]), "{path}");
+        }
+    }
+    let answer = ask("GET", "/api/v1/tasks?zzzzzzzz=1");
+    let reason = "is not known; there are state, queue, name, cursor, limit";
+    assert_eq!(answer.json()["errors"][0]["reason"], reason);
+    // What nobody wrote is no parameter; other paths take what browsers and proxies add.
+    for path in [
+        "/api/v1/products?",
+        "/api/v1/products?&",
+        "/api/v1/products?limit=1&",
+        "/livez?probe=1",
+        "/docs?deep=1",
+    ] {
+        assert_eq!(ask("GET", path).status, 200, "{path}");
+    }
+    for (method, path, outcome) in [
+        ("GET", "/api/v1/nothing?x=1", "404 no_route"),
+        ("PUT", "/api/v1/products?x=1", "405 method_not_allowed"),
+    ] {
+        assert_eq!(ask(method, path).outcome(), outcome);
+    }
+}

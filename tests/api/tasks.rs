@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use onrush::auth::Role;
+use onrush::config::OrderMails;
 use serde_json::{Value, json};
 
+use crate::support::receiver::{Reaction, Receiver};
 use crate::support::{Shop, text};
 
 /// A shop with an admin.
@@ -695,4 +697,54 @@ fn whoever_waits_for_a_task_is_served_as_soon_as_there_is_one() {
         got.sort();
         assert_eq!(got, made, "each has one of its own");
     });
+}
+
+#[test]
+fn what_follows_from_a_request_belongs_to_its_trace() {
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let receiver = Receiver::open(&[Reaction::Status(200)]);
+    let shop = Shop::open_with(|settings| {
+        settings.orders.process = true;
+        settings.orders.payment_window_seconds = 0;
+        settings.mail.orders = OrderMails::Always;
+        settings.outgoing.allow_internal = vec!["127.0.0.0/8".parse().expect("a range")];
+    });
+    let admin = shop.token(Role::Admin);
+    let endpoint = json!({"url": receiver.url(), "events": ["order.created"]});
+    let endpoint = shop.post("/api/v1/webhooks").token(&admin).json(&endpoint);
+    endpoint.send().expect(201);
+    let product = shop.product(&admin, 10);
+    let order = json!({"items": [{"product_id": product, "quantity": 1}]});
+    let tasks = || {
+        let list = shop.get("/api/v1/tasks?limit=200").token(&admin).send();
+        let mut found: Vec<(String, Value)> = list.expect(200)["items"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter(|task| task["state"] == "completed")
+            .map(|task| (text(&task["name"]), task["traceparent"].clone()))
+            // The shop's own schedules belong to nobody's trace.
+            .filter(|(name, _)| name.contains("order") || name.contains("webhook"))
+            .collect();
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        found
+    };
+    let all = |trace: Value| {
+        ["deliver_webhook", "process_order", "send_order_email"]
+            .map(|name| (name.to_owned(), trace.clone()))
+    };
+    let ask = || shop.post("/api/v1/orders").token(&admin).json(&order);
+    ask().header("traceparent", TRACE).send().expect(201);
+    // The mail is born in the task that was born in the request.
+    shop.wait_until("all of it is done", || tasks().len() == 3);
+    assert_eq!(tasks(), all(json!(TRACE)));
+    let call = receiver.received().remove(0);
+    assert_eq!(call.header("traceparent"), Some(TRACE));
+    ask().send().expect(201);
+    shop.wait_until("all of it is done again", || tasks().len() == 6);
+    let untraced: Vec<_> = tasks()
+        .into_iter()
+        .filter(|(_, trace)| trace.is_null())
+        .collect();
+    assert_eq!(untraced, all(Value::Null));
 }

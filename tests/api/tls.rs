@@ -36,12 +36,23 @@ fn certificate() -> Certificate {
 struct Heard {
     version: Version,
     status: u16,
+    request_id: Option<String>,
     is_strict: bool,
     body: Bytes,
     presented: CertificateDer<'static>,
 }
 
 async fn ask(address: SocketAddr, trusted: &[&Certificate], alpn: &[&str]) -> Heard {
+    let request = Request::get("https://localhost/livez").header("host", "localhost");
+    ask_for(address, trusted, alpn, request).await
+}
+
+async fn ask_for(
+    address: SocketAddr,
+    trusted: &[&Certificate],
+    alpn: &[&str],
+    request: hyper::http::request::Builder,
+) -> Heard {
     let mut roots = RootCertStore::empty();
     for certificate in trusted {
         roots.add(certificate.der.clone()).expect("a root");
@@ -61,10 +72,7 @@ async fn ask(address: SocketAddr, trusted: &[&Certificate], alpn: &[&str]) -> He
     let session = tls.get_ref().1;
     let presented = session.peer_certificates().expect("presented")[0].clone();
     let is_h2 = session.alpn_protocol() == Some(b"h2");
-    let request = Request::get("https://localhost/livez")
-        .header("host", "localhost")
-        .body(Empty::<Bytes>::new())
-        .expect("a request");
+    let request = request.body(Empty::<Bytes>::new()).expect("a request");
     let io = TokioIo::new(tls);
     let answer: Response<Incoming> = if is_h2 {
         let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io)
@@ -80,6 +88,10 @@ async fn ask(address: SocketAddr, trusted: &[&Certificate], alpn: &[&str]) -> He
     Heard {
         version: answer.version(),
         status: answer.status().as_u16(),
+        request_id: answer
+            .headers()
+            .get("x-request-id")
+            .map(|id| id.to_str().expect("text").to_owned()),
         is_strict: answer.headers().contains_key("strict-transport-security"),
         body: answer
             .into_body()
@@ -126,4 +138,41 @@ fn http2_and_http1_are_spoken_and_a_new_certificate_needs_no_restart() {
     });
     std::fs::write(&key, "no key").expect("written");
     assert_eq!(ask(&[&second], &["h2"]).status, 200);
+}
+
+#[test]
+fn a_head_that_is_too_large_is_answered_with_a_problem_over_http2_as_well() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let made = certificate();
+    std::fs::write(&cert, &made.cert_pem).expect("written");
+    std::fs::write(&key, &made.key_pem).expect("written");
+    let shop = Shop::open_with(|settings| {
+        settings.server.tls_cert = cert.clone();
+        settings.server.tls_key = key.clone();
+        settings.server.header_bytes_max = 8_192;
+    });
+    let client = tokio::runtime::Runtime::new().expect("a runtime");
+    let ask = |request| client.block_on(ask_for(shop.address, &[&made], &["h2"], request));
+    let get = |path: &str| Request::get(format!("https://localhost/{path}"));
+    let long = |length: usize| "a".repeat(length);
+    for (request, status, code) in [
+        (
+            get("livez").header("x-huge", long(9_000)),
+            431,
+            "headers_too_large",
+        ),
+        (get(&long(9_000)), 414, "uri_too_long"),
+    ] {
+        let heard = ask(request);
+        assert_eq!((heard.version, heard.status), (Version::HTTP_2, status));
+        let problem: serde_json::Value = serde_json::from_slice(&heard.body).expect("JSON");
+        assert_eq!(problem["code"], code);
+        assert_eq!(problem["request_id"].as_str(), heard.request_id.as_deref());
+        assert!(heard.request_id.is_some());
+    }
+    // Twice the limit is more than h2 takes, which then answers by itself.
+    let heard = ask(get("livez").header("x-huge", long(20_000)));
+    assert_eq!((heard.status, heard.body.len()), (431, 0));
+    assert_eq!(ask(get("livez")).status, 200);
 }

@@ -458,3 +458,94 @@ fn a_task_calls_a_url_and_keeps_the_answer() {
     }
     assert_eq!(receiver.count(), 2);
 }
+
+#[test]
+fn the_secrets_of_a_call_are_sent_and_never_shown() {
+    let (shop, admin) = open();
+    let staff = shop.token(Role::Staff);
+    // It repeats what it was sent, as servers that are asked to debug do.
+    let echo = |status: u16, body: &str| {
+        Reaction::Raw(format!(
+            "HTTP/1.1 {status} So\r\nSet-Cookie: sid=c00kie-in\r\nX-Own: 1\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+    };
+    let receiver = Receiver::open(&[
+        echo(500, "you said Bearer t0k3n-in"),
+        echo(200, "you said t0k3n-in and k3y-in"),
+    ]);
+    let headers = json!({
+        "Authorization": "Bearer t0k3n-in", "X-Api-Key": "k3y-in", "X-Own": "visible",
+        "cookie": "sid=c00kie-in", "X-Shop-Secret": "s3cr3t-in",
+    });
+    let args = json!({"url": receiver.url(), "headers": headers});
+    let body = json!({"name": "http_request", "args": args, "countdown_seconds": 60});
+    let made = shop.post("/api/v1/tasks").token(&admin).json(&body).send();
+    let path = format!("/api/v1/tasks/{}", text(&made.expect(202)["id"]));
+    let hides = |what: &str, shown: &str| {
+        for secret in ["t0k3n-in", "k3y-in", "c00kie-in", "s3cr3t-in"] {
+            assert!(!shown.contains(secret), "{what} shows {secret}: {shown}");
+        }
+    };
+    let masked = json!({
+        "Authorization": "********", "X-Api-Key": "********", "X-Own": "visible",
+        "cookie": "********", "X-Shop-Secret": "********",
+    });
+    // Staff may look, and only look.
+    let seen = shop.get(&path).token(&staff).send().expect(200);
+    assert_eq!(seen["args"]["headers"], masked);
+    let edit =
+        |token: &str, patch: Value| shop.ask("PATCH", &path).token(token).json(&patch).send();
+    let patch = json!({"priority": 7});
+    assert_eq!(edit(&staff, patch.clone()).outcome(), "403 forbidden");
+    let edited = edit(&admin, patch);
+    hides("an edit", &edited.body);
+    edited.expect(200);
+    // What was shown is not taken for what is meant.
+    let back = edit(&admin, json!({"args": seen["args"]}));
+    assert_eq!(back.outcome(), "422 validation_failed");
+    assert_eq!(back.json()["errors"][0]["field"], "args.headers");
+    shop.clock.advance(Duration::from_secs(60));
+    shop.wait_until("it failed", || {
+        get(&shop, &admin, &path)["state"] == "retryable"
+    });
+    let failed = get(&shop, &admin, &path);
+    assert_eq!(failed["error"], "the answer was 500: you said ********");
+    hides("a failure", &failed.to_string());
+    shop.clock.advance(Duration::from_secs(60));
+    shop.wait_until("it is done", || {
+        get(&shop, &admin, &path)["state"] == "completed"
+    });
+    let done = get(&shop, &admin, &path);
+    assert_eq!(done["result"]["body"], "you said ******** and ********");
+    assert_eq!(done["result"]["headers"]["x-own"], "1");
+    hides("the result", &done.to_string());
+    let list = shop.get("/api/v1/tasks?name=http_request").token(&staff);
+    hides("the list", &list.send().body);
+    let schedule = json!({"name": "poll", "cron": "@daily", "task": "http_request", "args": args});
+    let schedule = shop.post("/api/v1/schedules").token(&admin).json(&schedule);
+    let schedule = schedule.send();
+    hides("a schedule", &schedule.body);
+    schedule.expect(201);
+    let schedules = shop.get("/api/v1/schedules").token(&staff).send();
+    assert!(schedules.body.contains("visible"));
+    hides("the schedules", &schedules.body);
+    // The command line looks at the rows beside the server.
+    for more in [&[][..], &["--json"][..]] {
+        let shown = std::process::Command::new(env!("CARGO_BIN_EXE_onrush"))
+            .arg("--data-dir")
+            .arg(shop.data_dir())
+            .args(["task", "show", path.trim_start_matches("/api/v1/tasks/")])
+            .args(more)
+            .output()
+            .expect("it runs");
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.contains("visible"), "{shown}");
+        hides("the command line", &shown);
+    }
+    for call in receiver.received() {
+        assert_eq!(call.header("authorization"), Some("Bearer t0k3n-in"));
+        assert_eq!(call.header("x-shop-secret"), Some("s3cr3t-in"));
+    }
+    assert_eq!(receiver.count(), 2);
+}

@@ -35,6 +35,7 @@ use self::wire::Answer;
 use self::workers::Workers;
 pub use self::workers::{Worker, WorkerState};
 use super::{TaskError, Tasks};
+use crate::auth::throttle::{Rules, Throttle};
 use crate::config;
 use crate::http::serve::{ListenError, Tls, bind_tcp};
 use crate::monitor::Metrics;
@@ -107,6 +108,7 @@ struct Inner {
     settings: Arc<config::Faktory>,
     metrics: Metrics,
     workers: Workers,
+    passwords: Throttle,
     counts: Counts,
     started_ms: u64,
 }
@@ -154,6 +156,17 @@ impl Faktory {
     pub fn new(tasks: Tasks, settings: Arc<config::Faktory>, metrics: Metrics) -> Self {
         Self(Arc::new(Inner {
             workers: Workers::new(settings.workers_max, settings.worker_seconds),
+            passwords: Throttle::new(
+                Rules {
+                    // There is one password and no account.
+                    account_failures: 0,
+                    address_failures: settings.password_failures,
+                    delay_seconds: settings.password_delay_seconds,
+                    delay_seconds_max: settings.password_delay_seconds_max,
+                    tracked_max: settings.password_tracked_max,
+                },
+                tasks.clock().clone(),
+            ),
             counts: Counts::default(),
             started_ms: tasks.clock().monotonic_ms(),
             tasks,

@@ -1,6 +1,7 @@
 //! Sockets, greetings and the way of one connection.
 //!
-//! Invariants: connections are bounded; a client that does not greet, says half a command or does not
+//! Invariants: connections are bounded, in all and per address; guessing the password is slowed down;
+//! a client that does not greet, says half a command or does not
 //! read costs a connection for a bounded time; a failing `accept` never spins; a job whose worker
 //! went away before it was told of it waits again at once.
 
@@ -23,7 +24,7 @@ use super::wire::{Answer, Heard, Patience, Wire};
 use super::workers::Introduction;
 use super::{Inner, Listener};
 use crate::config::ms;
-use crate::http::serve::{ACCEPT_PAUSE, Tls, is_exhausted};
+use crate::http::serve::{ACCEPT_PAUSE, Addresses, Tls, is_exhausted};
 
 /// The version of the protocol.
 const VERSION: u64 = 2;
@@ -32,6 +33,7 @@ const HELLO_BYTES_MAX: usize = 8_192;
 /// Longest of the texts that a worker says of itself.
 const NAME_CHARS_MAX: usize = 200;
 const LABELS_MAX: usize = 50;
+const TOO_MANY_CONNECTIONS: &[u8] = b"-ERR too many connections from this address\r\n";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -50,6 +52,8 @@ pub(super) async fn serve(
     let (stage, stage_seen) = watch::channel(Stage::Run);
     let reload = listener.tls.clone().map(|tls| tokio::spawn(tls.watch()));
     let permits = Arc::new(Semaphore::new(inner.settings.connections_max));
+    let most = inner.settings.connections_per_address_max;
+    let addresses = Arc::new(Addresses::new(most));
     // Each connection holds a sender; when all are gone, so are the connections.
     let (alive, mut all_gone) = mpsc::channel::<Infallible>(1);
     let accepting = async {
@@ -59,12 +63,19 @@ pub(super) async fn serve(
             };
             match listener.tcp.accept().await {
                 Ok((stream, peer)) => {
-                    let held = (permit, alive.clone());
+                    let Some(place) = Addresses::admit(&addresses, peer.ip()) else {
+                        inner.count_refused("address_limit");
+                        if listener.tls.is_none() {
+                            // Best effort: whoever is over the limit has no claim to more.
+                            let _unsent = stream.try_write(TOO_MANY_CONNECTIONS);
+                        }
+                        continue;
+                    };
+                    let held = (permit, alive.clone(), place);
                     let (inner, tls) = (Arc::clone(inner), listener.tls.clone());
                     let stage = stage_seen.clone();
                     tokio::spawn(async move {
-                        let _held = held;
-                        connection(&inner, stream, peer, tls, stage).await;
+                        connection(&inner, stream, peer, tls, stage, held).await;
                     });
                 }
                 Err(error) if is_exhausted(&error) => {
@@ -119,8 +130,11 @@ async fn connection(
     peer: SocketAddr,
     tls: Option<Tls>,
     stage: watch::Receiver<Stage>,
+    held: impl Send,
 ) {
     let _open = Open::new(inner);
+    // Its places are free before it is counted as closed.
+    let _held = held;
     // Small answers must not wait for more to say; failing to say so only costs time.
     let _slower = stream.set_nodelay(true);
     let mut cut = stage.clone();
@@ -211,7 +225,7 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
                     wire.say(&Answer::Ok).await.ok()?;
                     return Some(session);
                 }
-                Err((reason, why)) => refuse(reason, why),
+                Err((reason, why)) => refuse(reason, &why),
             },
             Some(Err(_)) => refuse("greeting", "the HELLO can't be read"),
             None => refuse("greeting", "expected HELLO"),
@@ -231,27 +245,37 @@ fn admit(
     hello: Hello,
     salt: Option<&str>,
     peer: SocketAddr,
-) -> Result<Session, (&'static str, &'static str)> {
+) -> Result<Session, (&'static str, String)> {
     if let Some(salt) = salt {
+        // Before the work of comparing, which would be a burden of its own.
+        if let Err(seconds) = inner.passwords.check(None, peer.ip()) {
+            let why = format!("too many wrong passwords; try again in {seconds} s");
+            return Err(("throttled", why));
+        }
         // Clients of the first version know of one pass only.
         let passes = if hello.v < VERSION {
             1
         } else {
             inner.settings.password_passes
         };
-        let expected = password_hash(&inner.settings.password, salt, passes);
+        let expected = password_hash(inner.settings.password.reveal(), salt, passes);
         let given = hello.pwdhash.unwrap_or_default();
         if !bool::from(expected.as_bytes().ct_eq(given.as_bytes())) {
             tracing::warn!(%peer, "a Faktory client gave a wrong password");
-            return Err(("password", "Invalid password"));
+            inner.passwords.failed(None, peer.ip());
+            return Err(("password", "Invalid password".to_owned()));
         }
+        inner.passwords.forgive(peer.ip());
     }
     let wid = match hello.wid.filter(|wid| !wid.is_empty()) {
         None => return Ok(Session::new(Arc::clone(inner), None)),
         Some(wid) => wid,
     };
     if wid.chars().count() > NAME_CHARS_MAX || wid.chars().any(char::is_control) {
-        return Err(("greeting", "the wid is too long, or no plain text"));
+        return Err((
+            "greeting",
+            "the wid is too long, or no plain text".to_owned(),
+        ));
     }
     let labels = hello.labels.unwrap_or_default();
     let who = Introduction {
@@ -266,7 +290,7 @@ fn admit(
         address: peer.to_string(),
     };
     if !inner.workers.join(inner.tasks.clock().now(), who) {
-        return Err(("workers", "there are as many workers as may be"));
+        return Err(("workers", "there are as many workers as may be".to_owned()));
     }
     inner.publish();
     Ok(Session::new(Arc::clone(inner), Some(wid)))

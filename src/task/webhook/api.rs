@@ -344,8 +344,9 @@ impl WebhookApi {
 
     /// Make an endpoint
     ///
-    /// From now on it is told of the events that it wants, signed as Standard Webhooks says. The
-    /// secret is in this answer and never again. For admins.
+    /// From now on it is told of the events that it wants, signed as Standard Webhooks says. An endpoint
+    /// that answers 410, or has not answered 2xx for days, is disabled; what happens then is not kept for
+    /// it. The secret is in this answer and never again. For admins.
     #[oai(path = "/webhooks", method = "post")]
     async fn create(
         &self,
@@ -412,8 +413,9 @@ impl WebhookApi {
 
     /// Change an endpoint
     ///
-    /// While it is disabled it is told nothing, also not of what happened meanwhile; replay what it
-    /// needs. Enabling it forgets its failures.
+    /// While it is disabled it is told nothing, and what happens meanwhile is not kept for it, as is
+    /// customary: once it is enabled again, read what it missed from the shop (`GET orders`), or replay
+    /// events that another endpoint wanted and that are therefore there. Enabling it forgets its failures.
     #[oai(path = "/webhooks/:id", method = "patch")]
     async fn update(
         &self,

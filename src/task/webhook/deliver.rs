@@ -148,12 +148,15 @@ impl DeliverWebhook {
             .secrets(now)
             .filter_map(|secret| secret.sign(&event.id, seconds, &event.body))
             .collect();
-        let headers = Headers::read([
+        let mut headers = Headers::read([
             ("content-type", "application/json"),
             ("webhook-id", event.id.as_str()),
             ("webhook-timestamp", seconds.to_string().as_str()),
             ("webhook-signature", signatures.join(" ").as_str()),
         ])?;
+        if let Some(trace) = context.traceparent() {
+            headers.add("traceparent", trace)?;
+        }
         let rules = self.webhooks.rules();
         self.outgoing
             .call(Call {
