@@ -579,8 +579,9 @@ struct KeyBody {
     /// What it is for
     #[oai(validator(min_length = 1, max_length = 100))]
     name: String,
-    /// Any of `catalogue`, `orders`, `payments`, `sales`, `users`, `tasks`, `work`, `act_as`
-    #[oai(validator(min_items = 1, max_items = 10))]
+    /// Any of `catalogue`, `orders`, `payments`, `sales`, `users`, `tasks`, `work`, `reports`,
+    /// `webhooks`, `metrics`, `cache`, `system`, `act_as`
+    #[oai(validator(min_items = 1, max_items = 32))]
     scopes: Vec<String>,
     /// When it shall end by itself
     #[serde(default)]

@@ -885,7 +885,7 @@ pub struct NewKey {
 }
 
 /// Words in a list of scopes; a word may stand there twice.
-const SCOPES_MAX: usize = 10;
+const SCOPES_MAX: usize = 32;
 
 /// Makes a key with an account's rights; the text beside it is the only copy of the key.
 pub fn create_api_key(
