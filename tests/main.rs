@@ -2,6 +2,7 @@
 
 mod api;
 mod authz;
+mod cache;
 mod faults;
 mod layout;
 mod openapi;

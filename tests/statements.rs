@@ -352,3 +352,34 @@ fn the_list_of_slow_queries_says_who_ran_what_and_hides_values() {
         assert_eq!(wrong.outcome(), "422 validation_failed");
     }
 }
+
+#[test]
+fn whatever_changes_a_product_or_a_sale_says_so() {
+    let mut wrong = Vec::new();
+    let mut found = 0;
+    for file in ["product/sql.rs", "order/sql.rs", "flash_sale/sql.rs"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
+        let text = std::fs::read_to_string(path).expect("a file");
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for function in code.split("\npub(super) fn ").skip(1) {
+            for (table, topic) in [("products", "CHANGED"), ("flash_sales", "SALE_CHANGED")] {
+                let writes = ["UPDATE ", "INSERT INTO ", "DELETE FROM "]
+                    .iter()
+                    .any(|verb| function.contains(&format!("{verb}{table} ")));
+                let says = function.contains(&format!("({topic}"));
+                found += usize::from(writes);
+                if writes && !says {
+                    wrong.push(format!(
+                        "{file}: {}",
+                        function.lines().next().unwrap_or_default()
+                    ));
+                }
+            }
+        }
+    }
+    assert!(found >= 14, "{found}");
+    assert!(
+        wrong.is_empty(),
+        "the cache would not hear of these: {wrong:#?}"
+    );
+}

@@ -1,0 +1,161 @@
+//! What is shown from the cache is never older than a commit that its reader could know of.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use onrush::auth::Role;
+use serde_json::{Value, json};
+
+use crate::support::Shop;
+
+const PRODUCTS: usize = 6;
+const CHANGES: i64 = 60;
+const READERS: usize = 4;
+
+/// What a reader finds of each product: its price, however it is asked for.
+fn prices(answer: &Value) -> HashMap<i64, i64> {
+    let one = |item: &Value| Some((item["id"].as_i64()?, item["unit_amount"].as_i64()?));
+    match answer["items"].as_array() {
+        Some(items) => items.iter().filter_map(one).collect(),
+        None => one(answer).into_iter().collect(),
+    }
+}
+
+#[test]
+fn no_read_is_older_than_a_change_that_was_answered_before_it() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    let ids: Vec<i64> = (0..PRODUCTS).map(|_| shop.product(&staff, 10)).collect();
+    // By product, the last price whose change was answered.
+    let answered: Vec<AtomicI64> = (0..PRODUCTS).map(|_| AtomicI64::new(1_000)).collect();
+    let is_over = AtomicBool::new(false);
+    let all: Vec<String> = ids.iter().map(i64::to_string).collect();
+    let batch = format!("/api/v1/products?ids={}", all.join(","));
+    let reads = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..READERS)
+            .map(|reader| {
+                let (shop, ids, answered, is_over, batch) =
+                    (&shop, &ids, &answered, &is_over, &batch);
+                scope.spawn(move || {
+                    let mut reads = 0;
+                    while !is_over.load(Ordering::Acquire) || reads < 50 {
+                        let path = match (reads + reader) % 4 {
+                            0 => batch.clone(),
+                            1 => "/api/v1/products?sort=newest".to_owned(),
+                            2 => "/api/v1/products/hot".to_owned(),
+                            _ => format!("/api/v1/products/{}", ids[reads % PRODUCTS]),
+                        };
+                        let known: Vec<i64> = answered
+                            .iter()
+                            .map(|price| price.load(Ordering::Acquire))
+                            .collect();
+                        let seen = prices(&shop.get(&path).send().expect(200));
+                        assert!(!seen.is_empty());
+                        for (at, id) in ids.iter().enumerate() {
+                            if let Some(price) = seen.get(id) {
+                                assert!(*price >= known[at], "{path}: {price} after {}", known[at]);
+                            }
+                        }
+                        reads += 1;
+                    }
+                    reads
+                })
+            })
+            .collect();
+        let writers: Vec<_> = (0..2)
+            .map(|writer| {
+                let (shop, ids, answered, staff) = (&shop, &ids, &answered, &staff);
+                scope.spawn(move || {
+                    for change in 1..=CHANGES {
+                        // Each has products of its own, so that prices only grow.
+                        for at in (writer..PRODUCTS).step_by(2) {
+                            let price = 1_000 + change;
+                            let path = format!("/api/v1/products/{}", ids[at]);
+                            let asked = shop.ask("PATCH", &path).token(staff);
+                            asked
+                                .json(&json!({"unit_amount": price}))
+                                .send()
+                                .expect(200);
+                            answered[at].store(price, Ordering::Release);
+                        }
+                    }
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer.join().expect("every change was made");
+        }
+        is_over.store(true, Ordering::Release);
+        let reads = readers
+            .into_iter()
+            .map(|reader| reader.join().expect("no old price"));
+        reads.sum::<usize>()
+    });
+    println!("{reads} reads beside {} changes", 3 * 2 * CHANGES);
+}
+
+#[test]
+fn each_way_to_change_a_product_or_a_sale_shows_at_once() {
+    let shop = Shop::open_with(|settings| settings.orders.payment_window_seconds = 0);
+    let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));
+    let buyer = shop.token(Role::Customer);
+    let product = shop.product(&staff, 10);
+    let path = format!("/api/v1/products/{product}");
+    let first = shop.get(&path).send();
+    let etag = first.header("etag").expect("a tag").to_owned();
+    assert_eq!(shop.stock(product), 10);
+    let same = shop.get(&path).header("If-None-Match", &etag).send();
+    assert_eq!(same.status, 304);
+
+    let order = shop.post("/api/v1/orders").token(&buyer);
+    let items = json!({"items": [{"product_id": product, "quantity": 3}]});
+    let order = order.json(&items).send().expect(201)["id"].clone();
+    assert_eq!(shop.stock(product), 7);
+    let other = shop.get(&path).header("If-None-Match", &etag).send();
+    assert_eq!(other.status, 200);
+    let cancel = format!("/api/v1/orders/{order}/cancel");
+    shop.post(&cancel).token(&admin).send().expect(200);
+    assert_eq!(shop.stock(product), 10);
+
+    let sale = shop.sale(&staff, product, 4, json!({}));
+    assert_eq!(shop.stock(product), 6);
+    let sale_path = format!("/api/v1/flash-sales/{sale}");
+    let remaining = || shop.get(&sale_path).send().expect(200)["remaining"].as_i64();
+    assert_eq!(remaining(), Some(4));
+    let claim = shop.post(&format!("{sale_path}/claims")).token(&buyer);
+    claim.send().expect(201);
+    assert_eq!(remaining(), Some(3));
+    let stop = format!("{sale_path}/stop");
+    shop.post(&stop).token(&staff).send().expect(200);
+    assert_eq!(shop.stock(product), 9);
+    assert_eq!(shop.get(&sale_path).send().expect(200)["state"], "stopped");
+
+    // A list knows of a new product, of a new price, and of one that is gone.
+    let cheapest = || {
+        let list = shop.get("/api/v1/products?sort=price_asc&limit=1").send();
+        list.expect(200)["items"][0]["id"].as_i64()
+    };
+    assert_eq!(cheapest(), Some(product));
+    let csv = "sku,name,currency,unit_amount,stock\nA,Cup,CNY,5,1\n";
+    let import = shop.post("/api/v1/products/import").token(&staff);
+    import.raw("text/csv", csv.as_bytes()).send().expect(200);
+    let cup = cheapest().expect("the cup");
+    assert_ne!(cup, product);
+    let patch = shop.ask("PATCH", &path).token(&staff);
+    patch.json(&json!({"unit_amount": 1})).send().expect(200);
+    assert_eq!(cheapest(), Some(product));
+    shop.ask("DELETE", &path).token(&staff).send().expect(204);
+    assert_eq!(cheapest(), Some(cup));
+    assert_eq!(shop.get(&path).send().status, 404);
+    let missing = format!("/api/v1/products?ids={product},{cup}");
+    let answer = shop.get(&missing).send().expect(200);
+    assert_eq!(answer["missing"], json!([product]));
+    assert_eq!(answer["items"][0]["id"].as_i64(), Some(cup));
+
+    // What was not there is there once it is made.
+    let next = cup + 1;
+    let next_path = format!("/api/v1/products/{next}");
+    assert_eq!(shop.get(&next_path).send().status, 404);
+    assert_eq!(shop.product(&staff, 1), next);
+    assert_eq!(shop.get(&next_path).send().status, 200);
+}
