@@ -20,7 +20,7 @@ use crate::auth::api::{AuthApi, Guarded};
 use crate::auth::{self, Auth, OnRegistered, Role, Scope, idempotency};
 use crate::cache::Cache;
 use crate::cache::api::CacheApi;
-use crate::clock::Clock;
+use crate::clock::{Clock, Stopwatch};
 use crate::config::{Settings, ms};
 use crate::flash_sale::api::{FlashSaleApi, ReadySales, SeckillApi};
 use crate::flash_sale::gate::Gate;
@@ -692,6 +692,7 @@ impl App {
         services.spawn(webhooks.run_upkeep(services_stopped.clone()));
         services.spawn(keep_gauges(
             store.clone(),
+            settings.database.readers,
             metrics.clone(),
             services_stopped.clone(),
         ));
@@ -831,9 +832,32 @@ impl App {
 }
 
 /// Brings the database's gauges up to date each second.
-async fn keep_gauges(store: Store, metrics: Metrics, mut stopped: watch::Receiver<bool>) {
+/// Part of the readers, in hundredths, from whose use on the log says that they are few.
+const POOL_WARNS_FROM: u32 = 80;
+/// Pause between two such lines.
+const POOL_WARNS_EVERY: Duration = Duration::from_secs(60);
+
+async fn keep_gauges(
+    store: Store,
+    readers: u32,
+    metrics: Metrics,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut warned: Option<Stopwatch> = None;
     loop {
         let stats = store.stats();
+        metrics
+            .db_connections_peak
+            .set(i64::from(stats.readers_peak));
+        let is_tight = stats.readers_peak.saturating_mul(100) >= readers * POOL_WARNS_FROM;
+        if is_tight && warned.is_none_or(|since| since.elapsed() >= POOL_WARNS_EVERY) {
+            warned = Some(Stopwatch::start());
+            tracing::warn!(
+                in_use = stats.readers_peak,
+                readers,
+                "nearly all reading connections are in use at once; database.readers allows more"
+            );
+        }
         metrics
             .db_connections_in_use
             .set(i64::from(stats.readers_in_use));

@@ -22,7 +22,7 @@ pub const FILE_NAME: &str = "onrush.toml";
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A key that no setting has.
-    #[error("{source_name}: there is no setting `{key}`{}", hint(.nearest))]
+    #[error("{source_name}: there is no setting `{key}`{}", hint(.key, .nearest))]
     UnknownKey {
         /// The key as written, dotted.
         key: String,
@@ -51,7 +51,54 @@ pub enum ConfigError {
     },
 }
 
-fn hint(nearest: &Option<String>) -> String {
+/// Settings that other pools of connections have, and what takes their place here.
+const OF_OTHER_POOLS: &[(&str, &str)] = &[
+    (
+        "pool_size",
+        "the connections that read are `database.readers`, and one more writes for all",
+    ),
+    (
+        "max_overflow",
+        "the number of connections is fixed, so raise `database.readers`",
+    ),
+    (
+        "pool_timeout",
+        "how long a read waits for a connection is `database.reader_timeout_ms`",
+    ),
+    (
+        "pool_recycle",
+        "a connection to a local file does not age, so none is renewed",
+    ),
+    (
+        "pool_pre_ping",
+        "a local file does not go away, so no connection is tried before its use",
+    ),
+    (
+        "pre_ping",
+        "a local file does not go away, so no connection is tried before its use",
+    ),
+    (
+        "pool_use_lifo",
+        "the connection that was used last is always lent out first",
+    ),
+    (
+        "lifo",
+        "the connection that was used last is always lent out first",
+    ),
+    (
+        "statement_timeout",
+        "how long a statement may read is `database.statement_timeout_ms`",
+    ),
+];
+
+fn hint(key: &str, nearest: &Option<String>) -> String {
+    let of_another = key.strip_prefix("database.").and_then(|name| {
+        let found = OF_OTHER_POOLS.iter().find(|(other, _)| *other == name);
+        found.map(|(_, word)| format!(": {word}"))
+    });
+    if let Some(word) = of_another {
+        return word;
+    }
     nearest
         .as_ref()
         .map(|key| format!("; did you mean `{key}`?"))
@@ -1646,6 +1693,24 @@ mod tests {
             error.to_string().contains("did you mean `server.port`?"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_settings_of_other_pools_are_told_what_takes_their_place() {
+        let told = |name: &str| {
+            let name = format!("ONRUSH_DATABASE__{}", name.to_uppercase());
+            let error = load(&env(&[(&name, "1")])).expect_err("unknown");
+            error.to_string()
+        };
+        for (name, word) in OF_OTHER_POOLS {
+            assert!(told(name).contains(word), "{name}");
+        }
+        let known = known_keys();
+        for (_, word) in OF_OTHER_POOLS {
+            for key in word.split('`').filter(|part| part.starts_with("database.")) {
+                assert!(known.contains_key(key), "{key}");
+            }
+        }
     }
 
     #[test]

@@ -75,6 +75,8 @@ pub struct Handles {
     pub db_connections_in_use: IntGauge,
     /// Readers that wait to be lent out.
     pub db_connections_idle: IntGauge,
+    /// The most readers that were lent out at once within the last second.
+    pub db_connections_peak: IntGauge,
     /// How long a read waited for its connection.
     pub db_connection_wait_seconds: Histogram,
     /// Writes that shared a commit.
@@ -198,6 +200,11 @@ impl Metrics {
                 r,
                 "db_connections_idle",
                 "Readers waiting to be lent out.",
+            )?,
+            db_connections_peak: int_gauge(
+                r,
+                "db_connections_peak",
+                "Most readers lent out at once within the last second.",
             )?,
             db_connection_wait_seconds: histogram(
                 r,

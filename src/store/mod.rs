@@ -16,7 +16,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
@@ -104,6 +104,9 @@ struct Inner {
     reader_timeout: Duration,
     statement_timeout: Duration,
     write_timeout: Duration,
+    /// Readers that are checked out, and the most that were since somebody last asked.
+    readers_in_use: AtomicU32,
+    readers_peak: AtomicU32,
     /// Writes waiting from which on a patient caller blocks for room instead of trying.
     patience_from: usize,
 }
@@ -115,6 +118,8 @@ pub struct StoreStats {
     pub readers_in_use: u32,
     /// Readers that are free.
     pub readers_idle: u32,
+    /// The most that were checked out at once since the last call.
+    pub readers_peak: u32,
     /// Jobs in the writer's queue.
     pub writes_waiting: usize,
     /// Size of the write-ahead log file in bytes.
@@ -154,6 +159,8 @@ impl Store {
             reader_timeout: ms(settings.reader_timeout_ms),
             statement_timeout: ms(settings.statement_timeout_ms),
             write_timeout: ms(settings.write_timeout_ms),
+            readers_in_use: AtomicU32::new(0),
+            readers_peak: AtomicU32::new(0),
             patience_from: settings.write_queue_max / 2,
         })))
     }
@@ -331,6 +338,7 @@ impl Store {
             .metrics
             .db_connection_wait_seconds
             .observe(watch.elapsed_seconds());
+        let _counted = Counted::new(&self.0);
         sqlite::with_limit(self.0.statement_timeout, || {
             snapshot(&conn, &self.0.statements, caller, work)
         })
@@ -348,6 +356,7 @@ impl Store {
     {
         match self.0.readers.try_get() {
             Some(conn) => {
+                let _counted = Counted::new(&self.0);
                 let mut tx = Tx::new(&conn, &self.0.statements, caller());
                 sqlite::with_limit(self.0.statement_timeout, || work(&mut tx))
             }
@@ -371,6 +380,10 @@ impl Store {
         StoreStats {
             readers_in_use: state.connections - state.idle_connections,
             readers_idle: state.idle_connections,
+            readers_peak: self.0.readers_peak.swap(
+                self.0.readers_in_use.load(Ordering::Relaxed),
+                Ordering::Relaxed,
+            ),
             writes_waiting: self.0.writer.waiting(),
             wal_bytes: self.0.checkpointer.wal_bytes(),
         }
@@ -380,6 +393,25 @@ impl Store {
     pub fn close(&self) {
         self.0.writer.stop();
         self.0.checkpointer.stop();
+    }
+}
+
+/// A reader that is checked out.
+struct Counted<'a>(&'a Inner);
+
+impl<'a> Counted<'a> {
+    fn new(store: &'a Inner) -> Self {
+        let now = store.readers_in_use.fetch_add(1, Ordering::Relaxed) + 1;
+        if store.readers_peak.load(Ordering::Relaxed) < now {
+            store.readers_peak.fetch_max(now, Ordering::Relaxed);
+        }
+        Self(store)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.readers_in_use.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
