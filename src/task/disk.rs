@@ -122,7 +122,7 @@ impl Guard {
     }
 
     /// Runs something that may hang, and does not wait for ever.
-    fn within<T: Send + 'static>(
+    pub(super) fn within<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, DiskError> {

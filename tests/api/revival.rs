@@ -197,6 +197,8 @@ fn a_retried_task_counts_in_its_batch_again_until_that_is_complete() {
     };
     let open = batch("open");
     place.run("open", "a", false);
+    // It is due later than the other from now on.
+    place.shop.clock.advance(Duration::from_secs(1));
     place.retry(&open[0]).expect(200);
     place.run("open", "b", true);
     place.nothing_waits("open-after");
@@ -223,14 +225,16 @@ fn cancelled_tasks_leave_the_delivery_at_once() {
         place.many(&json!({"tasks": vec![task; 200]}))
     };
     many(0);
-    many(3_600);
+    many(2_592_000);
     let figures = || {
         let queues = place.get("/queues");
         let of = queues["items"].as_array().expect("a list").iter();
         let of = of.filter(|queue| queue["name"] == "q").cloned();
         of.map(|queue| queue["ready"].as_u64().expect("a number")).sum::<u64>()
     };
+    // The figures are published once a second.
     let scheduled = || {
+        place.shop.clock.advance(Duration::from_secs(1));
         let metrics = place.shop.get("/metrics").token(&place.admin).send().body;
         let line = metrics.lines().find(|line| {
             line.starts_with("queue_depth") && line.contains(r#"state="scheduled""#)

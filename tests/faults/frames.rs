@@ -136,8 +136,8 @@ fn a_conversation_that_is_cut_anywhere_leaves_whole_commands_alone() {
         // A jid of its own each time, or the second would be the first.
         let text = whole.replace("cut-00000", &format!("cut-{end:05}"));
         stream.write_all(&text.as_bytes()[..end]).expect("sent");
-        if end % 2 == 0 {
-            // No more will be said, but it listens on.
+        if end % 2 == 0 || end == whole.len() {
+            // No more will be said, but it listens on: who is not there is not even greeted.
             stream.shutdown(Shutdown::Write).expect("half closed");
             drain(&mut stream);
         }

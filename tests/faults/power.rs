@@ -162,7 +162,7 @@ fn after_power_cuts_every_accepted_task_is_there_and_what_was_done_stays_done() 
     };
     let cuts = std::env::var("FAULT_CUTS").map_or(CUTS / 2, |text| text.parse().expect("a number"));
     // A small memory, so that the folder is in use as well.
-    let launch = Launch::new(&at.join("data")).set("ONRUSH_TASKS__INDEX_MEMORY_MAX", 50);
+    let launch = Launch::new(&at.join("data")).set("ONRUSH_TASKS__INDEX_MEMORY_MAX", 100);
     let (sale, mut server) = Sale::make(launch, 10);
     let told = Arc::new(Mutex::new(Told::default()));
     for cut in 0..cuts {

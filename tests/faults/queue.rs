@@ -20,7 +20,7 @@ use crate::support::receiver::{Reaction, Receiver};
 /// Nearly all that waits is in `queue/`; a disk that hangs is given up soon.
 fn launch(dir: &Path) -> Launch {
     Launch::new(dir)
-        .set("ONRUSH_TASKS__INDEX_MEMORY_MAX", 50)
+        .set("ONRUSH_TASKS__INDEX_MEMORY_MAX", 100)
         .set("ONRUSH_TASKS__INDEX_TIMEOUT_MS", 500)
         .set("ONRUSH_OUTGOING__ALLOW_INTERNAL", "127.0.0.0/8")
 }

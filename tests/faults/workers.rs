@@ -188,12 +188,15 @@ fn killed_at_every_step_of_an_outside_workers_task_each_is_completed_once() {
         "writer.after_commit",
     ] {
         for count in [1, 2] {
-            // A run that nobody ends, so that there is one to be taken back.
+            // Runs that nobody ends, so that there are some to be taken back.
             let server = launch(&dir).start();
             let mut client = Client::new(server.address);
             let key = format!("{point}:{count}");
-            let made = ledger.enqueue(&mut client, &sale, format!("{key}:left"), None);
-            assert!(made.is_ok() && ledger.fetch(&mut client, &sale, 5).is_ok());
+            for number in 0..count {
+                let left = format!("{key}:left:{number}");
+                let made = ledger.enqueue(&mut client, &sale, left, None);
+                assert!(made.is_ok() && ledger.fetch(&mut client, &sale, 5).is_ok());
+            }
             server.kill().assert_killed();
 
             let armed = launch(&dir).set("FAULT_KILL_AT", &key);
