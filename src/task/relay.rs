@@ -8,9 +8,9 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::index::{Found, Index};
 pub use super::index::QueueStats;
+use super::index::{Found, Index};
 use super::life::recover;
 use super::{Changes, ENQUEUED, Entry, QueueRow, TaskError, TaskId, TaskState, sql};
 use crate::clock::{Clock, Timestamp};
@@ -650,9 +650,9 @@ impl Loop {
         if jump.abs() >= JUMP_MICROS {
             let leases = self.index.leases();
             let moved = self.parts.store.write_blocking(move |tx| {
-                leases.into_iter().try_for_each(|(id, attempt, ends)| {
-                    sql::shift_run(tx, id, attempt, ends, jump)
-                })
+                leases
+                    .into_iter()
+                    .try_for_each(|(id, attempt, ends)| sql::shift_run(tx, id, attempt, ends, jump))
             });
             if let Err(error) = moved {
                 tracing::warn!(%error, "runs could not follow the clock; it is tried again");

@@ -128,11 +128,7 @@ fn take_key_again(
     Ok(holder.filter(|holder| *holder != id))
 }
 
-fn count_in_batch_again(
-    tx: &mut Tx<'_>,
-    id: TaskId,
-    before: &GivenUp,
-) -> Result<(), StoreError> {
+fn count_in_batch_again(tx: &mut Tx<'_>, id: TaskId, before: &GivenUp) -> Result<(), StoreError> {
     if let Some(batch) = &before.batch_id
         && !sql::count_up_batch(tx, batch)?
     {

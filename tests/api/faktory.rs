@@ -812,13 +812,14 @@ fn a_batch_that_is_never_committed_is_dropped_once_nothing_of_it_is_pending() {
     });
     let mut raw = place.worker_by_hand("w");
     let begin = |raw: &mut Raw| {
-        raw.ask(r#"BATCH NEW {"description":"d","success":{"jid":"callback","jobtype":"c","args":[]}}"#)
+        raw.ask(
+            r#"BATCH NEW {"description":"d","success":{"jid":"callback","jobtype":"c","args":[]}}"#,
+        )
     };
     let (empty, pending, committed) = (begin(&mut raw), begin(&mut raw), begin(&mut raw));
     for (bid, jid) in [(&pending, "pending-1"), (&committed, "committed-1")] {
-        let push = format!(
-            r#"PUSH {{"jid":"{jid}","jobtype":"x","args":[],"custom":{{"bid":"{bid}"}}}}"#
-        );
+        let push =
+            format!(r#"PUSH {{"jid":"{jid}","jobtype":"x","args":[],"custom":{{"bid":"{bid}"}}}}"#);
         assert_eq!(raw.ask(&push), "+OK");
     }
     assert_eq!(raw.ask(&format!("BATCH COMMIT {committed}")), "+OK");
@@ -828,7 +829,9 @@ fn a_batch_that_is_never_committed_is_dropped_once_nothing_of_it_is_pending() {
         raw.ask(&format!("BATCH STATUS {bid}"))
     };
     let is_gone = |place: &Place, bid: &str| status(place, bid).starts_with("-ERR No such batch");
-    place.shop.wait_until("the empty one is gone", || is_gone(&place, &empty));
+    place
+        .shop
+        .wait_until("the empty one is gone", || is_gone(&place, &empty));
     for bid in [&pending, &committed] {
         assert!(status(&place, bid).contains(r#""pending":1"#), "it stays");
     }
@@ -837,9 +840,14 @@ fn a_batch_that_is_never_committed_is_dropped_once_nothing_of_it_is_pending() {
         let job: Value = serde_json::from_str(&raw.ask("FETCH default")).expect("a job");
         assert_eq!(raw.ask(&format!(r#"ACK {{"jid":{}}}"#, job["jid"])), "+OK");
     }
-    place.shop.wait_until("the other is gone", || is_gone(&place, &pending));
+    place
+        .shop
+        .wait_until("the other is gone", || is_gone(&place, &pending));
     assert!(status(&place, &committed).contains(r#""pending":0"#));
     place.admin = place.shop.token(Role::Admin);
     let callback = place.task("c");
-    assert_eq!(callback["state"], "available", "of the one that was committed");
+    assert_eq!(
+        callback["state"], "available",
+        "of the one that was committed"
+    );
 }

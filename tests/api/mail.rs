@@ -245,7 +245,11 @@ fn with_real(
     ca: Option<&std::path::Path>,
     password: &str,
 ) -> impl FnOnce(&mut Settings) {
-    let (port, ca, password) = (server.port, ca.map(std::path::Path::to_owned), password.to_owned());
+    let (port, ca, password) = (
+        server.port,
+        ca.map(std::path::Path::to_owned),
+        password.to_owned(),
+    );
     move |settings| {
         settings.mail.smtp_host = "localhost".to_owned();
         settings.mail.smtp_port = port;
@@ -274,7 +278,10 @@ fn a_real_mail_server_takes_mails_over_tls_after_a_login() {
         let mails = server.mails();
         assert_eq!(mails.len(), 1, "{mode}");
         let both = parts(&mails[0]);
-        assert!(both[0].contains("李雷 & 韩梅梅，您好："), "{mode}: {both:?}");
+        assert!(
+            both[0].contains("李雷 & 韩梅梅，您好："),
+            "{mode}: {both:?}"
+        );
         assert!(both[1].contains("李雷 &amp; 韩梅梅"), "{mode}: {both:?}");
         assert_eq!(outbox(&shop), Vec::<String>::new());
     }
@@ -319,7 +326,9 @@ fn a_password_is_never_told_to_a_server_without_tls() {
     let lines = plain.lines();
     assert!(!lines.is_empty(), "it was asked");
     assert!(
-        !lines.iter().any(|line| line.starts_with("AUTH") || line.starts_with("MAIL")),
+        !lines
+            .iter()
+            .any(|line| line.starts_with("AUTH") || line.starts_with("MAIL")),
         "{lines:?}"
     );
 }

@@ -73,7 +73,10 @@ impl Place {
 
     fn nothing_waits(&self, queue: &str) {
         let path = format!("/queues/{queue}/fetch");
-        assert_eq!(self.post(&path, &json!({})).expect(200)["task"], Value::Null);
+        assert_eq!(
+            self.post(&path, &json!({})).expect(200)["task"],
+            Value::Null
+        );
     }
 }
 
@@ -94,13 +97,18 @@ fn a_retried_task_takes_its_key_again_or_is_told_who_has_it() {
         assert_eq!(refused.outcome(), "409 task_key_held");
         assert!(refused.body.contains(&second), "{refused:?}");
         assert_eq!(place.states(&[first.clone()]), ["discarded"], "untouched");
-        let bulk = place.post("/tasks/bulk", &json!({"action": "retry", "state": "discarded", "queue": "q"}));
+        let bulk = place.post(
+            "/tasks/bulk",
+            &json!({"action": "retry", "state": "discarded", "queue": "q"}),
+        );
         assert_eq!(bulk.expect(200)["changed"], 0);
         place.run("q", "x", true);
         // Now it is free.
         place.retry(&first).expect(200);
         assert_eq!(again(), ("duplicate".to_owned(), first.clone()));
-        let run = place.post("/queues/q/fetch", &json!({"wait_seconds": 10})).expect(200);
+        let run = place
+            .post("/queues/q/fetch", &json!({"wait_seconds": 10}))
+            .expect(200);
         assert_eq!(run["task"]["id"], json!(first));
         let (outcome, third) = again();
         match until {
@@ -142,15 +150,24 @@ fn what_was_cancelled_because_of_a_task_waits_for_it_again() {
         {"name": "three", "queue": "c", "unique_key": "three"}]}));
     place.run("c", "one", true);
     place.run("c", "two", false);
-    assert_eq!(place.states(&chain), ["completed", "discarded", "cancelled"]);
+    assert_eq!(
+        place.states(&chain),
+        ["completed", "discarded", "cancelled"]
+    );
     place.retry(&chain[1]).expect(200);
-    assert_eq!(place.states(&chain), ["completed", "available", "scheduled"]);
+    assert_eq!(
+        place.states(&chain),
+        ["completed", "available", "scheduled"]
+    );
     let duplicate = json!({"name": "three", "queue": "c", "unique_key": "three"});
     let duplicate = place.post("/tasks", &duplicate).expect(202);
     assert_eq!(duplicate["outcome"], "duplicate", "it has its key again");
     // Twice makes no difference.
     place.run("c", "two", false);
-    assert_eq!(place.states(&chain), ["completed", "discarded", "cancelled"]);
+    assert_eq!(
+        place.states(&chain),
+        ["completed", "discarded", "cancelled"]
+    );
     place.retry(&chain[1]).expect(200);
     place.run("c", "two", true);
     place.run("c", "three", true);
@@ -164,26 +181,36 @@ fn what_was_cancelled_because_of_a_task_waits_for_it_again() {
     let both = place.enqueue(&json!({"name": "both", "queue": "g", "after": graph}));
     let last = place.enqueue(&json!({"name": "last", "queue": "g", "after": [both]}));
     let by_hand = place.enqueue(&json!({"name": "by hand", "queue": "g", "after": graph}));
-    let anyway = place.enqueue(
-        &json!({"name": "anyway", "queue": "g", "after": graph, "after_failure": true}),
-    );
-    place.post(&format!("/tasks/{by_hand}/cancel"), &json!({})).expect(200);
+    let anyway = place
+        .enqueue(&json!({"name": "anyway", "queue": "g", "after": graph, "after_failure": true}));
+    place
+        .post(&format!("/tasks/{by_hand}/cancel"), &json!({}))
+        .expect(200);
     place.run("g", "left", false);
     place.run("g", "right", false);
     place.run("g", "anyway", true);
     let rest = [both.clone(), last.clone(), by_hand.clone(), anyway];
-    assert_eq!(place.states(&rest), ["cancelled", "cancelled", "cancelled", "completed"]);
+    assert_eq!(
+        place.states(&rest),
+        ["cancelled", "cancelled", "cancelled", "completed"]
+    );
     place.retry(&graph[0]).expect(200);
     assert_eq!(place.states(&rest[..1]), ["cancelled"], "the other is dead");
     place.run("g", "left", true);
     assert_eq!(place.states(&rest[..1]), ["cancelled"]);
     place.retry(&graph[1]).expect(200);
-    assert_eq!(place.states(&rest), ["scheduled", "scheduled", "cancelled", "completed"]);
+    assert_eq!(
+        place.states(&rest),
+        ["scheduled", "scheduled", "cancelled", "completed"]
+    );
     assert_eq!(place.get(&format!("/tasks/{both}"))["waiting_on"], 1);
     place.run("g", "right", true);
     place.run("g", "both", true);
     place.run("g", "last", true);
-    assert_eq!(place.states(&rest), ["completed", "completed", "cancelled", "completed"]);
+    assert_eq!(
+        place.states(&rest),
+        ["completed", "completed", "cancelled", "completed"]
+    );
     place.nothing_waits("g");
 }
 
@@ -230,30 +257,43 @@ fn cancelled_tasks_leave_the_delivery_at_once() {
         let queues = place.get("/queues");
         let of = queues["items"].as_array().expect("a list").iter();
         let of = of.filter(|queue| queue["name"] == "q").cloned();
-        of.map(|queue| queue["ready"].as_u64().expect("a number")).sum::<u64>()
+        of.map(|queue| queue["ready"].as_u64().expect("a number"))
+            .sum::<u64>()
     };
     // The figures are published once a second.
     let scheduled = || {
         place.shop.clock.advance(Duration::from_secs(1));
         let metrics = place.shop.get("/metrics").token(&place.admin).send().body;
-        let line = metrics.lines().find(|line| {
-            line.starts_with("queue_depth") && line.contains(r#"state="scheduled""#)
-        });
-        line.and_then(|line| line.rsplit_once(' ')).map(|(_, count)| count.to_owned())
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("queue_depth") && line.contains(r#"state="scheduled""#));
+        line.and_then(|line| line.rsplit_once(' '))
+            .map(|(_, count)| count.to_owned())
     };
     place.shop.wait_until("all are known", || {
         figures() == 200 && scheduled().as_deref() == Some("200")
     });
     let cancel = json!({"action": "cancel", "queue": "q"});
-    assert_eq!(place.post("/tasks/bulk", &cancel).expect(200)["changed"], 400);
-    place.shop.wait_until("none is left in the index", || figures() == 0);
+    assert_eq!(
+        place.post("/tasks/bulk", &cancel).expect(200)["changed"],
+        400
+    );
+    place
+        .shop
+        .wait_until("none is left in the index", || figures() == 0);
     place.shop.wait_until("none waits for its time", || {
         scheduled().as_deref() == Some("0")
     });
     // A rate that lets one through each hour is not spent on what was cancelled.
     let limit = json!({"rate_limit": 1, "rate_period_ms": 3_600_000});
     let path = "/api/v1/queues/q";
-    place.shop.ask("PATCH", path).token(&place.admin).json(&limit).send().expect(200);
+    place
+        .shop
+        .ask("PATCH", path)
+        .token(&place.admin)
+        .json(&limit)
+        .send()
+        .expect(200);
     place.enqueue(&json!({"name": "alive", "queue": "q"}));
     place.run("q", "alive", true);
     place.nothing_waits("q");

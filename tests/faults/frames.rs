@@ -54,7 +54,9 @@ impl Place {
 
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.faktory).expect("connected");
-        stream.set_read_timeout(Some(super::PATIENCE)).expect("a limit");
+        stream
+            .set_read_timeout(Some(super::PATIENCE))
+            .expect("a limit");
         stream
     }
 
@@ -67,13 +69,17 @@ impl Place {
     }
 
     fn get(&self, path: &str) -> Value {
-        Client::new(self.server.address).get(path, &self.sale.admin).json()
+        Client::new(self.server.address)
+            .get(path, &self.sale.admin)
+            .json()
     }
 
     fn names(&self) -> Vec<String> {
         let page = self.get("/api/v1/tasks?limit=200");
         let items = page["items"].as_array().expect("a list").iter();
-        items.map(|task| task["name"].as_str().expect("a name").to_owned()).collect()
+        items
+            .map(|task| task["name"].as_str().expect("a name").to_owned())
+            .collect()
     }
 
     fn resident_kib(&self) -> u64 {
@@ -85,8 +91,12 @@ impl Place {
     }
 
     fn connections(&self) -> String {
-        let text = Client::new(self.server.address).get("/metrics", &self.sale.admin).body;
-        let line = text.lines().find_map(|line| line.strip_prefix("faktory_connections_open "));
+        let text = Client::new(self.server.address)
+            .get("/metrics", &self.sale.admin)
+            .body;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("faktory_connections_open "));
         line.expect("a gauge").to_owned()
     }
 
@@ -103,7 +113,10 @@ fn line(stream: &mut BufReader<TcpStream>) -> String {
 }
 
 fn ask(stream: &mut BufReader<TcpStream>, command: &str) -> String {
-    stream.get_mut().write_all(format!("{command}\r\n").as_bytes()).expect("sent");
+    stream
+        .get_mut()
+        .write_all(format!("{command}\r\n").as_bytes())
+        .expect("sent");
     line(stream)
 }
 
@@ -182,10 +195,16 @@ fn whoever_never_reads_is_closed_in_time_and_others_are_served() {
     for thread in deaf {
         thread.join().expect("it was cut off");
     }
-    assert!(longest < Duration::from_secs(5), "an honest one waited {longest:?}");
+    assert!(
+        longest < Duration::from_secs(5),
+        "an honest one waited {longest:?}"
+    );
     until("they have gone", || place.connections() == "1");
     let more = place.resident_kib().saturating_sub(before);
-    assert!(more < MORE_KIB_MAX, "{more} KiB for clients that do not read");
+    assert!(
+        more < MORE_KIB_MAX,
+        "{more} KiB for clients that do not read"
+    );
     assert_eq!(ask(&mut honest, "END"), "+OK");
     place.end();
 }
@@ -219,7 +238,16 @@ fn frames_that_never_end_or_are_noise_are_cut_off_within_bounded_memory() {
         if number % 2 == 0 {
             bytes.extend_from_slice(b"HELLO {\"v\":2}\r\n");
         }
-        let verbs = ["PUSH ", "PUSHB ", "FETCH ", "ACK ", "FAIL ", "BATCH NEW ", "TRACK SET ", ""];
+        let verbs = [
+            "PUSH ",
+            "PUSHB ",
+            "FETCH ",
+            "ACK ",
+            "FAIL ",
+            "BATCH NEW ",
+            "TRACK SET ",
+            "",
+        ];
         for _ in 0..5 {
             bytes.extend_from_slice(verbs[random.random_range(0..verbs.len())].as_bytes());
             let count = random.random_range(0..200);
@@ -289,14 +317,31 @@ fn jobs_and_reports_of_the_wrong_kind_are_refused_and_the_connection_lives_on() 
             });
         assert!(is_refused, "{command}: {said}");
     }
-    assert_eq!(place.names(), Vec::<String>::new(), "nothing of it was made");
+    assert_eq!(
+        place.names(),
+        Vec::<String>::new(),
+        "nothing of it was made"
+    );
 
     // Lies about jobs: of another worker, of the server's own, twice, before they were fetched.
-    assert_eq!(ask(&mut raw, r#"PUSH {"jid":"job-0001","jobtype":"x","args":[]}"#), "+OK");
-    assert_eq!(ask(&mut raw, r#"ACK {"jid":"job-0001"}"#), "+OK", "as to a late one");
+    assert_eq!(
+        ask(
+            &mut raw,
+            r#"PUSH {"jid":"job-0001","jobtype":"x","args":[]}"#
+        ),
+        "+OK"
+    );
+    assert_eq!(
+        ask(&mut raw, r#"ACK {"jid":"job-0001"}"#),
+        "+OK",
+        "as to a late one"
+    );
     assert!(ask(&mut raw, r#"FAIL {"jid":"job-0001"}"#).starts_with("-ERR Job not found"));
     let first = place.get("/api/v1/tasks?name=x");
-    assert_eq!(first["items"][0]["state"], "available", "and nothing of it counted");
+    assert_eq!(
+        first["items"][0]["state"], "available",
+        "and nothing of it counted"
+    );
     raw.get_mut().write_all(b"FETCH default\r\n").expect("sent");
     assert!(line(&mut raw).starts_with('$'));
     assert!(line(&mut raw).contains("job-0001"));
@@ -311,9 +356,16 @@ fn jobs_and_reports_of_the_wrong_kind_are_refused_and_the_connection_lives_on() 
         ask(&mut other, &format!(r#"ACK {{"jid":"{id}"}}"#)).starts_with("-ERR Job not found"),
         "a job is known by the id that it came with"
     );
-    assert_eq!(place.get(&format!("/api/v1/tasks/{id}"))["state"], "running");
+    assert_eq!(
+        place.get(&format!("/api/v1/tasks/{id}"))["state"],
+        "running"
+    );
     assert_eq!(ask(&mut raw, r#"ACK {"jid":"job-0001"}"#), "+OK");
-    assert_eq!(ask(&mut raw, r#"ACK {"jid":"job-0001"}"#), "+OK", "twice is once");
+    assert_eq!(
+        ask(&mut raw, r#"ACK {"jid":"job-0001"}"#),
+        "+OK",
+        "twice is once"
+    );
     assert_eq!(place.get(&format!("/api/v1/tasks/{id}"))["attempt"], 1);
     place.end();
 }
@@ -344,21 +396,31 @@ fn what_workers_say_over_http_is_checked_field_by_field() {
         ("ack", ""),
         ("fail", r#"{"attempt":1,"error":7}"#),
         ("fail", r#"{"attempt":1,"error":"x","retry":"no"}"#),
-        ("fail", r#"{"attempt":1,"error":"x","retry_after_seconds":-1}"#),
+        (
+            "fail",
+            r#"{"attempt":1,"error":"x","retry_after_seconds":-1}"#,
+        ),
         ("heartbeat", r#"{"attempt":1,"lease_seconds":0}"#),
         ("heartbeat", r#"{"attempt":1,"lease_seconds":3601}"#),
         ("progress", r#"{"attempt":1,"percent":"half"}"#),
         ("progress", r#"{"attempt":1,"log":"one"}"#),
     ] {
         let answer = post(&format!("/tasks/{id}/{what}"), body);
-        assert!(matches!(answer.status, 400 | 422), "{what} {body}: {answer:?}");
+        assert!(
+            matches!(answer.status, 400 | 422),
+            "{what} {body}: {answer:?}"
+        );
         assert!(!answer.code().is_empty(), "{what} {body}: {answer:?}");
     }
     // A result that is too large is refused, and the run goes on.
     let large = json!({"attempt": 1, "result": "x".repeat(70_000)}).to_string();
     let answer = post(&format!("/tasks/{id}/ack"), &large);
     assert!(matches!(answer.status, 413 | 422), "{answer:?}");
-    let deep = format!(r#"{{"attempt":1,"result":{}{}}}"#, "[".repeat(500), "]".repeat(500));
+    let deep = format!(
+        r#"{{"attempt":1,"result":{}{}}}"#,
+        "[".repeat(500),
+        "]".repeat(500)
+    );
     assert_eq!(post(&format!("/tasks/{id}/ack"), &deep).status, 400);
     // Attempts that are not: later, earlier, another's.
     for attempt in [0, 2, u32::MAX] {
@@ -371,8 +433,14 @@ fn what_workers_say_over_http_is_checked_field_by_field() {
     }
     let never = "018f0000-0000-7000-8000-000000000000";
     let answer = post(&format!("/tasks/{never}/ack"), r#"{"attempt":1}"#);
-    assert_eq!((answer.status, answer.code().as_str()), (404, "task_not_found"));
-    assert_eq!(place.get(&format!("/api/v1/tasks/{id}"))["state"], "running");
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (404, "task_not_found")
+    );
+    assert_eq!(
+        place.get(&format!("/api/v1/tasks/{id}"))["state"],
+        "running"
+    );
     // Half a request does nothing, and whoever sends it is not waited for.
     let mut half = TcpStream::connect(place.server.address).expect("connected");
     let head = format!(

@@ -124,7 +124,10 @@ fn busy(address: SocketAddr, token: String, told: Arc<Mutex<Told>>, makes: bool)
             let ack = json!({"attempt": answer["task"]["attempt"]});
             match client.post(&format!("/api/v1/tasks/{id}/ack"), &token, &ack) {
                 Some(answer) if answer.status == 204 => {
-                    told.lock().expect("told").acknowledged.insert(id.to_owned());
+                    told.lock()
+                        .expect("told")
+                        .acknowledged
+                        .insert(id.to_owned());
                 }
                 // The lease ran out on the way.
                 Some(answer) => assert_eq!(answer.status, 409, "{answer:?}"),
@@ -189,18 +192,27 @@ fn after_power_cuts_every_accepted_task_is_there_and_what_was_done_stays_done() 
         server = sale.launch.start();
         let (told, found) = (told.lock().expect("told"), states(&server, &sale));
         for id in &told.accepted {
-            assert!(found.contains_key(id), "cut {cut}: accepted task {id} is gone");
+            assert!(
+                found.contains_key(id),
+                "cut {cut}: accepted task {id} is gone"
+            );
         }
         for id in &told.acknowledged {
             let state = found.get(id).map(String::as_str);
-            assert_eq!(state, Some("completed"), "cut {cut}: task {id} was acknowledged");
+            assert_eq!(
+                state,
+                Some("completed"),
+                "cut {cut}: task {id} was acknowledged"
+            );
         }
     }
     // What is left is still given out, to the last one.
     let token = sale.admin.clone();
     let worker = busy(server.address, token, Arc::clone(&told), false);
     until("all are done", || {
-        states(&server, &sale).values().all(|state| state == "completed")
+        states(&server, &sale)
+            .values()
+            .all(|state| state == "completed")
     });
     server.kill().assert_killed();
     worker.join().expect("it went home");

@@ -178,7 +178,10 @@ impl Server {
         let mut found = None;
         until(words, || {
             let log = self.log.lock().expect("log");
-            found = log.lines().find(|line| line.contains(words)).map(str::to_owned);
+            found = log
+                .lines()
+                .find(|line| line.contains(words))
+                .map(str::to_owned);
             found.is_some()
         });
         found.expect("it was said")

@@ -105,7 +105,12 @@ impl Load {
             } else {
                 ("ack", json!({"attempt": attempt, "result": {"done": true}}))
             };
-            self.ask(client, &format!("/api/v1/tasks/{id}/{what}"), &self.admin, &body);
+            self.ask(
+                client,
+                &format!("/api/v1/tasks/{id}/{what}"),
+                &self.admin,
+                &body,
+            );
         }
     }
 }
@@ -143,7 +148,9 @@ fn grown(samples: &[[f64; 4]]) -> Vec<String> {
         let of = |part: &[[f64; 4]]| median(&part.iter().map(|row| row[at]).collect::<Vec<_>>());
         let (before, after) = (of(first), of(last));
         let most = before * (1.0 + share) + more;
-        note(&format!("{name}: first third {before:.1}, last third {after:.1}, at most {most:.1}"));
+        note(&format!(
+            "{name}: first third {before:.1}, last third {after:.1}, at most {most:.1}"
+        ));
         if after > most {
             grown.push(format!("{name} grew from {before:.1} to {after:.1}"));
         }
@@ -154,7 +161,9 @@ fn grown(samples: &[[f64; 4]]) -> Vec<String> {
 #[test]
 fn growth_beyond_the_margins_is_seen() {
     let rows = |step: f64| -> Vec<[f64; 4]> {
-        (0..36).map(|at| [100.0 + step * f64::from(at), 4.0, 8.0, 5.0]).collect()
+        (0..36)
+            .map(|at| [100.0 + step * f64::from(at), 4.0, 8.0, 5.0])
+            .collect()
     };
     assert_eq!(grown(&rows(0.5)), Vec::<String>::new());
     assert_eq!(grown(&rows(4.0)).len(), 1);
@@ -179,8 +188,12 @@ fn hours_at_half_load_let_nothing_grow() {
         .set("ONRUSH_TASKS__RETENTION_SECONDS", 60)
         .set("ONRUSH_TASKS__INDEX_MEMORY_MAX", 200);
     let (sale, server) = Sale::make(launch, 10_000_000);
-    for (name, cron) in [("each_second", "* * * * * *"), ("each_third", "*/3 * * * * *")] {
-        let body = json!({"name": name, "cron": cron, "task": "tick", "queue": "q", "overlap": "allow"});
+    for (name, cron) in [
+        ("each_second", "* * * * * *"),
+        ("each_third", "*/3 * * * * *"),
+    ] {
+        let body =
+            json!({"name": name, "cron": cron, "task": "tick", "queue": "q", "overlap": "allow"});
         let made = Client::new(server.address).post("/api/v1/schedules", &sale.admin, &body);
         assert_eq!(made.expect("an answer").status, 201);
     }
@@ -225,7 +238,12 @@ fn hours_at_half_load_let_nothing_grow() {
         micros.sort_unstable();
         let p99 = micros.get(micros.len() * 99 / 100).copied().unwrap_or(0) as f64 / 1_000.0;
         let mib = |path: &str| size(&dir.join(path)) as f64 / 1_048_576.0;
-        let row = [resident_mib(&server), mib("onrush.db-wal"), mib("queue"), p99];
+        let row = [
+            resident_mib(&server),
+            mib("onrush.db-wal"),
+            mib("queue"),
+            p99,
+        ];
         note(&format!(
             "{:>6.0} {:>5.0} {:>8.1} {:>10.1} {:>13.1} {:>11.0} {:>7.1} {:>8}",
             watch.elapsed().as_secs_f64(),

@@ -131,7 +131,11 @@ impl Ledger {
             };
             let attempt = &run["attempt"];
             self.unended = Some(match number {
-                0 => ("fail", id.to_owned(), json!({"attempt": attempt, "error": "again"})),
+                0 => (
+                    "fail",
+                    id.to_owned(),
+                    json!({"attempt": attempt, "error": "again"}),
+                ),
                 _ => ("ack", id.to_owned(), json!({"attempt": attempt})),
             });
             self.end(client, sale)?;
@@ -148,19 +152,25 @@ impl Ledger {
             self.enqueue_again(&mut client, sale).unwrap_or_else(known);
         }
         if self.unended.is_some() {
-            self.end(&mut client, sale).unwrap_or_else(|gone| panic!("{:?}", known(gone)));
+            self.end(&mut client, sale)
+                .unwrap_or_else(|gone| panic!("{:?}", known(gone)));
         }
         let left = || {
             let all = tasks(server.address, sale, "x");
-            all.iter().filter(|task| task["state"] != "completed").count()
+            all.iter()
+                .filter(|task| task["state"] != "completed")
+                .count()
         };
         while left() > 0 {
             assert!(watch.elapsed() < super::PATIENCE, "{} are left", left());
-            let run = self.fetch(&mut client, sale, 1).unwrap_or_else(|_| panic!("gone"));
+            let run = self
+                .fetch(&mut client, sale, 1)
+                .unwrap_or_else(|_| panic!("gone"));
             if let Some(id) = run["id"].as_str() {
                 let body = json!({"attempt": run["attempt"]});
                 self.unended = Some(("ack", id.to_owned(), body));
-                self.end(&mut client, sale).unwrap_or_else(|_| panic!("gone"));
+                self.end(&mut client, sale)
+                    .unwrap_or_else(|_| panic!("gone"));
             }
         }
         watch.elapsed()
@@ -205,7 +215,10 @@ fn killed_at_every_step_of_an_outside_workers_task_each_is_completed_once() {
                 let mut client = Client::new(server.address);
                 let watch = Stopwatch::start();
                 let mut number = 0;
-                while ledger.turn(&mut client, &sale, &format!("{key}:{number}")).is_ok() {
+                while ledger
+                    .turn(&mut client, &sale, &format!("{key}:{number}"))
+                    .is_ok()
+                {
                     number += 1;
                     assert!(watch.elapsed() < super::PATIENCE, "{key} is never reached");
                 }
@@ -318,7 +331,12 @@ struct Process(Child);
 impl Process {
     fn start(command: &mut Command) -> Self {
         let command = command.process_group(0).stdin(Stdio::null());
-        Self(command.stdout(Stdio::null()).spawn().expect("it can be run"))
+        Self(
+            command
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("it can be run"),
+        )
     }
 
     fn kill(mut self) {
@@ -406,28 +424,51 @@ fn a_killed_curl_worker_loses_its_task_to_another_and_poison_is_set_aside() {
     let fetch = json!({"wait_seconds": 20, "lease_seconds": 60, "worker": "second"});
     let run = post(&server, &sale, "/queues/q/fetch", &fetch).json()["task"].clone();
     assert_eq!((&run["id"], &run["attempt"]), (&json!(id), &json!(2)));
-    assert!(killed.elapsed() < Duration::from_secs(LEASE_SECONDS + 3), "{:?}", killed.elapsed());
+    assert!(
+        killed.elapsed() < Duration::from_secs(LEASE_SECONDS + 3),
+        "{:?}",
+        killed.elapsed()
+    );
     for (what, body) in [
         ("ack", json!({"attempt": 1})),
         ("fail", json!({"attempt": 1, "error": "late"})),
         ("heartbeat", json!({"attempt": 1})),
     ] {
         let late = post(&server, &sale, &format!("/tasks/{id}/{what}"), &body);
-        assert_eq!((late.status, late.code().as_str()), (409, "fenced"), "{late:?}");
-        assert!(late.body.contains("attempt 1 of the task is over"), "{late:?}");
+        assert_eq!(
+            (late.status, late.code().as_str()),
+            (409, "fenced"),
+            "{late:?}"
+        );
+        assert!(
+            late.body.contains("attempt 1 of the task is over"),
+            "{late:?}"
+        );
     }
     let seen = task(&server, &sale, &id);
-    assert_eq!((&seen["state"], &seen["crashes"]), (&json!("running"), &json!(1)));
+    assert_eq!(
+        (&seen["state"], &seen["crashes"]),
+        (&json!("running"), &json!(1))
+    );
     assert_eq!(seen["attempts"][0]["outcome"], "crashed");
-    let ack = post(&server, &sale, &format!("/tasks/{id}/ack"), &json!({"attempt": 2}));
+    let ack = post(
+        &server,
+        &sale,
+        &format!("/tasks/{id}/ack"),
+        &json!({"attempt": 2}),
+    );
     assert_eq!(ack.status, 204, "{ack:?}");
 
     let poison = enqueue(&server, &sale, json!({}));
     for attempt in 1..=3 {
         let worker = curl_worker(&server, &sale);
-        until("it has the task", || is_running(&server, &sale, &poison, attempt));
+        until("it has the task", || {
+            is_running(&server, &sale, &poison, attempt)
+        });
         worker.kill();
-        until("it is taken back", || !is_running(&server, &sale, &poison, attempt));
+        until("it is taken back", || {
+            !is_running(&server, &sale, &poison, attempt)
+        });
     }
     let dead = task(&server, &sale, &poison);
     assert_eq!(dead["state"], "discarded", "{dead}");
@@ -450,7 +491,10 @@ fn as_a_faktory_worker() {
             .register_fn("x", |_job| std::future::pending())
             .connect_to(&url);
         let mut worker = worker.await.expect("connected");
-        worker.run(&["q"]).await.expect("it runs until it is killed");
+        worker
+            .run(&["q"])
+            .await
+            .expect("it runs until it is killed");
     });
 }
 
@@ -480,7 +524,11 @@ fn a_killed_faktory_client_loses_its_job_to_another_and_poison_is_set_aside() {
         .set("ONRUSH_FAKTORY__PORT", 0);
     let (sale, server) = Sale::make(launch, 10);
     let line = server.says("(Faktory)");
-    let url = line.split_whitespace().nth(1).expect("an address").to_owned();
+    let url = line
+        .split_whitespace()
+        .nth(1)
+        .expect("an address")
+        .to_owned();
     let short = json!({"timeout_seconds": 2, "retry_policy": {"kind": "fixed", "delay_ms": 1}});
 
     let id = enqueue(&server, &sale, short.clone());
@@ -491,25 +539,37 @@ fn a_killed_faktory_client_loses_its_job_to_another_and_poison_is_set_aside() {
     until("another has the job", || is_running(&server, &sale, &id, 2));
     let seen = task(&server, &sale, &id);
     assert_eq!(seen["worker"], "faktory:second", "{seen}");
-    assert_eq!((&seen["crashes"], &seen["attempts"][0]["outcome"]), (&json!(1), &json!("crashed")));
+    assert_eq!(
+        (&seen["crashes"], &seen["attempts"][0]["outcome"]),
+        (&json!(1), &json!("crashed"))
+    );
     // The first comes back and speaks of its job: it is not its own any more.
     let address = url.trim_start_matches("tcp://");
     let mut late = BufReader::new(TcpStream::connect(address).expect("connected"));
-    late.get_ref().set_read_timeout(Some(super::PATIENCE)).expect("a limit");
+    late.get_ref()
+        .set_read_timeout(Some(super::PATIENCE))
+        .expect("a limit");
     assert!(line_of(&mut late).starts_with("+HI"));
     let ack = json!({"jid": id});
     for (command, answer) in [
         (r#"HELLO {"v":2,"wid":"first"}"#.to_owned(), "+OK"),
         // As the protocol's own server answers it, and nothing of it counts.
         (format!("ACK {ack}"), "+OK"),
-        (format!("FAIL {}", json!({"jid": id, "message": "late"})), "-ERR Job not found"),
+        (
+            format!("FAIL {}", json!({"jid": id, "message": "late"})),
+            "-ERR Job not found",
+        ),
     ] {
-        late.get_mut().write_all(format!("{command}\r\n").as_bytes()).expect("sent");
+        late.get_mut()
+            .write_all(format!("{command}\r\n").as_bytes())
+            .expect("sent");
         let said = line_of(&mut late);
         assert!(said.starts_with(answer), "{command}: {said}");
     }
     assert!(is_running(&server, &sale, &id, 2), "it was fenced");
-    let metrics = Client::new(server.address).get("/metrics", &sale.admin).body;
+    let metrics = Client::new(server.address)
+        .get("/metrics", &sale.admin)
+        .body;
     for command in ["ACK", "FAIL"] {
         let line = format!(r#"faktory_commands_total{{command="{command}",outcome="stale"}} 1"#);
         assert!(metrics.contains(&line), "{command} was counted as late");
@@ -521,7 +581,9 @@ fn a_killed_faktory_client_loses_its_job_to_another_and_poison_is_set_aside() {
     let third = faktory_worker(&url, "third");
     until("a third has it", || is_running(&server, &sale, &id, 3));
     third.kill();
-    until("it is set aside", || task(&server, &sale, &id)["state"] == "discarded");
+    until("it is set aside", || {
+        task(&server, &sale, &id)["state"] == "discarded"
+    });
     let dead = task(&server, &sale, &id);
     let error = dead["error"].as_str().expect("an error");
     assert!(error.contains("set aside after 3"), "{dead}");
