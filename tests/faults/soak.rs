@@ -183,7 +183,6 @@ fn hours_at_half_load_let_nothing_grow() {
         .set("ONRUSH_MAIL__WELCOME", true)
         .set("ONRUSH_MAIL__OUTBOX_FILES_MAX", 200)
         .set("ONRUSH_SERVER__CONNECTIONS_PER_ADDRESS_MAX", 1_000)
-        .set("ONRUSH_AUTH__ATTEMPTS_PER_MINUTE", 1_000_000)
         // So little that it is reached: what is older goes while it runs.
         .set("ONRUSH_TASKS__RETENTION_SECONDS", 60)
         .set("ONRUSH_TASKS__INDEX_MEMORY_MAX", 200);
