@@ -222,6 +222,13 @@ fn a_clock_that_is_set_by_an_hour_neither_ends_leases_nor_prolongs_them() {
     assert_leases_last(&server, &sale, &hand, 3_600);
     assert_leases_last(&server, &sale, &hand, 0);
     assert_leases_last(&server, &sale, &hand, -3_600);
+    // What was available when the process was killed is so after the start, though its time has not
+    // come by a clock that was set back meanwhile.
+    let id = enqueue(&server, &sale, json!({"name": "x", "queue": "left"}));
+    server.kill().assert_killed();
+    hand.set(-7_200);
+    let server = sale.launch.start();
+    assert_eq!(fetch(&server, &sale, "left", 60)["id"], json!(id));
     server.stop();
 }
 

@@ -205,6 +205,13 @@ impl<'a> Frozen<'a> {
     }
 }
 
+/// A server that may be waiting for a frozen disk, and can't end before that is thawed: in this order
+/// they go if the test fails.
+struct OnIce<'a> {
+    frozen: Frozen<'a>,
+    server: Server,
+}
+
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
         // It stays frozen only if it never was.
@@ -235,10 +242,12 @@ fn a_frozen_disk_under_the_queue_folder_does_not_stop_the_delivery() {
         Err(reason) => return skip(&reason),
     };
     let server = sale.launch.start();
-    server.says("it goes on in memory");
-    made.extend(enqueue(&server, &sale, 300));
-    assert_once(work(&server, &sale, 600), &made, "frozen");
-    assert!(rebuilds(&server, &sale) > 0, "it was counted");
+    let ice = OnIce { frozen, server };
+    ice.server.says("it goes on in memory");
+    made.extend(enqueue(&ice.server, &sale, 300));
+    assert_once(work(&ice.server, &sale, 600), &made, "frozen");
+    assert!(rebuilds(&ice.server, &sale) > 0, "it was counted");
+    let OnIce { frozen, server } = ice;
     drop(frozen);
     let made = enqueue(&server, &sale, 600);
     assert_once(work(&server, &sale, 600), &made, "thawed");
@@ -319,7 +328,11 @@ fn what_is_done_to_the_queue_folder_while_it_is_used_loses_and_doubles_nothing()
                 file = sled_file(&dir.join("queue"));
                 file.is_some()
             });
+            let before = rebuilds(&server, &sale);
             damage(&file.expect("a file"));
+            if what.contains("deleted") {
+                until("it was noticed", || rebuilds(&server, &sale) > before);
+            }
             let mut given = work(&server, &sale, 200);
             if is_orderly {
                 server.stop();
