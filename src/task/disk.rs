@@ -407,9 +407,11 @@ fn serve(
                 drop(reply.send(removed));
             }
             Call::Check(reply) => {
+                let there = inode_of(folder);
                 let state = match failed.take() {
                     Some(error) => Err(error),
-                    None if inode_of(folder) != inode => {
+                    // It may have gone even before it was opened to the end.
+                    None if there.is_none() || there != inode => {
                         Err(DiskError::Io(std::io::ErrorKind::NotFound.into()))
                     }
                     None => Ok(()),
