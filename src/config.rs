@@ -505,6 +505,8 @@ section! {
         retention_seconds: u64 = 604_800,
         /// How long a dead task is kept.
         dead_retention_seconds: u64 = 7_776_000,
+        /// A batch that was begun and not committed is dropped after this, once none of its tasks is pending.
+        batch_open_seconds: u64 = 604_800,
         /// Rows that the upkeep reads at a time.
         upkeep_rows: u32 = 500,
         /// Pause between two such looks, where there was nothing to do; ten times that at the end.

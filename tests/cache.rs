@@ -91,7 +91,7 @@ fn no_read_is_older_than_a_change_that_was_answered_before_it() {
             .map(|reader| reader.join().expect("no old price"));
         reads.sum::<usize>()
     });
-    println!("{reads} reads beside {} changes", 3 * 2 * CHANGES);
+    assert!(reads > 200, "{reads}");
 }
 
 #[test]

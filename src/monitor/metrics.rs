@@ -305,7 +305,7 @@ impl Metrics {
             task_index_rebuilds_total: int_counter(
                 r,
                 "task_index_rebuilds_total",
-                "How often the tasks' delivery index failed and was made anew from the rows.",
+                "How often the tasks' delivery index was damaged, hung or left without order, and made anew from the rows.",
             )?,
             faktory_connections_open: int_gauge(
                 r,

@@ -27,6 +27,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
         "V6__task_external_ids",
         include_str!("migrations/0006_task_external_ids.sql"),
     ),
+    (
+        "V7__task_keys_edges_batches",
+        include_str!("migrations/0007_task_keys_edges_batches.sql"),
+    ),
 ];
 
 /// The DDL as SQLite reads it.

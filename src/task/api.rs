@@ -42,6 +42,7 @@ impl From<TaskError> for Problem {
             )
             .field("name", text),
             TaskError::State(_) => Problem::conflict("task_state", text),
+            TaskError::KeyHeld(_) => Problem::conflict("task_key_held", text),
             TaskError::Fenced { .. } => Problem::conflict("fenced", text),
             TaskError::KeyReused => {
                 Problem::validation(vec![FieldError::new("Idempotency-Key", text)])
@@ -383,7 +384,9 @@ impl TaskApi {
 
     /// Retry a task
     ///
-    /// One that was cancelled, is dead, or waits for its time runs now.
+    /// One that was cancelled, is dead, or waits for its time runs now. One that was given up takes its unique
+    /// key again (`task_key_held` if another task has it), counts in its batch again unless that is complete,
+    /// and what was cancelled because of it waits for it again.
     #[oai(path = "/tasks/:id/retry", method = "post")]
     async fn retry(
         &self,

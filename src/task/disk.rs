@@ -1,13 +1,16 @@
 //! The part of the delivery index that does not fit into memory: sled, guarded.
 //!
-//! Invariants: nothing here is the record of anything; sled runs on a thread of its own, and each
-//! call has a time limit, so that a panic, a hang or an error of it costs the folder and nothing
-//! else: it is given up, and whoever uses it fills a new one from the rows. Nothing is
+//! Invariants: nothing here is the record of anything; sled, and whatever else touches the folder, runs
+//! on a thread of its own, and each call has a time limit, so that a panic, a hang or an error of it
+//! costs the folder and nothing else: it is given up, and whoever uses it fills a new one from the
+//! rows. Threads that hang are left to themselves, and there are only so many of them. Nothing is
 //! synced before the orderly end; a folder that had none is not used again. Keys are big-endian, so
 //! that their order is the order of delivery.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -20,6 +23,9 @@ const CACHE_BYTES: u64 = 2 * 1_048_576;
 /// Entries after which what was written is flushed: sled keeps in memory what is not (measured with
 /// 200,000 entries: 290 MB without any flush).
 const FLUSH_ENTRIES: usize = 5_000;
+
+/// Threads at once, those that hang included; beyond that the disk counts as hung at once.
+pub(super) const THREADS_MAX: usize = 6;
 
 /// Order within a list: 255 − priority (0 for lists by time alone), time, id.
 pub(super) type Key = [u8; 25];
@@ -69,6 +75,64 @@ pub(super) struct Rest {
     pub(super) leases: Vec<(TaskId, u32, String, i64)>,
 }
 
+/// How long to wait for the disk, and how many threads do.
+#[derive(Clone)]
+pub(super) struct Guard {
+    timeout: Duration,
+    threads: Arc<AtomicUsize>,
+}
+
+/// A thread's place among those that there may be.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Guard {
+    /// With this time limit for each call.
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self {
+            timeout,
+            threads: Arc::default(),
+        }
+    }
+
+    /// Threads that have not come back.
+    #[cfg(test)]
+    pub(super) fn threads(&self) -> usize {
+        self.threads.load(Ordering::Acquire)
+    }
+
+    /// Starts a thread, unless too many of its kind have not come back.
+    fn spawn(&self, work: impl FnOnce() + Send + 'static) -> Result<(), DiskError> {
+        let place = Place(Arc::clone(&self.threads));
+        if self.threads.fetch_add(1, Ordering::AcqRel) >= THREADS_MAX {
+            return Err(DiskError::Hung); // dropping the place counts back
+        }
+        std::thread::Builder::new()
+            .name("onrush-queue".to_owned())
+            .spawn(move || {
+                let _place = place;
+                work();
+            })?;
+        Ok(())
+    }
+
+    /// Runs something that may hang, and does not wait for ever.
+    pub(super) fn within<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, DiskError> {
+        let (done, result) = sync_channel(1);
+        // Whoever asked may have given up.
+        self.spawn(move || drop(done.send(Ok(work()))))?;
+        answer(&result, self.timeout)
+    }
+}
+
 /// Entries by queue, and those that wait for their time.
 type Counts = (HashMap<String, u64>, u64);
 
@@ -80,6 +144,12 @@ enum Call {
         usize,
         SyncSender<Result<Vec<Item>, DiskError>>,
     ),
+    /// Takes these entries away; answers the queues of those that were there.
+    Remove(
+        Tree,
+        Vec<Item>,
+        SyncSender<Result<Vec<Box<str>>, DiskError>>,
+    ),
     Check(SyncSender<Result<(), DiskError>>),
     Count(SyncSender<Result<Counts, DiskError>>),
     Close(Box<Rest>, SyncSender<Result<(), DiskError>>),
@@ -88,17 +158,27 @@ enum Call {
 /// An open folder.
 pub(super) struct Disk {
     calls: SyncSender<Call>,
-    folder: PathBuf,
-    /// Tells whether the folder is still the one that was opened.
-    inode: Option<u64>,
+    /// Bytes that it took when it was opened.
+    size: u64,
     timeout: Duration,
+}
+
+/// What a folder was found to be.
+struct Opened {
+    rest: Option<Rest>,
+    size: u64,
 }
 
 impl Disk {
     /// Opens what is in `folder`, if its last user ended in order; answers what that one left.
-    pub(super) fn reopen(folder: &Path, timeout: Duration) -> Result<(Self, Rest), DiskError> {
-        let [only] = inside(folder).try_into().map_err(|_| DiskError::Nonsense)?;
-        let (disk, rest) = Self::open(only, timeout)?;
+    pub(super) fn reopen(folder: &Path, guard: &Guard) -> Result<(Self, Rest), DiskError> {
+        let folder = folder.to_owned();
+        let (disk, rest) = Self::open(guard, move || {
+            let [only] = inside(&folder)
+                .try_into()
+                .map_err(|_| DiskError::Nonsense)?;
+            Ok((only, Vec::new()))
+        })?;
         match rest {
             Some(rest) => Ok((disk, rest)),
             None => Err(DiskError::Nonsense),
@@ -107,37 +187,40 @@ impl Disk {
 
     /// Opens an empty one in `folder` and deletes what else is there. Each gets a name of its own: a
     /// sled that was given up may still be at work on the old one.
-    pub(super) fn anew(folder: &Path, timeout: Duration) -> Result<Self, DiskError> {
-        let old = inside(folder);
-        std::fs::create_dir_all(folder)?;
-        let name = uuid::Uuid::now_v7().simple().to_string();
-        let disk = Self::open(folder.join(name), timeout)?.0;
-        for path in old {
-            remove(&path);
-        }
+    pub(super) fn anew(folder: &Path, guard: &Guard) -> Result<Self, DiskError> {
+        let folder = folder.to_owned();
+        let (disk, _) = Self::open(guard, move || {
+            let old = inside(&folder);
+            std::fs::create_dir_all(&folder)?;
+            let name = uuid::Uuid::now_v7().simple().to_string();
+            Ok((folder.join(name), old))
+        })?;
         Ok(disk)
     }
 
-    fn open(folder: PathBuf, timeout: Duration) -> Result<(Self, Option<Rest>), DiskError> {
+    /// Opens the folder that `choose` names, and deletes those that it names as old.
+    fn open(
+        guard: &Guard,
+        choose: impl FnOnce() -> Result<(PathBuf, Vec<PathBuf>), DiskError> + Send + 'static,
+    ) -> Result<(Self, Option<Rest>), DiskError> {
         let (calls, waiting) = sync_channel(64);
         let (ready, is_ready) = sync_channel(1);
-        let path = folder.clone();
-        std::thread::Builder::new()
-            .name("onrush-queue".to_owned())
-            .spawn(move || serve(&path, &ready, &waiting))?;
-        let rest = answer(&is_ready, timeout)?;
+        guard.spawn(move || match choose() {
+            Ok((folder, old)) => serve(&folder, &old, &ready, &waiting),
+            Err(error) => drop(ready.send(Err(error))), // nobody may wait any more
+        })?;
+        let opened: Opened = answer(&is_ready, guard.timeout)?;
         let disk = Self {
             calls,
-            inode: inode_of(&folder),
-            folder,
-            timeout,
+            size: opened.size,
+            timeout: guard.timeout,
         };
-        Ok((disk, rest))
+        Ok((disk, opened.rest))
     }
 
-    /// Bytes that it takes.
+    /// Bytes that it took when it was opened.
     pub(super) fn size(&self) -> u64 {
-        std::fs::metadata(self.folder.join("db")).map_or(0, |meta| meta.len())
+        self.size
     }
 
     /// Adds entries. Their failure shows with the next call that is answered.
@@ -157,6 +240,16 @@ impl Disk {
         answer(&taken, self.timeout)
     }
 
+    /// Takes these entries away; answers the queues of those that were there.
+    pub(super) fn remove(&self, tree: Tree, items: Vec<Item>) -> Result<Vec<Box<str>>, DiskError> {
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (reply, removed) = sync_channel(1);
+        self.send(Call::Remove(tree, items, reply))?;
+        answer(&removed, self.timeout)
+    }
+
     /// Reads every entry, and holds their number against what was counted at the orderly end.
     pub(super) fn verify(&self, rest: &Rest) -> Result<(), DiskError> {
         let entries = rest.scheduled + rest.ready.values().sum::<u64>();
@@ -173,9 +266,6 @@ impl Disk {
 
     /// Whether sled answers and the folder is where it was.
     pub(super) fn check(&self) -> Result<(), DiskError> {
-        if inode_of(&self.folder) != self.inode {
-            return Err(DiskError::Io(std::io::ErrorKind::NotFound.into()));
-        }
         let (reply, checked) = sync_channel(1);
         self.send(Call::Check(reply))?;
         answer(&checked, self.timeout)
@@ -266,12 +356,15 @@ fn open(folder: &Path) -> Result<(Open, Option<Rest>), DiskError> {
 
 fn serve(
     folder: &Path,
-    ready: &SyncSender<Result<Option<Rest>, DiskError>>,
+    old: &[PathBuf],
+    ready: &SyncSender<Result<Opened, DiskError>>,
     calls: &Receiver<Call>,
 ) {
     let open = match open(folder) {
         Ok((open, rest)) => {
-            if ready.send(Ok(rest)).is_err() {
+            old.iter().for_each(|path| remove(path));
+            let size = std::fs::metadata(folder.join("db")).map_or(0, |meta| meta.len());
+            if ready.send(Ok(Opened { rest, size })).is_err() {
                 return; // it took too long: nobody waits any more
             }
             open
@@ -281,6 +374,8 @@ fn serve(
             return;
         }
     };
+    // Tells whether the folder is still the one that was opened.
+    let inode = inode_of(folder);
     let mut failed: Option<DiskError> = None;
     let mut unflushed = 0;
     while let Ok(call) = calls.recv() {
@@ -304,9 +399,21 @@ fn serve(
                 };
                 drop(reply.send(taken));
             }
+            Call::Remove(tree, items, reply) => {
+                let removed = match failed.take() {
+                    Some(error) => Err(error),
+                    None => remove_entries(&open, tree, items),
+                };
+                drop(reply.send(removed));
+            }
             Call::Check(reply) => {
+                let there = inode_of(folder);
                 let state = match failed.take() {
                     Some(error) => Err(error),
+                    // It may have gone even before it was opened to the end.
+                    None if there.is_none() || there != inode => {
+                        Err(DiskError::Io(std::io::ErrorKind::NotFound.into()))
+                    }
                     None => Ok(()),
                 };
                 drop(reply.send(state));
@@ -359,6 +466,19 @@ fn put(open: &Open, tree: Tree, items: Vec<Item>) -> Result<(), DiskError> {
     }
     of(open, tree).apply_batch(batch)?;
     Ok(())
+}
+
+fn remove_entries(open: &Open, tree: Tree, items: Vec<Item>) -> Result<Vec<Box<str>>, DiskError> {
+    let mut removed = Vec::new();
+    for (key, _, queue) in items {
+        if of(open, tree)
+            .remove(full_key(tree, &queue, &key))?
+            .is_some()
+        {
+            removed.push(queue);
+        }
+    }
+    Ok(removed)
 }
 
 fn take(open: &Open, tree: Tree, queue: &str, most: usize) -> Result<Vec<Item>, DiskError> {
@@ -437,10 +557,12 @@ fn close(open: &Open, rest: &Rest) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// Deletes what is in `folder`, as far as that can be done.
-pub(super) fn clear(folder: &Path) {
-    for path in inside(folder) {
-        remove(&path);
+/// Deletes what is in `folder`, as far as that can be done in time.
+pub(super) fn clear(folder: &Path, guard: &Guard) {
+    let folder = folder.to_owned();
+    let cleared = guard.within(move || inside(&folder).iter().for_each(|path| remove(path)));
+    if let Err(error) = cleared {
+        tracing::warn!(%error, "an old delivery index stays for now");
     }
 }
 
@@ -455,6 +577,7 @@ fn remove(path: &Path) {
 }
 
 /// Whether there is anything to be taken up.
-pub(super) fn exists(folder: &Path) -> bool {
-    !inside(folder).is_empty()
+pub(super) fn exists(folder: &Path, guard: &Guard) -> Result<bool, DiskError> {
+    let folder = folder.to_owned();
+    guard.within(move || !inside(&folder).is_empty())
 }

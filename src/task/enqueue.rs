@@ -193,7 +193,7 @@ pub(super) struct Placed<'a> {
     pub(super) state: TaskState,
     pub(super) run_at: Timestamp,
     pub(super) waiting_on: u32,
-    pub(super) lock_key: Option<&'a str>,
+    pub(super) lock: Option<(&'a str, Until)>,
     pub(super) batch_id: Option<&'a str>,
     pub(super) error: Option<&'a str>,
     pub(super) traceparent: Option<&'a str>,
@@ -227,7 +227,7 @@ fn enqueue_in(
     }
     let id = TaskId::next();
     let run_at = new.run_at.unwrap_or(now);
-    let mut lock_key = None;
+    let mut lock = None;
     if let Some(debounce) = &new.debounce {
         if let Some(holder) = take_lock(tx, now, id, &debounce.key, Until::Started, None)? {
             if sql::put_off(tx, holder, run_at, &new.args, new.metadata.as_deref())? {
@@ -237,13 +237,13 @@ fn enqueue_in(
             // It waits no longer: the key goes over to the new task.
             sql::hand_over_lock(tx, &debounce.key, holder, id)?;
         }
-        lock_key = Some(debounce.key.as_str());
+        lock = Some((debounce.key.as_str(), Until::Started));
     } else if let Some(unique) = &new.unique {
         let ends = unique.seconds.map(|seconds| now.plus_seconds(seconds));
         if let Some(holder) = take_lock(tx, now, id, &unique.key, unique.until, ends)? {
             return Ok(Enqueued::Duplicate(holder));
         }
-        lock_key = Some(unique.key.as_str());
+        lock = Some((unique.key.as_str(), unique.until));
     }
     let (waiting_on, broken) = wait_for(tx, id, new)?;
     let state = match broken {
@@ -259,7 +259,7 @@ fn enqueue_in(
         state,
         run_at,
         waiting_on,
-        lock_key,
+        lock,
         batch_id,
         error: broken.as_deref(),
         traceparent: new.traceparent.as_deref().or(trace),
@@ -267,7 +267,7 @@ fn enqueue_in(
     sql::insert(tx, now, &placed)?;
     fail::fail_point!("task.enqueued");
     if broken.is_some() {
-        if let Some(key) = lock_key {
+        if let Some((key, _)) = lock {
             sql::release_lock(tx, key, id)?;
         }
         if let Some(batch) = batch_id {
@@ -280,7 +280,7 @@ fn enqueue_in(
 }
 
 /// Takes the key for `id`; answers who has it instead.
-fn take_lock(
+pub(super) fn take_lock(
     tx: &mut Tx<'_>,
     now: Timestamp,
     id: TaskId,

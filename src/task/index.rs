@@ -10,9 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::disk::{self, Disk, DiskError, Item, Key, Rest, Tree};
+use super::disk::{self, Disk, DiskError, Guard, Item, Key, Rest, Tree};
 use super::{Entry, QueueRow, TaskId};
 use crate::clock::Timestamp;
 use crate::config;
@@ -151,20 +150,37 @@ pub(super) struct Index {
     folder: PathBuf,
     memory_max: usize,
     queues_max: usize,
-    timeout: Duration,
+    guard: Guard,
+}
+
+/// What there was when an index was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing: the rows have to be looked through.
+    Nothing,
+    /// Something that can't be used, and is gone now: so do the rows.
+    Unusable,
+    /// What an orderly end left; rows up to this id have been seen.
+    Kept(Option<TaskId>),
 }
 
 impl Index {
-    /// Opens what an orderly end left, or begins empty; `Some` of the id up to which rows have been
-    /// seen in the first case (`Some(None)` if there were none).
-    pub(super) fn open(folder: &Path, rules: &config::Tasks) -> (Self, Option<Option<TaskId>>) {
+    /// Opens what an orderly end left, or begins empty.
+    pub(super) fn open(folder: &Path, rules: &config::Tasks) -> (Self, Found) {
         let mut index = Self::closed(folder, rules);
-        let timeout = index.timeout;
-        if !disk::exists(folder) {
-            index.start_over();
-            return (index, None);
+        match disk::exists(folder, &index.guard) {
+            Ok(true) => {}
+            Ok(false) => {
+                index.start_over();
+                return (index, Found::Nothing);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "there is no disk for the tasks' delivery index; it goes on in memory");
+                index.disk_failed = true;
+                return (index, Found::Unusable);
+            }
         }
-        match Disk::reopen(folder, timeout) {
+        match Disk::reopen(folder, &index.guard) {
             Ok((disk, rest)) => {
                 let entries = rest.scheduled + rest.ready.values().sum::<u64>();
                 let fair = EMPTY_DISK_BYTES + 4 * ENTRY_DISK_BYTES * entries;
@@ -174,24 +190,24 @@ impl Index {
                     );
                     drop(disk);
                     index.start_over();
-                    return (index, None);
+                    return (index, Found::Unusable);
                 }
                 // Damage can show as entries that are simply not there.
                 if let Err(error) = disk.verify(&rest) {
                     tracing::warn!(%error, "the tasks' delivery index is damaged; it is made anew from the rows");
                     drop(disk);
                     index.start_over();
-                    return (index, None);
+                    return (index, Found::Unusable);
                 }
                 index.disk = Some(disk);
                 let seen = rest.seen;
                 index.take_up(rest);
-                (index, Some(seen))
+                (index, Found::Kept(seen))
             }
             Err(error) => {
                 tracing::info!(%error, "the tasks' delivery index can't be taken up; it is made anew from the rows");
                 index.start_over();
-                (index, None)
+                (index, Found::Unusable)
             }
         }
     }
@@ -210,7 +226,7 @@ impl Index {
             folder: folder.to_owned(),
             memory_max: rules.index_memory_max,
             queues_max: rules.queues_max,
-            timeout: config::ms(rules.index_timeout_ms),
+            guard: Guard::new(config::ms(rules.index_timeout_ms)),
         }
     }
 
@@ -234,12 +250,12 @@ impl Index {
         self.spill = [Vec::new(), Vec::new()];
         self.disk = None;
         self.disk_failed = false;
-        disk::clear(&self.folder);
+        disk::clear(&self.folder, &self.guard);
     }
 
     /// Opens an empty folder; if that can't be, what was to go there is forgotten.
     fn open_disk(&mut self) {
-        match Disk::anew(&self.folder, self.timeout) {
+        match Disk::anew(&self.folder, &self.guard) {
             Ok(disk) => self.disk = Some(disk),
             Err(error) => {
                 tracing::warn!(%error, "there is no disk for the tasks' delivery index; it goes on in memory");
@@ -304,6 +320,11 @@ impl Index {
         true
     }
 
+    /// Adds a task that could be delivered at once.
+    pub(super) fn add_due(&mut self, entry: &Entry) {
+        self.add_ready(entry.priority, entry.run_at, entry.id, &entry.queue);
+    }
+
     fn add_ready(&mut self, priority: u8, run_at: Timestamp, id: TaskId, queue: &str) {
         let (most, has_disk) = (self.memory_max, !self.disk_failed);
         let queue = self.queue(queue);
@@ -311,6 +332,53 @@ impl Index {
         let name = Arc::clone(&queue.name);
         let spilled = place(&mut queue.waiting, key, priority, name, most, has_disk);
         self.spill[0].extend(spilled);
+    }
+
+    /// Tasks that waited and do so no longer: their entries go, wherever they are. What is not found
+    /// was never here, or is in another place: then its start is refused by the row.
+    pub(super) fn forget(&mut self, gone: &[Entry]) -> Result<(), DiskError> {
+        let (mut ready, mut scheduled) = (Vec::new(), Vec::new());
+        for entry in gone {
+            if self.handed.contains_key(&entry.id) {
+                continue;
+            }
+            let by_time = key_of(0, entry.run_at, entry.id);
+            if self.scheduled.head.remove(&by_time).is_some() {
+                continue;
+            }
+            let by_rank = key_of(255 - entry.priority, entry.run_at, entry.id);
+            let name: Box<str> = entry.queue.as_str().into();
+            if let Some(queue) = self.queues.get_mut(&*name) {
+                if queue.waiting.head.remove(&by_rank).is_some() {
+                    continue;
+                }
+                if queue.waiting.on_disk > 0 {
+                    ready.push((by_rank, entry.priority, name.clone()));
+                }
+            }
+            if self.scheduled.on_disk > 0 {
+                scheduled.push((by_time, entry.priority, name));
+            }
+        }
+        if ready.is_empty() && scheduled.is_empty() {
+            return Ok(());
+        }
+        self.settle()?; // they may be on their way to the disk
+        let Some(disk) = &self.disk else {
+            return Ok(());
+        };
+        let removed = [
+            disk.remove(Tree::Ready, ready)?,
+            disk.remove(Tree::Scheduled, scheduled)?,
+        ];
+        let [of_queues, of_scheduled] = removed;
+        self.scheduled.on_disk -= (of_scheduled.len() as u64).min(self.scheduled.on_disk);
+        for name in of_queues {
+            if let Some(queue) = self.queues.get_mut(&*name) {
+                queue.waiting.on_disk = queue.waiting.on_disk.saturating_sub(1);
+            }
+        }
+        Ok(())
     }
 
     /// Writes what did not fit into memory. To be called after a round of adding.
@@ -521,12 +589,24 @@ impl Index {
         }
     }
 
-    /// All leases as `(id, end as the row says)`.
-    pub(super) fn lease_ends(&self) -> Vec<(TaskId, Timestamp)> {
+    /// The rows' ends of all leases were moved.
+    pub(super) fn shift_leases(&mut self, by_micros: i64) {
+        for lease in self.leases.values_mut() {
+            lease.ends.0 = lease.ends.0.saturating_add(by_micros);
+        }
+    }
+
+    /// All leases as `(id, attempt, end as the row says)`.
+    pub(super) fn leases(&self) -> Vec<(TaskId, u32, Timestamp)> {
         self.leases
             .iter()
-            .map(|(id, lease)| (*id, lease.ends))
+            .map(|(id, lease)| (*id, lease.attempt, lease.ends))
             .collect()
+    }
+
+    /// When a lease runs out.
+    pub(super) fn lease_deadline(&self, id: TaskId) -> Option<u64> {
+        self.leases.get(&id).map(|lease| lease.deadline_ms)
     }
 
     /// When the next lease runs out.
@@ -731,6 +811,8 @@ fn place(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp(1_800_000_000_000_000);
@@ -755,7 +837,7 @@ mod tests {
 
     fn filled(folder: &Path, entries: &[Entry]) -> Index {
         let (mut index, taken_up) = Index::open(folder, &rules());
-        assert_eq!(taken_up, None);
+        assert_eq!(taken_up, Found::Nothing);
         for entry in entries {
             index.add(NOW, entry);
         }
@@ -773,7 +855,7 @@ mod tests {
         index.hand_out("a", 200, 0, &mut got).expect("handed out");
         index.close(Some(all[2_999].id)).expect("closed");
         let (mut index, taken_up) = Index::open(&folder, &rules());
-        assert_eq!(taken_up, Some(Some(all[2_999].id)));
+        assert_eq!(taken_up, Found::Kept(Some(all[2_999].id)));
         let later = NOW.plus_seconds(60);
         while index.ripen(later).expect("ripe") {}
         assert_eq!(index.next_due(), None);
@@ -820,8 +902,8 @@ mod tests {
             let (mut index, taken_up) = Index::open(&folder, &rules());
             // Either it was noticed at once, or the contents are whole, or they fail when read.
             match (taken_up, index.drain()) {
-                (None, Ok(found)) => assert_eq!(found, [], "{what}"),
-                (Some(_), Ok(found)) => assert_eq!(found.len(), 1_000, "{what}"),
+                (Found::Kept(_), Ok(found)) => assert_eq!(found.len(), 1_000, "{what}"),
+                (_, Ok(found)) => assert_eq!(found, [], "{what}"),
                 (_, Err(_)) => {}
             }
             index.start_over();
@@ -835,12 +917,62 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_no_longer_goes_from_memory_and_from_the_disk() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let folder = dir.path().join("queue");
+        let all = entries(3_000);
+        let mut index = filled(&folder, &all);
+        let mut handed = Vec::new();
+        index.hand_out("a", 1, 0, &mut handed).expect("handed out");
+        // Every second one; among them are such as are on the way to the disk.
+        let gone: Vec<Entry> = all.iter().step_by(2).cloned().collect();
+        let late = entries(500);
+        for entry in &late {
+            index.add(NOW, entry);
+        }
+        index.forget(&gone).expect("forgotten");
+        index.forget(&late).expect("forgotten");
+        index.forget(&gone).expect("twice is once");
+        let mut left: Vec<Entry> = all.iter().skip(1).step_by(2).cloned().collect();
+        left.retain(|entry| *entry != handed[0]);
+        let (queues, scheduled) = index.stats();
+        let ready: u64 = queues.iter().map(|queue| queue.ready).sum();
+        assert_eq!(ready + scheduled, left.len() as u64, "counted rightly");
+        index.close(None).expect("closed");
+        let (mut index, found) = Index::open(&folder, &rules());
+        assert_eq!(found, Found::Kept(None), "the counts are those of the disk");
+        left.sort_by_key(|entry| entry.id);
+        assert_eq!(index.drain().expect("drained"), left);
+    }
+
+    #[test]
+    fn a_disk_that_hangs_costs_its_time_limit_and_only_so_many_threads() {
+        let guard = Guard::new(Duration::from_millis(20));
+        let (release, hang) = std::sync::mpsc::channel::<()>();
+        let hang = std::sync::Arc::new(parking_lot::Mutex::new(hang));
+        let mut hung = 0;
+        for _ in 0..50 {
+            let hang = Arc::clone(&hang);
+            let result = guard.within(move || hang.lock().recv().is_ok());
+            hung += usize::from(matches!(result, Err(DiskError::Hung)));
+        }
+        assert_eq!(hung, 50);
+        assert_eq!(guard.threads(), disk::THREADS_MAX);
+        drop(release);
+        let watch = crate::clock::Stopwatch::start();
+        while guard.within(|| ()).is_err() {
+            assert!(watch.elapsed() < Duration::from_secs(30), "they come back");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
     fn an_end_without_order_is_noticed() {
         let dir = tempfile::tempdir().expect("a directory");
         let folder = dir.path().join("queue");
         drop(filled(&folder, &entries(500)));
         let (mut index, taken_up) = Index::open(&folder, &rules());
-        assert_eq!(taken_up, None);
+        assert_eq!(taken_up, Found::Unusable);
         assert_eq!(index.drain().expect("empty"), []);
     }
 
@@ -850,7 +982,7 @@ mod tests {
         let folder = dir.path().join("queue");
         std::fs::write(&folder, "in the way").expect("written");
         let (mut index, taken_up) = Index::open(&folder, &rules());
-        assert!(taken_up.is_none() && !index.has_disk());
+        assert!(taken_up == Found::Nothing && !index.has_disk());
         for entry in entries(1_000) {
             index.add(NOW, &entry);
         }

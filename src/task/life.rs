@@ -165,6 +165,11 @@ pub fn start(
         let over = sql::finish_waiting(tx, now, id, TaskState::Cancelled, "expired")?;
         let mut changes = Changes::default();
         if let Some(ended) = over {
+            // Its entry is the one that was handed out.
+            let ended = Ended {
+                place: None,
+                ..ended
+            };
             settle(tx, now, id, ended, TaskState::Cancelled, &mut changes)?;
         }
         return Ok(Start::Expired(changes));
@@ -187,10 +192,13 @@ pub(super) struct Ended {
     pub(super) lock_key: Option<String>,
     pub(super) batch_id: Option<String>,
     pub(super) followers: u32,
+    /// Where it waited, if it did and may be known to the delivery.
+    pub(super) place: Option<Entry>,
 }
 
 /// Frees a finished task's lock, counts down its batch and those that wait for it. What can't go on
-/// without it is cancelled, and what waits for that as well.
+/// without it is cancelled, and what waits for that as well; it keeps its edges, and comes back when
+/// the finished one is retried by hand.
 pub(super) fn settle(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -209,22 +217,31 @@ pub(super) fn settle(
             close_batch_if_done(tx, now, batch)?;
         }
         if ended.followers > 0 {
-            for (follower, runs_anyway) in sql::take_edges(tx, id)? {
-                if state == TaskState::Completed || runs_anyway {
+            let is_completed = state == TaskState::Completed;
+            let edges = if is_completed {
+                sql::take_edges(tx, id)?
+            } else {
+                sql::edges(tx, id)?
+            };
+            for (follower, runs_anyway) in edges {
+                if is_completed || runs_anyway {
+                    if !is_completed {
+                        sql::remove_edge(tx, id, follower)?;
+                    }
                     if let Some(entry) = sql::count_down(tx, now, follower)? {
                         tx.touch(ENQUEUED);
                         changes.ready.push(entry);
                     }
                 } else {
                     let why = not_completed(id, state);
-                    let cancelled =
-                        sql::finish_waiting(tx, now, follower, TaskState::Cancelled, &why)?;
-                    if let Some(ended) = cancelled {
-                        open.push((follower, ended, TaskState::Cancelled));
+                    match sql::cancel_follower(tx, now, follower, &why)? {
+                        Some(ended) => open.push((follower, ended, TaskState::Cancelled)),
+                        None => sql::remove_idle_edge(tx, id, follower)?,
                     }
                 }
             }
         }
+        changes.gone.extend(ended.place);
         changes.over.push(Over {
             id,
             name: ended.name,
@@ -532,7 +549,8 @@ pub fn append_logs(
 }
 
 /// Takes a run back whose process or worker went away: an outside worker's, if its lease is still
-/// the one that ran out; one of this process's forerunners, whatever it was.
+/// the one that ran out; one of this process's forerunners, whatever it was. A worker whose run took
+/// too long, and of which `is_away` says that it has gone, counts as having crashed.
 pub fn recover(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -540,6 +558,7 @@ pub fn recover(
     id: TaskId,
     attempt: u32,
     lease: Option<Timestamp>,
+    is_away: impl Fn(&str) -> bool,
 ) -> Result<Changes, TaskError> {
     let Some(run) = sql::running(tx, id, attempt)? else {
         return Ok(Changes::default());
@@ -550,7 +569,7 @@ pub fn recover(
     let who = run.worker.as_deref().unwrap_or("its worker").to_owned();
     let is_over_time = plus_ms(run.started_at, run.timeout_ms) <= now;
     let (outcome, error) = match lease {
-        Some(_) if is_over_time => (
+        Some(_) if is_over_time && !is_away(&who) => (
             AttemptOutcome::TimedOut,
             format!("it ran longer than {} ms", run.timeout_ms),
         ),
@@ -566,5 +585,6 @@ pub fn recover(
         is_final: false,
         retry_after_ms: None,
     };
+    fail::fail_point!("task.recovered");
     fail(tx, now, rules, id, attempt, &failure)
 }

@@ -275,6 +275,9 @@ pub enum TaskError {
     /// The state does not allow it.
     #[error("the task is {}; {}", .0.word(), .0.allows())]
     State(TaskState),
+    /// Another task holds its key.
+    #[error("task {0} holds its unique key; cancel that one, or wait until it is finished")]
+    KeyHeld(TaskId),
     /// The attempt that speaks is not the one that runs: nothing of what it said was kept.
     #[error("attempt {said} of the task is over: it is {} with attempt {attempt}", state.word())]
     Fenced {
@@ -316,6 +319,8 @@ impl From<KeyError> for TaskError {
 pub struct Changes {
     /// Tasks that may be delivered (again), now or at their time.
     pub ready: Vec<Entry>,
+    /// Tasks that waited and do so no longer, where they stood.
+    pub gone: Vec<Entry>,
     /// Attempts that are over: their place in the queue's concurrency is free.
     pub over: Vec<Over>,
     /// Running attempts whose cancellation was asked for.
@@ -326,6 +331,7 @@ impl Changes {
     /// Adds another's.
     pub fn add(&mut self, more: Changes) {
         self.ready.extend(more.ready);
+        self.gone.extend(more.gone);
         self.over.extend(more.over);
         self.cancelled.extend(more.cancelled);
     }

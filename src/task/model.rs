@@ -188,6 +188,7 @@ impl World {
             folder: self.dir.path().join("queue"),
             worker: format!("process:{}", self.worker).into(),
             names: Arc::default(),
+            is_away: Arc::default(),
             on_changes: Arc::new(|_| ()),
         };
         self.state = Some(Loop::new(parts, letters, Arc::<Flags>::default()));
@@ -302,7 +303,7 @@ impl World {
                     self.delivery().handle(Mail::Changed(changes));
                     self.known.get_mut(&id).expect("known").state = TaskState::Cancelled;
                 }
-                Start::Moved(place) => self.delivery().handle(Mail::Back(vec![place])),
+                Start::Moved(place) => self.delivery().handle(Mail::Moved(place)),
                 Start::Stale => self.delivery().handle(Mail::Dropped(id)),
             }
         }

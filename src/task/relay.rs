@@ -8,9 +8,9 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::index::Index;
 pub use super::index::QueueStats;
+use super::index::{Found, Index};
 use super::life::recover;
 use super::{Changes, ENQUEUED, Entry, QueueRow, TaskError, TaskId, TaskState, sql};
 use crate::clock::{Clock, Timestamp};
@@ -37,6 +37,8 @@ const MAIL_AT_ONCE: usize = 2_000;
 const RECOVER_AT_ONCE: usize = 200;
 /// How often the disk is looked after and the figures are published.
 const LOOK_AFTER_MS: u64 = 1_000;
+/// How far the wall clock must have been set, in microseconds, for the times of runs to move along.
+const JUMP_MICROS: i64 = 2_000_000;
 /// How soon a lease that ran out is looked at again if taking the task back failed.
 const LEASE_AGAIN_MS: u64 = 1_000;
 
@@ -58,8 +60,10 @@ pub(super) enum Mail {
         ends: Timestamp,
     },
     Take(Take),
-    /// Handed out, but not started: it waits again.
+    /// Handed out, but not started: they wait again, and may be started at once.
     Back(Vec<Entry>),
+    /// Handed out, but not started: its place is another by now.
+    Moved(Entry),
     /// Handed out, but it was not to be started (any more).
     Dropped(TaskId),
     Queue(QueueRow),
@@ -93,6 +97,9 @@ pub(super) struct Delivery {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// Tells of a worker, by the name under which it runs tasks, whether it has gone.
+pub(super) type IsAway = Box<dyn Fn(&str) -> bool + Send + Sync>;
+
 /// What the thread works with.
 pub(super) struct Parts {
     pub(super) store: Store,
@@ -104,6 +111,8 @@ pub(super) struct Parts {
     pub(super) worker: Arc<str>,
     /// Told the names of the queues, now and then.
     pub(super) names: Arc<ArcSwap<BTreeSet<String>>>,
+    /// Tells of a worker whether it has gone, if anybody can tell.
+    pub(super) is_away: Arc<OnceLock<IsAway>>,
     /// Told what was taken back.
     pub(super) on_changes: Arc<dyn Fn(&Changes) + Send + Sync>,
 }
@@ -186,6 +195,8 @@ pub(super) struct Loop {
     again_ms: Option<u64>,
     polled_ms: u64,
     looked_after_ms: u64,
+    /// The wall clock's lead over the time that passed, in microseconds.
+    wall_offset: i64,
     has_more: bool,
     stop: Option<bool>,
 }
@@ -193,7 +204,7 @@ pub(super) struct Loop {
 impl Loop {
     /// With the index that an orderly end left, or an empty one that is filled from the rows.
     pub(super) fn new(parts: Parts, letters: Receiver<Mail>, flags: Arc<Flags>) -> Self {
-        let (index, taken_up) = Index::open(&parts.folder, &parts.rules);
+        let (index, found) = Index::open(&parts.folder, &parts.rules);
         let now_ms = parts.clock.monotonic_ms();
         let mut state = Self {
             index,
@@ -206,21 +217,26 @@ impl Loop {
             again_ms: None,
             polled_ms: 0,
             looked_after_ms: now_ms,
+            wall_offset: wall_offset(&parts.clock),
             has_more: true,
             stop: None,
             parts,
             letters,
             flags,
         };
-        match taken_up {
-            Some(seen) => {
+        match found {
+            Found::Kept(seen) => {
                 state.seen = seen;
-                for (id, ends) in state.index.lease_ends() {
+                for (id, _, ends) in state.index.leases() {
                     let deadline = state.deadline(ends);
                     state.index.renew(id, deadline, ends);
                 }
             }
-            None => state.walk_anew(),
+            Found::Nothing => state.walk_anew(),
+            Found::Unusable => {
+                state.parts.metrics.task_index_rebuilds_total.inc();
+                state.walk_anew();
+            }
         }
         state.load_queues();
         state
@@ -272,6 +288,7 @@ impl Loop {
         loop {
             match self.letters.recv_timeout(self.pause()) {
                 Ok(first) => {
+                    self.follow_the_clock();
                     self.handle(first);
                     for _ in 0..MAIL_AT_ONCE {
                         match self.letters.try_recv() {
@@ -339,16 +356,22 @@ impl Loop {
                 self.index.lease(id, attempt, &queue, deadline, ends);
             }
             Mail::Renewed { id, ends } => {
-                let deadline = self.deadline(ends);
+                // Not sooner than before, though the row may say so: the clock may have been set.
+                let before = self.index.lease_deadline(id).unwrap_or(0);
+                let deadline = self.deadline(ends).max(before);
                 self.index.renew(id, deadline, ends);
             }
             Mail::Take(take) => self.take(take),
             Mail::Back(entries) => {
-                let now = self.parts.clock.now();
                 for entry in entries {
                     self.index.not_started(entry.id);
-                    self.index.add(now, &entry);
+                    self.index.add_due(&entry);
                 }
+            }
+            Mail::Moved(entry) => {
+                let now = self.parts.clock.now();
+                self.index.not_started(entry.id);
+                self.index.add(now, &entry);
             }
             Mail::Dropped(id) => self.index.not_started(id),
             Mail::Queue(row) => self.index.set_queue(row),
@@ -363,6 +386,9 @@ impl Loop {
     fn apply(&mut self, changes: &Changes) {
         for over in &changes.over {
             self.index.over(over.id);
+        }
+        if let Err(error) = self.index.forget(&changes.gone) {
+            self.heal(&error.to_string());
         }
         let now = self.parts.clock.now();
         for entry in &changes.ready {
@@ -409,6 +435,7 @@ impl Loop {
     }
 
     fn give(&mut self, take: Take, entries: Vec<Entry>) {
+        fail::fail_point!("task.handed_out");
         if let Err(entries) = take.reply.send(entries) {
             // Whoever wanted them went away.
             self.handle(Mail::Back(entries));
@@ -417,6 +444,7 @@ impl Loop {
 
     /// One look at everything that is not a message.
     pub(super) fn round(&mut self) {
+        self.follow_the_clock();
         let (now, now_ms) = (self.parts.clock.now(), self.parts.clock.monotonic_ms());
         self.has_more = false;
         if self.again_ms.is_some_and(|at| at <= now_ms) {
@@ -486,7 +514,7 @@ impl Loop {
                 for row in rows {
                     self.seen = Some(row.entry.id);
                     if row.waiting_on == 0 && waits(row.state) {
-                        self.index.add(now, &row.entry);
+                        self.add(now, &row);
                     }
                 }
             }
@@ -494,6 +522,15 @@ impl Loop {
                 tracing::warn!(%error, "new tasks could not be read; it is tried again");
                 self.flags.rows.store(true, Ordering::Release);
             }
+        }
+    }
+
+    /// What is available has been due: a clock that was set back does not keep it waiting.
+    fn add(&mut self, now: Timestamp, row: &sql::Seen) {
+        if row.state == TaskState::Available {
+            self.index.add_due(&row.entry);
+        } else {
+            self.index.add(now, &row.entry);
         }
     }
 
@@ -530,7 +567,7 @@ impl Loop {
         for row in rows {
             if row.state != TaskState::Running {
                 if row.waiting_on == 0 {
-                    self.index.add(now, &row.entry);
+                    self.add(now, &row);
                 }
                 continue;
             }
@@ -584,7 +621,7 @@ impl Loop {
         let done = self.parts.store.write_blocking(move |tx| {
             let mut changes = Changes::default();
             for (id, attempt) in asked {
-                changes.add(recover(tx, now, &rules, id, attempt, None)?);
+                changes.add(recover(tx, now, &rules, id, attempt, None, |_| false)?);
             }
             Ok::<_, TaskError>(changes)
         });
@@ -604,6 +641,32 @@ impl Loop {
         }
     }
 
+    /// How long outside workers' runs and leases last is counted in time that passed; their rows speak
+    /// of the wall clock. When that is set, the rows move along. What was started or renewed since then
+    /// speaks of the new time, and its message has not been read yet.
+    fn follow_the_clock(&mut self) {
+        let offset = wall_offset(&self.parts.clock);
+        let jump = offset - self.wall_offset;
+        if jump.abs() >= JUMP_MICROS {
+            let leases = self.index.leases();
+            let moved = self.parts.store.write_blocking(move |tx| {
+                leases
+                    .into_iter()
+                    .try_for_each(|(id, attempt, ends)| sql::shift_run(tx, id, attempt, ends, jump))
+            });
+            if let Err(error) = moved {
+                tracing::warn!(%error, "runs could not follow the clock; it is tried again");
+                return;
+            }
+            tracing::warn!(
+                seconds = jump / 1_000_000,
+                "the clock was set; the times of runs moved along"
+            );
+            self.index.shift_leases(jump);
+        }
+        self.wall_offset = offset;
+    }
+
     /// Takes back what outside workers did not answer for in time.
     fn take_back_leases(&mut self, now: Timestamp, now_ms: u64) {
         let due = self
@@ -612,11 +675,20 @@ impl Loop {
         if due.is_empty() {
             return;
         }
-        let rules = Arc::clone(&self.parts.rules);
+        let (rules, is_away) = (
+            Arc::clone(&self.parts.rules),
+            Arc::clone(&self.parts.is_away),
+        );
         let done = self.parts.store.write_blocking(move |tx| {
             let (mut changes, mut left) = (Changes::default(), Vec::new());
             for (id, attempt, ends) in due {
-                changes.add(recover(tx, now, &rules, id, attempt, Some(ends))?);
+                if ends > now {
+                    // It was renewed while the clock was being set.
+                    left.push((id, Some(ends)));
+                    continue;
+                }
+                let is_away = |worker: &str| is_away.get().is_some_and(|tells| tells(worker));
+                changes.add(recover(tx, now, &rules, id, attempt, Some(ends), is_away)?);
                 // It runs on: it was renewed, and nobody told.
                 let lease = sql::running(tx, id, attempt)?.map(|run| run.lease_expires_at);
                 left.push((id, lease.flatten()));
@@ -726,6 +798,12 @@ impl Loop {
             tracing::info!(%error, "the tasks' delivery index was not kept; the next start makes it anew");
         }
     }
+}
+
+/// The wall clock's lead over the time that passed, in microseconds.
+fn wall_offset(clock: &Clock) -> i64 {
+    let passed = i64::try_from(clock.monotonic_ms()).unwrap_or(i64::MAX);
+    clock.now().0.saturating_sub(passed.saturating_mul(1_000))
 }
 
 /// Whether a row in this state may be delivered, now or at its time.

@@ -29,8 +29,8 @@ pub(super) fn insert(
     tx.execute(
         sql!("INSERT INTO tasks (id, name, queue, state, priority, run_at, created_at, max_attempts, waiting_on, \
          timeout_ms, args, metadata, traceparent, soft_timeout_ms, retry_policy, expires_at, lock_key, batch_id, \
-         result_seconds, error, finished_at, external_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
-         $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)"),
+         result_seconds, error, finished_at, external_id, lock_until) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
+         $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)"),
         &[
             (&placed.id.text()).into(),
             (&*new.name).into(),
@@ -48,12 +48,13 @@ pub(super) fn insert(
             new.soft_timeout_ms.into(),
             policy.as_ref().into(),
             new.expires_at.into(),
-            placed.lock_key.into(),
+            placed.lock.map(|(key, _)| key).into(),
             placed.batch_id.into(),
             new.result_seconds.into(),
             placed.error.into(),
             finished.into(),
             new.external_id.as_ref().into(),
+            placed.lock.map(|(_, until)| until).into(),
         ],
     )?;
     Ok(())
@@ -100,6 +101,19 @@ pub(super) fn take_lock(
          expires_at = excluded.expires_at WHERE task_locks.expires_at <= $5"),
         &[key.into(), (&id.text()).into(), until.into(), expires_at.into(), now.into()],
     )? == 1)
+}
+
+/// Who holds a key whose time is not over.
+pub(super) fn lock_holder_now(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    key: &str,
+) -> Result<Option<TaskId>, StoreError> {
+    tx.row(
+        sql!("SELECT task_id FROM task_locks WHERE key = $1 AND (expires_at IS NULL OR expires_at > $2)"),
+        &[key.into(), now.into()],
+        |row| row.get(0),
+    )
 }
 
 pub(super) fn lock_holder(tx: &mut Tx<'_>, key: &str) -> Result<Option<TaskId>, StoreError> {
@@ -216,19 +230,50 @@ pub(super) fn remove_edge(
     )? == 1)
 }
 
-/// Takes away all that leads from a finished task: who waits, and whether it runs anyway.
-pub(super) fn take_edges(
-    tx: &mut Tx<'_>,
-    upstream: TaskId,
-) -> Result<Vec<(TaskId, bool)>, StoreError> {
-    let edges = tx.rows(
+/// All that leads from a task: who waits, and whether it runs anyway.
+pub(super) fn edges(tx: &mut Tx<'_>, upstream: TaskId) -> Result<Vec<(TaskId, bool)>, StoreError> {
+    tx.rows(
         sql!(
-            "look",
             "SELECT downstream, on_failure FROM task_edges WHERE upstream = $1 ORDER BY downstream"
         ),
         &[(&upstream.text()).into()],
         |row| Ok((row.get(0)?, row.get::<String>(1)? == "run")),
+    )
+}
+
+/// Removes the edge to a task that does not come back with the one that it waited for.
+pub(super) fn remove_idle_edge(
+    tx: &mut Tx<'_>,
+    upstream: TaskId,
+    downstream: TaskId,
+) -> Result<(), StoreError> {
+    tx.execute(
+        sql!(
+            "DELETE FROM task_edges WHERE upstream = $1 AND downstream = $2 AND NOT EXISTS \
+         (SELECT 1 FROM tasks WHERE id = $2 AND state = 'cancelled' AND waiting_on > 0)"
+        ),
+        &[(&upstream.text()).into(), (&downstream.text()).into()],
     )?;
+    Ok(())
+}
+
+/// How many tasks one waits for or did, and how many of those were given up.
+pub(super) fn upstreams(tx: &mut Tx<'_>, downstream: TaskId) -> Result<(u32, u32), StoreError> {
+    let counts = tx.row(
+        sql!("SELECT COUNT(*), COUNT(CASE WHEN tasks.state IN ('cancelled', 'discarded') THEN 1 END) \
+         FROM task_edges JOIN tasks ON tasks.id = task_edges.upstream WHERE task_edges.downstream = $1"),
+        &[(&downstream.text()).into()],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    Ok(counts.unwrap_or_default())
+}
+
+/// Takes away all that leads from a completed task: who waits.
+pub(super) fn take_edges(
+    tx: &mut Tx<'_>,
+    upstream: TaskId,
+) -> Result<Vec<(TaskId, bool)>, StoreError> {
+    let edges = edges(tx, upstream)?;
     tx.execute(
         sql!("remove", "DELETE FROM task_edges WHERE upstream = $1"),
         &[(&upstream.text()).into()],
@@ -356,6 +401,27 @@ pub(super) fn purge_batches(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, St
     )
 }
 
+/// Drops batches that were begun and never committed, a bounded number at a time. One of which tasks
+/// are pending stays: one of them may be adding to it.
+pub(super) fn purge_open_batches(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, StoreError> {
+    tx.execute(
+        sql!("DELETE FROM task_batches WHERE id IN (SELECT id FROM task_batches WHERE sealed_at IS NULL \
+         AND created_at <= $1 AND pending = 0 AND finished_at IS NULL ORDER BY created_at LIMIT 500)"),
+        &[until.into()],
+    )
+}
+
+pub(super) fn any_old_open_batch(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, StoreError> {
+    Ok(tx
+        .row(
+            sql!("SELECT 1 FROM task_batches WHERE sealed_at IS NULL AND created_at <= $1 AND pending = 0 \
+             AND finished_at IS NULL LIMIT 1"),
+            &[until.into()],
+            |_| Ok(()),
+        )?
+        .is_some())
+}
+
 pub(super) fn any_old_batch(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, StoreError> {
     Ok(tx
         .row(
@@ -366,7 +432,8 @@ pub(super) fn any_old_batch(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, S
         .is_some())
 }
 
-/// The run, and the key that the task holds. A lease never lasts longer than the longest run.
+/// The run, and the key that the task holds. A lease never lasts longer than the longest run. What is
+/// available has been due, whatever a clock that was set back says of it now.
 pub(super) fn start(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -380,7 +447,7 @@ pub(super) fn start(
          lease_expires_at = CASE WHEN $3 + timeout_ms * 1000 < $4 THEN $3 + timeout_ms * 1000 ELSE $4 END, \
          progress = NULL, progress_note = NULL \
          WHERE id = $1 AND state IN ('available', 'scheduled', 'retryable') AND run_at = $5 AND priority = $6 \
-         AND run_at <= $3 AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $3) RETURNING attempt, max_attempts, name, queue, args, metadata, \
+         AND (run_at <= $3 OR state = 'available') AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $3) RETURNING attempt, max_attempts, name, queue, args, metadata, \
          traceparent, timeout_ms, soft_timeout_ms, created_at, run_at, batch_id, lease_expires_at, external_id, lock_key"),
         &[
             (&id.text()).into(),
@@ -428,8 +495,8 @@ pub(super) fn fresh(
 ) -> Result<Option<Fresh>, StoreError> {
     tx.row(
         sql!("SELECT args, name, lock_key, batch_id, followers, traceparent FROM tasks WHERE id = $1 AND attempt = 0 \
-         AND state IN ('available', 'scheduled') AND run_at = $2 AND priority = $3 AND run_at <= $4 \
-         AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $4)"),
+         AND state IN ('available', 'scheduled') AND run_at = $2 AND priority = $3 \
+         AND (run_at <= $4 OR state = 'available') AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $4)"),
         &[
             (&entry.id.text()).into(),
             entry.run_at.into(),
@@ -448,6 +515,7 @@ pub(super) fn fresh(
                     lock_key: row.get(2)?,
                     batch_id: row.get(3)?,
                     followers: row.get(4)?,
+                    place: None,
                 },
             })
         },
@@ -511,10 +579,30 @@ fn ended(row: &Row<'_>, was_running: bool) -> Result<Ended, StoreError> {
         lock_key: row.get(3)?,
         batch_id: row.get(4)?,
         followers: row.get(5)?,
+        place: None,
     })
 }
 
-/// Cancels a task that is not running.
+/// Cancels a task that waits for others, because of one of them. That it still counts them tells it
+/// from one that was cancelled by hand: it comes back with them.
+pub(super) fn cancel_follower(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: TaskId,
+    why: &str,
+) -> Result<Option<Ended>, StoreError> {
+    tx.row(
+        sql!(
+            "UPDATE tasks SET state = 'cancelled', finished_at = $2, error = $3 WHERE id = $1 \
+         AND state = 'scheduled' AND waiting_on > 0 \
+         RETURNING name, queue, attempted_at, lock_key, batch_id, followers"
+        ),
+        &[(&id.text()).into(), now.into(), why.into()],
+        |row| ended(row, false),
+    )
+}
+
+/// Ends the waiting of a task that is not running: it is cancelled, or dead.
 pub(super) fn finish_waiting(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -525,9 +613,21 @@ pub(super) fn finish_waiting(
     tx.row(
         sql!("UPDATE tasks SET state = $2, finished_at = $3, error = $4, waiting_on = 0 WHERE id = $1 \
          AND state IN ('available', 'scheduled', 'retryable') \
-         RETURNING name, queue, attempted_at, lock_key, batch_id, followers"),
+         RETURNING name, queue, attempted_at, lock_key, batch_id, followers, priority, run_at"),
         &[(&id.text()).into(), state.into(), now.into(), why.into()],
-        |row| ended(row, false),
+        |row| {
+            let ended = ended(row, false)?;
+            let place = Entry {
+                queue: ended.queue.clone(),
+                priority: small(row, 6)?,
+                run_at: row.get(7)?,
+                id,
+            };
+            Ok(Ended {
+                place: Some(place),
+                ..ended
+            })
+        },
     )
 }
 
@@ -734,6 +834,31 @@ pub(super) fn insert_log(
     Ok(())
 }
 
+/// Moves the times of an outside worker's run along with a clock that was set; not the lease, if that
+/// was renewed since.
+pub(super) fn shift_run(
+    tx: &mut Tx<'_>,
+    id: TaskId,
+    attempt: u32,
+    lease: Timestamp,
+    by_micros: i64,
+) -> Result<(), StoreError> {
+    tx.execute(
+        sql!(
+            "UPDATE tasks SET attempted_at = attempted_at + $4, lease_expires_at = \
+         CASE WHEN lease_expires_at = $3 THEN lease_expires_at + $4 ELSE lease_expires_at END \
+         WHERE id = $1 AND attempt = $2 AND state = 'running'"
+        ),
+        &[
+            (&id.text()).into(),
+            attempt.into(),
+            lease.into(),
+            by_micros.into(),
+        ],
+    )?;
+    Ok(())
+}
+
 /// Asks a running task to stop; answers whether it runs.
 pub(super) fn request_cancel(
     tx: &mut Tx<'_>,
@@ -749,21 +874,78 @@ pub(super) fn request_cancel(
     )? == 1)
 }
 
+/// What a task that was given up had, and takes back when it is retried.
+pub(super) struct GivenUp {
+    pub(super) lock: Option<(String, Until)>,
+    pub(super) batch_id: Option<String>,
+    pub(super) followers: u32,
+}
+
+fn given_up(row: &Row<'_>) -> Result<GivenUp, StoreError> {
+    let key: Option<String> = row.get(0)?;
+    let until = row.get::<Option<Until>>(1)?.unwrap_or(Until::Finished);
+    Ok(GivenUp {
+        lock: key.map(|key| (key, until)),
+        batch_id: row.get(2)?,
+        followers: row.get(3)?,
+    })
+}
+
+/// A task that was cancelled, or is dead.
+pub(super) fn find_given_up(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<GivenUp>, StoreError> {
+    tx.row(
+        sql!(
+            "SELECT lock_key, lock_until, batch_id, followers FROM tasks WHERE id = $1 \
+         AND state IN ('cancelled', 'discarded')"
+        ),
+        &[(&id.text()).into()],
+        given_up,
+    )
+}
+
+/// A task that was cancelled because of one that it waited for.
+pub(super) fn find_cancelled_follower(
+    tx: &mut Tx<'_>,
+    id: TaskId,
+) -> Result<Option<GivenUp>, StoreError> {
+    tx.row(
+        sql!(
+            "SELECT lock_key, lock_until, batch_id, followers FROM tasks WHERE id = $1 \
+         AND state = 'cancelled' AND waiting_on > 0"
+        ),
+        &[(&id.text()).into()],
+        given_up,
+    )
+}
+
+/// Lets a task that was cancelled because of what it waited for wait again.
+pub(super) fn revive_follower(
+    tx: &mut Tx<'_>,
+    id: TaskId,
+    waiting_on: u32,
+) -> Result<bool, StoreError> {
+    Ok(tx.execute(
+        sql!("UPDATE tasks SET state = 'scheduled', waiting_on = $2, finished_at = NULL, error = NULL, expires_at = NULL \
+         WHERE id = $1 AND state = 'cancelled' AND waiting_on > 0"),
+        &[(&id.text()).into(), waiting_on.into()],
+    )? == 1)
+}
+
 /// Makes a task that was given up, or waits, available at once. A dead one may be started once more
 /// than so far.
 pub(super) fn revive(
     tx: &mut Tx<'_>,
     now: Timestamp,
     id: TaskId,
-) -> Result<Option<(Entry, Option<String>)>, StoreError> {
+) -> Result<Option<Entry>, StoreError> {
     tx.row(
         sql!("UPDATE tasks SET state = 'available', run_at = $2, finished_at = NULL, cancel_requested_at = NULL, \
          crashes = 0, expires_at = NULL, waiting_on = 0, \
          max_attempts = CASE WHEN attempt >= max_attempts THEN attempt + 1 ELSE max_attempts END \
          WHERE id = $1 AND (state IN ('cancelled', 'discarded', 'retryable') \
-         OR (state = 'scheduled' AND waiting_on = 0)) RETURNING queue, priority, run_at, batch_id"),
+         OR (state = 'scheduled' AND waiting_on = 0)) RETURNING queue, priority, run_at"),
         &[(&id.text()).into(), now.into()],
-        |row| Ok((entry(row, id, 0)?, row.get(3)?)),
+        |row| entry(row, id, 0),
     )
 }
 
@@ -820,14 +1002,18 @@ pub(super) fn edit(
 /// Removes a finished task and all that hangs on it; `false` when it is not finished.
 pub(super) fn remove(tx: &mut Tx<'_>, id: TaskId) -> Result<bool, StoreError> {
     let text = id.text();
-    let is_gone = tx.execute(
-        sql!(
-            "tasks",
-            "DELETE FROM tasks WHERE id = $1 AND state IN ('completed', 'cancelled', 'discarded')"
-        ),
+    let followers: Option<u32> = tx.row(
+        sql!("tasks", "DELETE FROM tasks WHERE id = $1 AND state IN ('completed', 'cancelled', 'discarded') RETURNING followers"),
         &[(&text).into()],
-    )? == 1;
-    if is_gone {
+        |row| row.get(0),
+    )?;
+    if followers.is_some_and(|count| count > 0) {
+        tx.execute(
+            sql!("task_edges", "DELETE FROM task_edges WHERE upstream = $1"),
+            &[(&text).into()],
+        )?;
+    }
+    if followers.is_some() {
         tx.execute(
             sql!(
                 "task_attempts",
@@ -840,7 +1026,7 @@ pub(super) fn remove(tx: &mut Tx<'_>, id: TaskId) -> Result<bool, StoreError> {
             &[(&text).into()],
         )?;
     }
-    Ok(is_gone)
+    Ok(followers.is_some())
 }
 
 const COLUMNS: &str = "id, name, queue, state, priority, run_at, created_at, attempt, max_attempts, crashes, \

@@ -3,8 +3,10 @@
 //! Invariants: each is a conditional update on the state; in the wrong state nothing is changed and
 //! the answer says what the state allows; what is done to many is bounded.
 
+use super::enqueue::take_lock;
 use super::life::{plus_ms, settle};
-use super::{Attempt, Changes, ENQUEUED, LogLine, Task, TaskError, TaskId, TaskState, sql};
+use super::sql::GivenUp;
+use super::{Attempt, Changes, ENQUEUED, LogLine, Task, TaskError, TaskId, TaskState, Until, sql};
 use crate::check::FieldError;
 use crate::clock::Timestamp;
 use crate::config;
@@ -87,21 +89,85 @@ fn state_error(tx: &mut Tx<'_>, id: TaskId) -> Result<TaskError, TaskError> {
 
 /// Lets a task that was given up, or that waits to be retried, run now. One more attempt than it had
 /// is allowed; its crashes are forgotten.
+///
+/// One that was given up takes its key again ([`TaskError::KeyHeld`] if another has it), counts in
+/// its batch again as long as that is not complete, and what was cancelled because of it waits for
+/// it again. What was made after it had failed, and what was to run in any case and did, stays as it
+/// is.
 pub fn retry(tx: &mut Tx<'_>, now: Timestamp, id: TaskId) -> Result<Changes, TaskError> {
-    let was_final = sql::state(tx, id)?.is_some_and(|(state, _)| state.is_final());
-    let Some((entry, batch_id)) = sql::revive(tx, now, id)? else {
+    let given_up = sql::find_given_up(tx, id)?;
+    if let Some(holder) = match &given_up {
+        Some(before) => take_key_again(tx, now, id, before)?,
+        None => None,
+    } {
+        return Err(TaskError::KeyHeld(holder));
+    }
+    let Some(entry) = sql::revive(tx, now, id)? else {
         return Err(state_error(tx, id)?);
     };
-    if let Some(batch) = batch_id.filter(|_| was_final)
-        && !sql::count_up_batch(tx, &batch)?
-    {
-        sql::leave_batch(tx, id)?;
+    if let Some(before) = given_up {
+        count_in_batch_again(tx, id, &before)?;
+        if before.followers > 0 {
+            bring_back_followers(tx, now, id)?;
+        }
     }
     tx.touch(ENQUEUED);
     Ok(Changes {
         ready: vec![entry],
         ..Changes::default()
     })
+}
+
+/// Takes the key of a task that was given up; answers who has it instead. A key that only its time
+/// ends is not taken anew: its time began with the enqueue.
+fn take_key_again(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: TaskId,
+    before: &GivenUp,
+) -> Result<Option<TaskId>, TaskError> {
+    let holder = match &before.lock {
+        None => None,
+        Some((key, Until::Expired)) => sql::lock_holder_now(tx, now, key)?,
+        Some((key, until @ (Until::Started | Until::Finished))) => {
+            take_lock(tx, now, id, key, *until, None)?
+        }
+    };
+    Ok(holder.filter(|holder| *holder != id))
+}
+
+fn count_in_batch_again(tx: &mut Tx<'_>, id: TaskId, before: &GivenUp) -> Result<(), StoreError> {
+    if let Some(batch) = &before.batch_id
+        && !sql::count_up_batch(tx, batch)?
+    {
+        sql::leave_batch(tx, id)?; // it is complete
+    }
+    Ok(())
+}
+
+/// Lets wait again what was cancelled because of a task that now is to run again, and what was
+/// cancelled because of that; except what another dead task keeps back, or whose key another holds.
+fn bring_back_followers(tx: &mut Tx<'_>, now: Timestamp, id: TaskId) -> Result<(), TaskError> {
+    let mut open = vec![id];
+    while let Some(upstream) = open.pop() {
+        for (follower, _) in sql::edges(tx, upstream)? {
+            let Some(before) = sql::find_cancelled_follower(tx, follower)? else {
+                continue;
+            };
+            let (waiting_on, dead) = sql::upstreams(tx, follower)?;
+            if dead > 0
+                || take_key_again(tx, now, follower, &before)?.is_some()
+                || !sql::revive_follower(tx, follower, waiting_on)?
+            {
+                continue;
+            }
+            count_in_batch_again(tx, follower, &before)?;
+            if before.followers > 0 {
+                open.push(follower);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// New values for a task that waits.
@@ -191,8 +257,8 @@ pub fn bulk(
                 changes.add(more);
                 done += 1;
             }
-            // Its state does not allow it, or one before it has taken it along.
-            Err(TaskError::State(_) | TaskError::NotFound(_)) => {}
+            // Its state does not allow it, one before it has taken it along, or another holds its key.
+            Err(TaskError::State(_) | TaskError::NotFound(_) | TaskError::KeyHeld(_)) => {}
             Err(error) => return Err(error),
         }
     }

@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use super::life::do_at_once;
-use super::relay::{Delivery, Mail, Parts, Stats, Take};
+use super::relay::{Delivery, IsAway, Mail, Parts, Stats, Take};
 use super::{
     Beat, Changes, Enqueued, Entry, Failure, NewTask, QueueRow, Registry, Start, Started,
     TaskError, TaskId, sql,
@@ -45,6 +45,8 @@ struct Inner {
     turned_away: watch::Sender<bool>,
     /// Queues that there are, as of a second ago.
     names: Arc<ArcSwap<BTreeSet<String>>>,
+    /// Whoever knows the workers of a protocol tells whether one has gone.
+    is_away: Arc<OnceLock<IsAway>>,
     /// Runs in this process, and the way to tell them that they are cancelled.
     running: Arc<Mutex<HashMap<TaskId, watch::Sender<bool>>>>,
 }
@@ -79,6 +81,7 @@ impl Tasks {
             fetchers: AtomicUsize::new(0),
             turned_away: watch::channel(false).0,
             names: Arc::default(),
+            is_away: Arc::default(),
             running: Arc::default(),
         }))
     }
@@ -95,6 +98,7 @@ impl Tasks {
             folder,
             worker: Arc::clone(&inner.worker),
             names: Arc::clone(&inner.names),
+            is_away: Arc::clone(&inner.is_away),
             on_changes: Arc::new(move |changes| count(&metrics, &registry, changes)),
         })?;
         *inner.delivery.lock() = Some(Arc::new(delivery));
@@ -134,6 +138,13 @@ impl Tasks {
         &self.0.registry
     }
 
+    /// From now on this tells whether a worker has gone; the first who asks for it stays.
+    pub(super) fn ask_of_workers(&self, is_away: IsAway) {
+        if self.0.is_away.set(is_away).is_err() {
+            tracing::debug!("who tells of workers is known already");
+        }
+    }
+
     /// Whether a task may wait in this queue: there are only so many queues.
     pub fn admits_queue(&self, name: &str) -> bool {
         let names = self.0.names.load();
@@ -155,13 +166,14 @@ impl Tasks {
 
     /// Tells the delivery, the counters and the running handlers of committed changes.
     pub fn tell(&self, changes: &Changes) {
+        fail::fail_point!("task.told");
         for id in &changes.cancelled {
             if let Some(run) = self.0.running.lock().get(id) {
                 run.send_replace(true);
             }
         }
         count(&self.0.metrics, &self.0.registry, changes);
-        if (!changes.ready.is_empty() || !changes.over.is_empty())
+        if (!changes.ready.is_empty() || !changes.over.is_empty() || !changes.gone.is_empty())
             && let Some(delivery) = self.delivery()
         {
             delivery.post(Mail::Changed(changes.clone()));
@@ -339,6 +351,7 @@ impl Tasks {
     }
 
     fn after_start(&self, begun: &[(Entry, Begun)]) -> Vec<Started> {
+        fail::fail_point!("task.started");
         let mut running = Vec::new();
         let mut changed = Changes::default();
         for (entry, begun) in begun {
@@ -365,7 +378,7 @@ impl Tasks {
                     self.post(Mail::Dropped(entry.id));
                     changed.add(changes.clone());
                 }
-                Start::Moved(place) => self.post(Mail::Back(vec![place.clone()])),
+                Start::Moved(place) => self.post(Mail::Moved(place.clone())),
                 Start::Stale => self.post(Mail::Dropped(entry.id)),
             }
         }

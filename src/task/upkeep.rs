@@ -90,7 +90,7 @@ impl Upkeep {
                         }
                         Due::ForgetResult(id) => sql::forget_result(tx, now, id)?,
                         Due::TakeBack(id, attempt) => {
-                            changes.add(recover(tx, now, &rules, id, attempt, None)?);
+                            changes.add(recover(tx, now, &rules, id, attempt, None, |_| false)?);
                         }
                         Due::Expire(id) => {
                             let state = TaskState::Cancelled;
@@ -123,10 +123,15 @@ impl Upkeep {
         rules: &config::Tasks,
     ) -> Result<(), TaskError> {
         let until = seconds_ago(now, rules.retention_seconds);
+        let begun = seconds_ago(now, rules.batch_open_seconds);
         let store = self.tasks.store();
-        let (locks, batches) = store
+        let (locks, batches, open_batches) = store
             .point(move |tx| {
-                Ok::<_, TaskError>((sql::any_old_lock(tx, now)?, sql::any_old_batch(tx, until)?))
+                Ok::<_, TaskError>((
+                    sql::any_old_lock(tx, now)?,
+                    sql::any_old_batch(tx, until)?,
+                    sql::any_old_open_batch(tx, begun)?,
+                ))
             })
             .await?;
         if locks {
@@ -137,6 +142,11 @@ impl Upkeep {
         if batches {
             store
                 .write(move |tx| sql::purge_batches(tx, until).map_err(TaskError::from))
+                .await?;
+        }
+        if open_batches {
+            store
+                .write(move |tx| sql::purge_open_batches(tx, begun).map_err(TaskError::from))
                 .await?;
         }
         Ok(())

@@ -871,3 +871,51 @@ fn tls_is_spoken_with_the_servers_certificate() {
     raw.send("HELLO {}");
     assert!(!raw.read().starts_with('+'));
 }
+
+#[test]
+fn a_batch_that_is_never_committed_is_dropped_once_nothing_of_it_is_pending() {
+    let mut place = Place::open_with(|settings| {
+        settings.tasks.upkeep_interval_ms = 10;
+        settings.tasks.batch_open_seconds = 3_600;
+    });
+    let mut raw = place.worker_by_hand("w");
+    let begin = |raw: &mut Raw| {
+        raw.ask(
+            r#"BATCH NEW {"description":"d","success":{"jid":"callback","jobtype":"c","args":[]}}"#,
+        )
+    };
+    let (empty, pending, committed) = (begin(&mut raw), begin(&mut raw), begin(&mut raw));
+    for (bid, jid) in [(&pending, "pending-1"), (&committed, "committed-1")] {
+        let push =
+            format!(r#"PUSH {{"jid":"{jid}","jobtype":"x","args":[],"custom":{{"bid":"{bid}"}}}}"#);
+        assert_eq!(raw.ask(&push), "+OK");
+    }
+    assert_eq!(raw.ask(&format!("BATCH COMMIT {committed}")), "+OK");
+    place.shop.clock.advance(Duration::from_secs(3_601));
+    let status = |place: &Place, bid: &str| {
+        let mut raw = place.worker_by_hand("other");
+        raw.ask(&format!("BATCH STATUS {bid}"))
+    };
+    let is_gone = |place: &Place, bid: &str| status(place, bid).starts_with("-ERR No such batch");
+    place
+        .shop
+        .wait_until("the empty one is gone", || is_gone(&place, &empty));
+    for bid in [&pending, &committed] {
+        assert!(status(&place, bid).contains(r#""pending":1"#), "it stays");
+    }
+    // Its last job ends: now nobody adds to it any more. What was committed is as it was.
+    for _ in 0..2 {
+        let job: Value = serde_json::from_str(&raw.ask("FETCH default")).expect("a job");
+        assert_eq!(raw.ask(&format!(r#"ACK {{"jid":{}}}"#, job["jid"])), "+OK");
+    }
+    place
+        .shop
+        .wait_until("the other is gone", || is_gone(&place, &pending));
+    assert!(status(&place, &committed).contains(r#""pending":0"#));
+    place.admin = place.shop.token(Role::Admin);
+    let callback = place.task("c");
+    assert_eq!(
+        callback["state"], "available",
+        "of the one that was committed"
+    );
+}

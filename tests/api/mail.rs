@@ -6,6 +6,8 @@ use onrush::auth::Role;
 use onrush::config::{Language, MailTls, OrderMails, Settings};
 use serde_json::{Value, json};
 
+use crate::faults::skip;
+use crate::support::aiosmtpd::{RealMailServer, USER, USER_PASSWORD, certificates};
 use crate::support::smtp::{MailServer, Post};
 use crate::support::{PASSWORD, Shop, text};
 
@@ -234,4 +236,99 @@ fn a_mail_that_is_refused_is_dead_and_a_server_that_is_away_is_asked_again() {
     register(&shop, "Somebody", None);
     let state = || task(&shop, &admin, "send_welcome_email");
     shop.wait_until("it waits", || state()["state"] == "retryable");
+}
+
+/// A shop that sends its mails to a real server on this machine.
+fn with_real(
+    server: &RealMailServer,
+    tls: MailTls,
+    ca: Option<&std::path::Path>,
+    password: &str,
+) -> impl FnOnce(&mut Settings) {
+    let (port, ca, password) = (
+        server.port,
+        ca.map(std::path::Path::to_owned),
+        password.to_owned(),
+    );
+    move |settings| {
+        settings.mail.smtp_host = "localhost".to_owned();
+        settings.mail.smtp_port = port;
+        settings.mail.smtp_tls = tls;
+        settings.mail.smtp_ca = ca.unwrap_or_default();
+        settings.mail.smtp_user = USER.to_owned();
+        settings.mail.smtp_password = password.as_str().into();
+        settings.mail.timeout_ms = 10_000;
+    }
+}
+
+#[test]
+fn a_real_mail_server_takes_mails_over_tls_after_a_login() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (ca, cert, key) = certificates(dir.path());
+    for (mode, tls) in [("starttls", MailTls::Starttls), ("tls", MailTls::Tls)] {
+        let server = match RealMailServer::open(mode, &cert, &key) {
+            Ok(server) => server,
+            Err(reason) => return skip(&reason),
+        };
+        let (shop, admin) = open(with_real(&server, tls, Some(&ca), USER_PASSWORD));
+        register(&shop, "李雷 & 韩梅梅", Some("zh"));
+        let state = || task(&shop, &admin, "send_welcome_email");
+        shop.wait_until("it is sent", || state()["state"] == "completed");
+        assert_eq!(state()["result"]["answer"], "kept by aiosmtpd", "{mode}");
+        let mails = server.mails();
+        assert_eq!(mails.len(), 1, "{mode}");
+        let both = parts(&mails[0]);
+        assert!(
+            both[0].contains("李雷 & 韩梅梅，您好："),
+            "{mode}: {both:?}"
+        );
+        assert!(both[1].contains("李雷 &amp; 韩梅梅"), "{mode}: {both:?}");
+        assert_eq!(outbox(&shop), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_real_mail_server_that_is_not_trusted_or_does_not_know_us_gets_no_mail() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (ca, cert, key) = certificates(dir.path());
+    let server = match RealMailServer::open("starttls", &cert, &key) {
+        Ok(server) => server,
+        Err(reason) => return skip(&reason),
+    };
+    for (ca, password, words) in [
+        (None, USER_PASSWORD, "certificate"),
+        (Some(&*ca), "another one", "535"),
+    ] {
+        let (shop, admin) = open(with_real(&server, MailTls::Starttls, ca, password));
+        register(&shop, "李雷", None);
+        let state = || task(&shop, &admin, "send_welcome_email");
+        shop.wait_until("it waits", || state()["state"] == "retryable");
+        let error = text(&state()["error"]);
+        assert!(error.contains(words), "{words}: {error}");
+        assert!(!error.contains(password), "{error}");
+    }
+    assert_eq!(server.mails(), Vec::<String>::new());
+}
+
+#[test]
+fn a_password_is_never_told_to_a_server_without_tls() {
+    let plain = MailServer::open(&[Post::Take]);
+    let (shop, admin) = open(|settings| {
+        with_server(&plain)(settings);
+        settings.mail.smtp_tls = MailTls::Starttls;
+        settings.mail.smtp_user = USER.to_owned();
+        settings.mail.smtp_password = USER_PASSWORD.into();
+    });
+    register(&shop, "李雷", None);
+    let state = || task(&shop, &admin, "send_welcome_email");
+    shop.wait_until("it waits", || state()["state"] == "retryable");
+    assert_eq!(plain.mails(), Vec::<String>::new());
+    let lines = plain.lines();
+    assert!(!lines.is_empty(), "it was asked");
+    assert!(
+        !lines
+            .iter()
+            .any(|line| line.starts_with("AUTH") || line.starts_with("MAIL")),
+        "{lines:?}"
+    );
 }

@@ -7,6 +7,7 @@ mod input;
 mod mail;
 mod orders;
 mod reports;
+mod revival;
 mod sales;
 mod schedules;
 mod tasks;

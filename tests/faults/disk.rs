@@ -59,7 +59,7 @@ pub(super) fn text(path: &Path) -> &str {
     path.to_str().expect("a path of text")
 }
 
-fn assert_unavailable(answer: &Answer, code: &str) {
+pub(super) fn assert_unavailable(answer: &Answer, code: &str) {
     assert_eq!(answer.status, 503, "{answer:?}");
     assert_eq!(answer.code(), code, "{answer:?}");
     let kind = answer.header("content-type");
@@ -68,7 +68,7 @@ fn assert_unavailable(answer: &Answer, code: &str) {
 }
 
 /// Takes every byte that is free.
-fn fill(path: &Path) {
+pub(super) fn fill(path: &Path) {
     let mut file = OpenOptions::new()
         .create(true)
         .append(true)

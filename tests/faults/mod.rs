@@ -6,16 +6,21 @@
 
 mod ask;
 mod clients;
+mod clock;
 mod damage;
 mod disk;
+mod frames;
 mod kill;
 mod outgoing;
 mod power;
+mod queue;
 mod sale;
 mod schedules;
 mod server;
+mod soak;
 mod syscalls;
 mod tasks;
+mod workers;
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -35,7 +40,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Says why a test is not run; where `CI` is `true` everything must run.
-fn skip(reason: &str) {
+pub(crate) fn skip(reason: &str) {
     assert_ne!(
         std::env::var("CI").as_deref(),
         Ok("true"),

@@ -173,6 +173,20 @@ impl Server {
         nix::sys::signal::kill(self.pid(), signal).expect("it is there to be signalled");
     }
 
+    /// The line of its log with these words, once it has said it.
+    pub(super) fn says(&self, words: &str) -> String {
+        let mut found = None;
+        until(words, || {
+            let log = self.log.lock().expect("log");
+            found = log
+                .lines()
+                .find(|line| line.contains(words))
+                .map(str::to_owned);
+            found.is_some()
+        });
+        found.expect("it was said")
+    }
+
     pub(super) fn kill(mut self) -> Ended {
         self.child.kill().expect("killed");
         self.ended()

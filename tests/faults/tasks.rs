@@ -72,9 +72,12 @@ fn killed_at_every_step_of_a_task_each_order_is_processed_once_and_soon() {
     for point in [
         "task.enqueued",
         "task.relay",
+        "task.handed_out",
         "task.start",
+        "task.started",
         "task.run",
         "task.completed",
+        "task.told",
         "writer.before_commit",
         "writer.after_commit",
     ] {
@@ -102,10 +105,30 @@ fn killed_at_every_step_of_a_task_each_order_is_processed_once_and_soon() {
             }
         }
     }
+    // And while it takes back, at its start, what ran when it was killed.
+    for number in 0..2 {
+        let running = launch(&dir).set("FAULT_KILL_AT", "task.run").start();
+        let key = format!("task.recovered:{number}");
+        // Its answer may be cut off.
+        let _answered = order(&mut Client::new(running.address), &sale, &key);
+        running.ended().assert_killed();
+        let armed = launch(&dir).set("FAULT_KILL_AT", "task.recovered");
+        match armed.attempt() {
+            Ok(server) => server.ended(),
+            Err(ended) => ended,
+        }
+        .assert_killed();
+        let server = launch(&dir).start();
+        let again = order(&mut Client::new(server.address), &sale, &key);
+        assert!(again.is_some());
+        orders += 1;
+        longest = longest.max(assert_all_processed(&server, &sale, orders));
+        server.kill().assert_killed();
+    }
     let server = launch(&dir).start();
     longest = longest.max(assert_all_processed(&server, &sale, orders));
     assert!(longest < Duration::from_secs(5), "{longest:?}");
-    assert!(orders > 14, "{orders}");
+    assert!(orders > 18, "{orders}");
     let crashed = items(&server, &sale, "/api/v1/tasks?limit=200")
         .iter()
         .filter(|task| task["crashes"] != 0)

@@ -3,6 +3,7 @@
 //!
 //! Invariant: when a [`Shop`] is dropped, its stock ledger adds up, whatever the test did to it.
 
+pub mod aiosmtpd;
 pub mod receiver;
 pub mod smtp;
 

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use super::job::{self, Job, Kept, LastFailure, Pushed, open_queue};
 use super::serve::Stage;
 use super::wire::{Answer, Wire};
-use super::workers::WorkerState;
+use super::workers::{NAMED, NAMELESS, WorkerState};
 use super::{Inner, Refused, mutate, sql};
 use crate::check::Checks;
 use crate::clock::{Stopwatch, Timestamp};
@@ -81,7 +81,7 @@ impl Session {
     pub(super) fn new(inner: Arc<Inner>, wid: Option<String>) -> Self {
         let worker = wid
             .as_ref()
-            .map_or_else(|| "faktory".to_owned(), |wid| format!("faktory:{wid}"));
+            .map_or_else(|| NAMELESS.to_owned(), |wid| format!("{NAMED}{wid}"));
         Self {
             inner,
             wid,

@@ -107,7 +107,7 @@ struct Inner {
     tasks: Tasks,
     settings: Arc<config::Faktory>,
     metrics: Metrics,
-    workers: Workers,
+    workers: Arc<Workers>,
     passwords: Throttle,
     counts: Counts,
     started_ms: u64,
@@ -154,8 +154,11 @@ impl Listener {
 impl Faktory {
     /// A server without a socket, which knows of no worker.
     pub fn new(tasks: Tasks, settings: Arc<config::Faktory>, metrics: Metrics) -> Self {
+        let workers = Arc::new(Workers::new(settings.workers_max, settings.worker_seconds));
+        let known = Arc::clone(&workers);
+        tasks.ask_of_workers(Box::new(move |worker| known.is_away(worker)));
         Self(Arc::new(Inner {
-            workers: Workers::new(settings.workers_max, settings.worker_seconds),
+            workers,
             passwords: Throttle::new(
                 Rules {
                     // There is one password and no account.

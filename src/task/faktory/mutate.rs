@@ -208,7 +208,7 @@ async fn apply(tasks: &Tasks, act: Act, state: TaskState, ids: Vec<TaskId>) -> R
                 };
                 match done {
                     Ok(more) => changes.add(more),
-                    Err(TaskError::State(_) | TaskError::NotFound(_)) => {}
+                    Err(TaskError::State(_) | TaskError::NotFound(_) | TaskError::KeyHeld(_)) => {}
                     Err(error) => return Err(error),
                 }
             }

@@ -11,6 +11,11 @@ use parking_lot::Mutex;
 use crate::clock::Timestamp;
 use crate::word_type;
 
+/// Under what a client without a name of its own runs tasks, ...
+pub(super) const NAMELESS: &str = "faktory";
+/// ... and what stands before the name of one that has one.
+pub(super) const NAMED: &str = "faktory:";
+
 word_type! {
     /// What a worker is to do.
     WorkerState {
@@ -142,6 +147,16 @@ impl Workers {
         let worker = known.get_mut(wid)?;
         forward(worker, state);
         Some(worker.clone())
+    }
+
+    /// Whether who runs tasks under this name is a worker that has hung up, or that this process never
+    /// saw. Who gave no name can't be told from others.
+    pub(super) fn is_away(&self, name: &str) -> bool {
+        let Some(wid) = name.strip_prefix(NAMED) else {
+            return false;
+        };
+        let known = self.known.lock();
+        known.get(wid).is_none_or(|worker| worker.connections == 0)
     }
 
     /// What a worker is to do.
