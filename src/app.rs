@@ -509,7 +509,10 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.ways_out.webhooks.clone(),
             handles.ways_out.outgoing.clone(),
         ),
-        CacheApi::new(handles.cache.clone()),
+        CacheApi::new(
+            handles.cache.clone(),
+            Arc::new(handles.settings.cache.clone()),
+        ),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
         .description("A shop's catalogue, orders, stock and flash sales in one process.")

@@ -15,7 +15,15 @@
 //! - No decision about stock or money is taken from here, and nothing that was cached by an earlier
 //!   process is read.
 //!
-//! What is cached is not known here: a feature makes a [`Kind`] for each sort of value it keeps.
+//! What is cached is not known here: a feature makes a [`Kind`] for each sort of value it keeps, reads
+//! through it, and invalidates what it wrote in the `after` of its write (`Store::write_then`), which
+//! runs between the commit and the answer:
+//!
+//! ```ignore
+//! let products: Kind<Ready> = cache.kind(KindRules::new("product", 1));
+//! let hit = products.get_or_load(id, || async move { store.point(load_product).await }).await?;
+//! store.write_then(change_product, move |done| if done.is_ok() { products.invalidate(id) }).await?;
+//! ```
 
 pub mod api;
 mod disk;
