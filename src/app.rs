@@ -519,7 +519,10 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.ways_out.webhooks.clone(),
             handles.ways_out.outgoing.clone(),
         ),
-        CacheApi::new(handles.cache.clone()),
+        CacheApi::new(
+            handles.cache.clone(),
+            Arc::new(handles.settings.cache.clone()),
+        ),
         SystemApi::new(handles.store.clone(), handles.settings.database.clone()),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))

@@ -1,5 +1,7 @@
 //! The cache over HTTP: a look into it, and a hand on it. For admins alone.
 
+use std::sync::Arc;
+
 use poem_openapi::param::Path;
 use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
@@ -9,6 +11,7 @@ use super::{Cache, CacheError, CacheStats, EntryView, HotKey};
 use crate::auth::api::{Access, Tag};
 use crate::auth::{Role, Scope};
 use crate::check::FieldError;
+use crate::config;
 use crate::http::json::OptionalBody;
 use crate::http::{Body, Failure, NoContent, Problem, fails};
 use crate::store::StoreError;
@@ -223,7 +226,7 @@ struct InvalidatedView {
 #[oai(example)]
 struct WarmBody {
     /// Keys, such as `product:7`
-    #[oai(default, validator(max_items = 10000))]
+    #[oai(default)]
     keys: Vec<String>,
 }
 
@@ -250,12 +253,13 @@ struct WarmedView {
 #[derive(Clone)]
 pub struct CacheApi {
     cache: Cache,
+    settings: Arc<config::Cache>,
 }
 
 impl CacheApi {
     /// With the handle that it works on.
-    pub fn new(cache: Cache) -> Self {
-        Self { cache }
+    pub fn new(cache: Cache, settings: Arc<config::Cache>) -> Self {
+        Self { cache, settings }
     }
 }
 
@@ -358,10 +362,9 @@ impl CacheApi {
             reads,
             pinned: is_pinned,
         };
-        let (window_seconds, reads_min) = self.cache.hot_rule();
         Ok(Body(HotKeyList {
-            window_seconds,
-            reads_min,
+            window_seconds: self.settings.hot_window_seconds,
+            reads_min: self.settings.hot_reads_min,
             items: self.cache.hot_keys().into_iter().map(view).collect(),
         }))
     }
@@ -377,6 +380,11 @@ impl CacheApi {
     ) -> Result<Body<WarmedView>, Failure<{ fails::SECURED }>> {
         access.0.require(Role::Admin, Scope::Cache)?;
         let mut keys = body.0.keys;
+        if keys.len() > self.settings.warm_keys_max {
+            let most = self.settings.warm_keys_max;
+            let error = FieldError::new("keys", format!("at most {most} at once"));
+            return Err(Problem::validation(vec![error]).into());
+        }
         if keys.is_empty() {
             keys = self
                 .cache

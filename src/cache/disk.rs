@@ -652,6 +652,8 @@ mod tests {
             matches!(&*disk.state.read(), State::Closed { retry_ms } if *retry_ms > clock.monotonic_ms())
         })
         .await;
+        // An open file keeps its space.
+        drop(file);
         std::fs::remove_file(&filler).expect("space");
         clock.advance(Duration::from_secs(60));
         put(&disk, "key", "again").await;

@@ -1142,7 +1142,8 @@ async fn the_same_with_values_that_come_and_go_from_disk() {
     let shop = Shop::with(
         |settings| {
             settings.memory_bytes = 1_048_576;
-            settings.memory_entries_max = 1_000;
+            // So few that the flood pushes each out soon.
+            settings.memory_entries_max = 48;
             settings.eviction = Eviction::Fifo;
             settings.disk_bytes = 67_108_864;
             settings.disk_load_ms_min = 1;

@@ -305,12 +305,6 @@ impl Cache {
         }
     }
 
-    /// The window over which reads are counted, in seconds, and the reads within it that make a key hot.
-    pub fn hot_rule(&self) -> (u64, u64) {
-        let settings = &self.0.settings;
-        (settings.hot_window_seconds, settings.hot_reads_min)
-    }
-
     /// The hot keys, the most read first.
     pub fn hot_keys(&self) -> Vec<HotKey> {
         let inner = &*self.0;
