@@ -12,9 +12,9 @@ use serde_json::Value;
 use super::handler::{Asked, BUILT_IN_QUEUES, queue_name};
 use super::life::require_lease;
 use super::{
-    Attempt, Bulk, Changes, Debounce, Enqueued, Failure as RunFailure, Filter, HandlerInfo,
-    LogLine, NewBatch, NewTask, Node, Patch, QueuePatch, QueueRow, RetryPolicy, Started, Task,
-    TaskError, TaskId, TaskState, Tasks, Unique, Until,
+    Attempt, BatchState, Bulk, Changes, Debounce, Enqueued, Failure as RunFailure, Filter,
+    HandlerInfo, LogLine, NewBatch, NewTask, Node, Patch, QueuePatch, QueueRow, RetryPolicy,
+    Started, Task, TaskError, TaskId, TaskState, Tasks, Unique, Until,
 };
 use crate::auth::api::{Access, Tag};
 use crate::auth::idempotency::Key;
@@ -459,12 +459,67 @@ impl From<LogLine> for LogView {
     }
 }
 
+/// A batch.
+#[derive(Serialize, Object)]
+struct BatchStateView {
+    /// Key
+    id: String,
+    /// For people
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<String>,
+    /// Tasks that it counts
+    total: u32,
+    /// Of these, those that are not finished
+    pending: u32,
+    /// Of these, those that were cancelled or died
+    failed: u32,
+    /// When the last of them was finished
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<Timestamp>,
+}
+
+impl From<BatchState> for BatchStateView {
+    fn from(batch: BatchState) -> Self {
+        Self {
+            id: batch.id,
+            description: batch.description,
+            total: batch.total,
+            pending: batch.pending,
+            failed: batch.failed,
+            finished_at: batch.finished_at,
+        }
+    }
+}
+
+/// How many tasks are in a state.
+#[derive(Serialize, Object)]
+struct CountedView {
+    /// `scheduled`, `available`, `running`, `retryable`, `completed`, `cancelled` or `discarded` (dead)
+    state: String,
+    /// Tasks in it that were counted
+    count: u32,
+    /// Whether there may be more: the count is bounded by `tasks.counted_max` of the settings
+    is_more: bool,
+}
+
+/// How many tasks there are.
+#[derive(Serialize, Object)]
+struct CountList {
+    /// By state
+    items: Vec<CountedView>,
+}
+
 /// A task with what its attempts left behind.
 #[derive(Serialize, Object)]
 struct TaskDetail {
     #[serde(flatten)]
     #[oai(flatten)]
     task: TaskView,
+    /// Tasks that wait for it, 100 at most
+    followers: Vec<TaskKey>,
+    /// The batch that counts it, while that is kept
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch: Option<BatchStateView>,
     /// Attempts that did not simply succeed, newest first
     attempts: Vec<AttemptView>,
     /// The newest log lines, newest first
@@ -950,13 +1005,19 @@ impl TaskApi {
 
     async fn detail(&self, id: TaskId) -> Result<TaskDetail, TaskError> {
         let now = self.tasks.clock().now();
-        let (task, attempts, logs) = self
+        let (task, attempts, logs, ties) = self
             .tasks
             .store()
-            .read(move |tx| super::get(tx, now, id))
+            .read(move |tx| {
+                let (task, attempts, logs) = super::get(tx, now, id)?;
+                let ties = super::ties(tx, &task)?;
+                Ok::<_, TaskError>((task, attempts, logs, ties))
+            })
             .await?;
         Ok(TaskDetail {
             task: task.into(),
+            followers: ties.followers.into_iter().map(|id| id.0).collect(),
+            batch: ties.batch.map(BatchStateView::from),
             attempts: attempts.into_iter().map(AttemptView::from).collect(),
             logs: logs.into_iter().map(LogView::from).collect(),
         })
@@ -1376,6 +1437,30 @@ impl TaskApi {
         Ok(Body(BulkView {
             changed,
             next_cursor: next.map(|id| id.to_string()),
+        }))
+    }
+
+    /// Count tasks
+    ///
+    /// By state. A count is bounded, so that it costs the same however many there are; `is_more` says
+    /// that it stopped there. Completed ones are counted among the newest tasks alone.
+    #[oai(path = "/task-counts", method = "get")]
+    async fn counts(&self, access: Access) -> Result<Body<CountList>, Failure<{ fails::SECURED }>> {
+        access.0.require(Role::Staff, Scope::Tasks)?;
+        let most = self.tasks.rules().counted_max;
+        let counts = self
+            .tasks
+            .store()
+            .read(move |tx| super::counts(tx, most))
+            .await
+            .map_err(Problem::from)?;
+        let items = counts.into_iter().map(|counted| CountedView {
+            state: counted.state.word().to_owned(),
+            count: counted.count,
+            is_more: counted.is_more,
+        });
+        Ok(Body(CountList {
+            items: items.collect(),
         }))
     }
 

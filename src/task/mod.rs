@@ -67,8 +67,8 @@ pub use life::{
 pub use pool::Pool;
 pub use retry::RetryPolicy;
 pub use steer::{
-    Bulk, Filter, Patch, QueuePatch, QueueRow, bulk, cancel, edit, find, get, list, patch_queue,
-    queues, remove, retry as retry_task, set_paused,
+    BatchState, Bulk, Counted, Filter, Patch, QueuePatch, QueueRow, Ties, bulk, cancel, counts,
+    edit, find, get, list, patch_queue, queues, remove, retry as retry_task, set_paused, ties,
 };
 pub use tasks::{Tasks, continue_ids};
 pub use upkeep::Upkeep;
