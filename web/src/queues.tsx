@@ -5,7 +5,7 @@ import { api, ask, isAdmin } from './api';
 import type { Schemas, Task } from './api';
 import { useLoad } from './data';
 import { Link, part } from './router';
-import { TaskLink } from './task-parts';
+import { TaskLink, WorkerName } from './task-parts';
 import { Ago, Confirm, Dialog, Field, Form, say, Show, State, Table, textOf, View, wholeOf } from './ui';
 import { number, t, took } from './words';
 
@@ -163,9 +163,6 @@ function Limits({ queue, onClose, onSaved }: { queue: Queue; onClose: () => void
   );
 }
 
-/** This process calls itself so, with an id that is new at each start. */
-const OWN_WORKER = /^process:/;
-
 function Running({ tasks }: { tasks: Task[] }) {
   return (
     <Table
@@ -190,7 +187,7 @@ function Running({ tasks }: { tasks: Task[] }) {
         { head: t('queue'), kind: 'wide', cell: (task) => task.queue },
         {
           head: t('worker'),
-          cell: (task) => (task.worker && !OWN_WORKER.test(task.worker) ? <code>{task.worker}</code> : t('this_server')),
+          cell: (task) => <WorkerName name={task.worker} />,
         },
         { head: t('started_at'), cell: (task) => <Ago at={task.attempted_at ?? task.created_at} /> },
         { head: t('lease_until'), kind: 'wide', cell: (task) => task.lease_expires_at && <Ago at={task.lease_expires_at} /> },

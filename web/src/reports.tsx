@@ -93,14 +93,12 @@ function RangeForm({ from, to, onMake }: RangeProps) {
             </button>
           ))}
         </div>
-        <div class="range-days">
-          <Field name="start_date" label={t('first_day')}>
-            <input type="date" required defaultValue={from} />
-          </Field>
-          <Field name="end_date" label={t('last_day')}>
-            <input type="date" required defaultValue={to} />
-          </Field>
-        </div>
+        <Field name="start_date" label={t('first_day')}>
+          <input type="date" required defaultValue={from} />
+        </Field>
+        <Field name="end_date" label={t('last_day')}>
+          <input type="date" required defaultValue={to} />
+        </Field>
       </Form>
     </div>
   );

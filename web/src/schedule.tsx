@@ -86,9 +86,13 @@ export function ScheduleDetail({ name }: { name: string }) {
       }
     >
       <Show of={loaded}>{(schedule) => <ScheduleNow schedule={schedule} />}</Show>
-      <h2>{t('history')}</h2>
-      <Show of={runs}>{(page) => <Runs runs={page.items} />}</Show>
-      <Pager of={runs} />
+      {schedule && (
+        <>
+          <h2>{t('history')}</h2>
+          <Show of={runs}>{(page) => <Runs runs={page.items} />}</Show>
+          <Pager of={runs} />
+        </>
+      )}
       {asking === 'run' && <RunNow name={name} onClose={close} />}
       {asking === 'pause' && (
         <Confirm

@@ -47,6 +47,14 @@ export function TaskLink({ id, children }: { id: string; children?: string }) {
   );
 }
 
+/** This process calls itself so, with an id that is new at each start. */
+const OWN_WORKER = /^process:/;
+
+export function WorkerName({ name }: { name: string | undefined }) {
+  if (!name) return null;
+  return OWN_WORKER.test(name) ? <span title={name}>{t('this_server')}</span> : <code>{name}</code>;
+}
+
 export async function taskTypes(): Promise<TaskType[]> {
   return (await ask(api.GET('/api/v1/task-types'))).items;
 }

@@ -5,9 +5,9 @@ import { api, ask, isAdmin } from './api';
 import type { Schemas } from './api';
 import { useLoad } from './data';
 import { go, Link, part } from './router';
-import { isFinal, isWaiting, Json, jsonOf, jsonText, TaskLink, When } from './task-parts';
+import { isFinal, isWaiting, Json, jsonOf, jsonText, TaskLink, When, WorkerName } from './task-parts';
 import { Confirm, Dialog, Fact, Facts, Field, Form, localInput, momentOf, say, Show, State, Table, textOf, View, wholeOf } from './ui';
-import { exactly, number, t, timeZone, took } from './words';
+import { clock, exactly, number, t, timeZone, took } from './words';
 
 const REFRESH_MS = 1500;
 
@@ -169,7 +169,7 @@ function TaskNow({ task }: { task: Detail }) {
           <Fact name={t('retries')}>{retryText(task.retry_policy)}</Fact>
           {task.worker && (
             <Fact name={t('worker')}>
-              <code>{task.worker}</code>
+              <WorkerName name={task.worker} />
             </Fact>
           )}
           {task.lease_expires_at && <Fact name={t('lease_until')}>{exactly(task.lease_expires_at)}</Fact>}
@@ -254,15 +254,22 @@ function Attempts({ task }: { task: Detail }) {
       empty={t('no_attempts')}
       columns={[
         { head: '#', kind: 'number', cell: (attempt) => number(attempt.attempt) },
-        { head: t('outcome'), cell: (attempt) => <State of="outcome" name={attempt.outcome} /> },
+        {
+          head: t('outcome'),
+          cell: (attempt) => (
+            <>
+              <State of="outcome" name={attempt.outcome} />
+              {attempt.error && <p class="quiet excerpt plain-text">{attempt.error}</p>}
+            </>
+          ),
+        },
         { head: t('started_at'), cell: (attempt) => exactly(attempt.started_at) },
         {
           head: t('duration'),
           kind: 'number',
           cell: (attempt) => attempt.finished_at && took(Date.parse(attempt.finished_at) - Date.parse(attempt.started_at)),
         },
-        { head: t('worker'), kind: 'wide', cell: (attempt) => <code>{attempt.worker}</code> },
-        { head: t('error'), kind: 'wide', cell: (attempt) => <span class="plain-text">{attempt.error}</span> },
+        { head: t('worker'), kind: 'wide', cell: (attempt) => <WorkerName name={attempt.worker} /> },
       ]}
     />
   );
@@ -276,7 +283,7 @@ function Log({ lines }: { lines: Schemas['LogView'][] }) {
       <pre tabIndex={0} aria-label={t('log')}>
         {lines.toReversed().map((line, at) => (
           <span key={at} class={`level-${line.level}`}>
-            {`${line.at.slice(11, 23)}  #${line.attempt}  ${line.line}\n`}
+            {`${clock(line.at)}  #${line.attempt}  ${line.line}\n`}
           </span>
         ))}
       </pre>

@@ -64,22 +64,26 @@ export function WebhookDetail({ id }: { id: number }) {
       actions={endpoint && <Actions isActive={isActive} onPing={ping} onAsk={setAsking} />}
     >
       <Show of={loaded}>{(endpoint) => <EndpointNow endpoint={endpoint} />}</Show>
-      <div class="section-head">
-        <h2>{t('deliveries')}</h2>
-        <div class="filters">
-          <Choice
-            label={t('deliveries')}
-            value={isFailedOnly ? 'true' : ''}
-            options={[
-              ['', t('all')],
-              ['true', t('failed_only')],
-            ]}
-            onChoose={(chosen) => setQuery({ failed: chosen })}
-          />
-        </div>
-      </div>
-      <Show of={deliveries}>{(page) => <Deliveries deliveries={page.items} onReplay={replay} />}</Show>
-      <Pager of={deliveries} />
+      {endpoint && (
+        <>
+          <div class="section-head">
+            <h2>{t('deliveries')}</h2>
+            <div class="filters">
+              <Choice
+                label={t('deliveries')}
+                value={isFailedOnly ? 'true' : ''}
+                options={[
+                  ['', t('all')],
+                  ['true', t('failed_only')],
+                ]}
+                onChoose={(chosen) => setQuery({ failed: chosen })}
+              />
+            </div>
+          </div>
+          <Show of={deliveries}>{(page) => <Deliveries deliveries={page.items} onReplay={replay} />}</Show>
+          <Pager of={deliveries} />
+        </>
+      )}
       {asking === 'edit' && endpoint && <EditDialog endpoint={endpoint} onClose={close} onSaved={loaded.again} />}
       {asking === 'status' && endpoint && (
         <Confirm

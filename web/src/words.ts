@@ -109,6 +109,12 @@ export function exactly(at: string): string {
   return new Date(at).toLocaleString(locale(), { dateStyle: 'medium', timeStyle: 'medium' });
 }
 
+/** `15:04:05.123`: for lines of a log. */
+export function clock(at: string): string {
+  const date = new Date(at);
+  return `${date.toLocaleTimeString('sv')}.${String(date.getMilliseconds()).padStart(3, '0')}`;
+}
+
 /** In another zone than the browser's, with that zone's name; a zone unknown here is left alone. */
 export function momentIn(at: string, zone: string): string {
   try {
