@@ -36,8 +36,13 @@ const SALES = [
 ];
 
 const { values } = parseArgs({ options: { out: { type: 'string' } } });
-// The receiver of the picture's webhook is on this machine.
-const [server, browser] = await Promise.all([startServer({ ONRUSH_OUTGOING__ALLOW_INTERNAL: '127.0.0.0/8' }), startBrowser()]);
+const SETTINGS = {
+  // The receiver of the webhook is on this machine.
+  ONRUSH_OUTGOING__ALLOW_INTERNAL: '127.0.0.0/8',
+  // Often enough to be seen, seldom enough not to fill the lists.
+  ONRUSH_ORDERS__LEDGER_CHECK_SECONDS: '10',
+};
+const [server, browser] = await Promise.all([startServer(SETTINGS), startBrowser()]);
 const { url } = server;
 
 async function made(path, token, body) {

@@ -295,6 +295,28 @@ describe('what works for the shop', { concurrency: false }, () => {
     assert.deepEqual([kept.cron, kept.source], ['15 2,14 * * MON-FRI', 'built_in']);
   });
 
+  test('times are told in words where there are any', async () => {
+    await go('schedules/new');
+    const cron = page.getByLabel('Cron expression');
+    const plain = 'Minute, hour, day, month, weekday; seconds in front if there are six';
+    for (const [expression, words] of [
+      ['* * * * *', 'every minute'],
+      ['*/5 * * * *', 'every 5 min'],
+      ['*/7 * * * *', plain],
+      ['*/10 * * * * *', 'every 10 s'],
+      ['20,50 * * * *', 'every hour at :20 and :50'],
+      ['0 */6 * * *', 'every 6 h'],
+      ['@weekly', 'every Sunday at 00:00'],
+      ['30 0 9 1 * *', 'on day 1 of the month at 09:00:30'],
+      ['0 0 L JAN,7 *', 'in January and July, on the last day of the month at 00:00'],
+      ['0 9 1 * MON', plain],
+      ['61 3 * * *', plain],
+    ]) {
+      await cron.fill(expression);
+      await says(words);
+    }
+  });
+
   test('a schedule is made, run now, paused, changed and removed', async () => {
     tab.expectStatuses(422);
     await go('schedules/new');

@@ -105,11 +105,20 @@ function QueueTable({ queues, onChanged }: { queues: Queue[]; onChanged: () => v
               </>
             ),
           },
-          { head: t('ready'), kind: 'number', cell: (queue) => number(queue.ready) },
+          {
+            head: t('ready'),
+            kind: 'number',
+            cell: (queue) => (
+              <>
+                {number(queue.ready)}
+                {queue.ready > 0 && <p class="quiet excerpt narrow">{took(queue.latency_seconds * 1000)}</p>}
+              </>
+            ),
+          },
           { head: t('running'), kind: 'number', cell: (queue) => number(queue.running) },
           {
             head: t('latency'),
-            kind: 'number',
+            kind: 'wide number',
             cell: (queue) => (queue.ready === 0 ? '–' : took(queue.latency_seconds * 1000)),
           },
           { head: t('served_by'), kind: 'wide', cell: (queue) => t(queue.built_in ? 'this_server' : 'own_workers') },
