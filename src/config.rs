@@ -342,7 +342,7 @@ section! {
         /// Tasks that one bulk action changes.
         bulk_tasks_max: u32 = 1_000,
         /// Tasks of one state that are counted; of more it is only said that there are more.
-        counted_max: u32 = 10_000,
+        counted_max: u32 = 2_000,
         /// Log lines kept of one attempt.
         log_lines_max: u32 = 1_000,
         /// Longest log line or error text that is kept, in characters.

@@ -63,7 +63,9 @@ export function Schedules() {
                 head: t('name'),
                 cell: (schedule) => (
                   <>
-                    <Link to={`/schedules/${part(schedule.name)}`}>{schedule.name}</Link>{' '}
+                    <Link to={`/schedules/${part(schedule.name)}`} class="long">
+                      {schedule.name}
+                    </Link>{' '}
                     {schedule.source !== 'api' && <Source name={schedule.source} />}
                     <p class="quiet excerpt">{timesText(schedule)}</p>
                   </>

@@ -153,7 +153,7 @@ export function TypeHelp({ type }: { type: TaskType }) {
               kind: 'wide',
               cell: ([, field]) => (
                 <>
-                  {field.description}
+                  {field.description?.replaceAll('`', '')}
                   {field.default !== undefined && field.default !== null && (
                     <span class="quiet"> {t('default_is', { value: JSON.stringify(field.default) })}</span>
                   )}

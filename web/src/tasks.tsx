@@ -146,6 +146,7 @@ function BulkDialog({ action, state, queue, name, count, onClose, onDone }: Bulk
       title={t(`bulk_${action}_title`)}
       text={changed === undefined ? asked + many : t('bulk_so_far', { n: changed })}
       action={t(`bulk_${action}`)}
+      dismiss={t('back')}
       isDangerous={action !== 'retry'}
       onConfirm={run}
       onClose={onClose}

@@ -385,7 +385,7 @@ export const en = {
   bulk_remove_title: 'Remove all of these?',
   bulk_remove_text:
     'All finished tasks that fit are removed with their logs and results: {which}. This can’t be undone.',
-  bulk_many: 'Now {n}.',
+  bulk_many: 'There are {n} just now.',
   bulk_so_far: '{n} so far…',
   bulk_done: 'Tasks changed: {n}',
   oldest_ready: 'oldest wait',

@@ -373,7 +373,7 @@ export const zh: Record<keyof typeof en, string> = {
   bulk_remove: '全部删除',
   bulk_remove_title: '确定删除全部任务？',
   bulk_remove_text: '所有符合条件的已结束任务及其日志和返回值将被删除：{which}。此操作无法撤销。',
-  bulk_many: '当前 {n} 个。',
+  bulk_many: '当前共 {n} 个。',
   bulk_so_far: '已处理 {n} 个…',
   bulk_done: '已更改 {n} 个任务',
   oldest_ready: '最长等待',
