@@ -105,7 +105,8 @@ describe('what works for the shop', { concurrency: false }, () => {
     receiver = await startReceiver();
     const made = await call(server.url, 'POST', 'auth/setup', { body: { token: server.setupLink.split('#setup=')[1], ...ADMIN } });
     token = made.body.token;
-    tab = await openPage(browser, server.url);
+    // The shop's days are those of this zone, too.
+    tab = await openPage(browser, server.url, { timezoneId: 'UTC' });
     // What is removed may be asked for once more before its view is left.
     tab.expectStatuses(404);
     ({ page } = tab);

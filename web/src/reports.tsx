@@ -11,7 +11,6 @@ import { Alert, Choice, Fact, Facts, Field, Form, Show, Table, textOf, View } fr
 import { day, exactly, money, number, t, wordOf } from './words';
 
 const WAIT_MS = 700;
-const DAY_MS = 86_400_000;
 
 type Report = Schemas['ReportView'];
 type Top = Schemas['TopProductView'];
@@ -24,7 +23,7 @@ function dateOf(at: Date): string {
 
 function ranges(): { name: string; from: string; to: string }[] {
   const now = new Date();
-  const daysAgo = (days: number) => dateOf(new Date(now.getTime() - days * DAY_MS));
+  const daysAgo = (days: number) => dateOf(new Date(now.getFullYear(), now.getMonth(), now.getDate() - days));
   const month = (back: number) => ({
     from: dateOf(new Date(now.getFullYear(), now.getMonth() - back, 1)),
     to: back === 0 ? dateOf(now) : dateOf(new Date(now.getFullYear(), now.getMonth() - back + 1, 0)),
