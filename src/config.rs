@@ -497,6 +497,8 @@ section! {
         batch_tasks_max: usize = 1_000,
         /// Tasks that one bulk action changes.
         bulk_tasks_max: u32 = 1_000,
+        /// Tasks of one state that are counted; of more it is only said that there are more.
+        counted_max: u32 = 2_000,
         /// Log lines kept of one attempt.
         log_lines_max: u32 = 1_000,
         /// Longest log line or error text that is kept, in characters.
@@ -1502,6 +1504,7 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
         ("tasks.lease_seconds", s.tasks.lease_seconds),
         ("tasks.batch_tasks_max", s.tasks.batch_tasks_max as u64),
         ("tasks.bulk_tasks_max", u64::from(s.tasks.bulk_tasks_max)),
+        ("tasks.counted_max", u64::from(s.tasks.counted_max)),
         ("tasks.upkeep_rows", u64::from(s.tasks.upkeep_rows)),
         ("tasks.queues_max", s.tasks.queues_max as u64),
     ] {

@@ -203,6 +203,7 @@ fn table() -> Vec<(&'static str, &'static str, Rule, Value)> {
             json!({"attempt": 1, "percent": 1}),
         ),
         ("GET", "/api/v1/task-types", Staff("tasks"), none.clone()),
+        ("GET", "/api/v1/task-counts", Staff("tasks"), none.clone()),
         ("GET", "/api/v1/queues", Staff("tasks"), none.clone()),
         (
             "PATCH",

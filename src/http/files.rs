@@ -395,11 +395,14 @@ impl EmbeddedPage {
         Self { files }
     }
 
-    /// The file that `path` names; a path without a dot is one of the page's own routes.
+    /// The file that `path` names. Files lie at the top and in `assets/`; any other path is one of the
+    /// page's own routes, and so is one at the top without a dot.
     fn find(&self, path: &str) -> Option<(&str, &EmbeddedFile)> {
         let decoded = percent_decode(path.trim_start_matches('/'))?;
-        let is_route = !decoded.rsplit('/').next().unwrap_or_default().contains('.')
-            && !decoded.starts_with("assets/");
+        let is_route = match decoded.split_once('/') {
+            Some((folder, _)) => folder != "assets" && !folder.starts_with('.'),
+            None => !decoded.contains('.'),
+        };
         let (name, file) = match self.files.get_key_value(&*decoded) {
             Some(found) => found,
             None if is_route => self.files.get_key_value(INDEX)?,
@@ -513,7 +516,12 @@ mod tests {
             get_with(&app, "/admin", &[]).await.header("location"),
             Some("/admin/")
         );
-        for route in ["/admin/", "/admin/index.html", "/admin/orders/7"] {
+        for route in [
+            "/admin/",
+            "/admin/index.html",
+            "/admin/orders/7",
+            "/admin/schedules/night.eu",
+        ] {
             let page = get_with(&app, route, &[]).await;
             assert_eq!(
                 page.content_type(),

@@ -17,8 +17,8 @@ pub use self::enqueue::EnqueueApi;
 use self::enqueue::TaskBody;
 pub use self::runs::RunApi;
 use self::views::{
-    AttemptView, LogView, QueueList, QueueView, TaskDetail, TaskPage, TaskView, TypeList, TypeView,
-    stored, view_of,
+    AttemptView, BatchStateView, CountList, CountedView, LogView, QueueList, QueueView, TaskDetail,
+    TaskPage, TaskView, TypeList, TypeView, stored, view_of,
 };
 use super::handler::queue_name;
 use super::{Bulk, Filter, Patch, QueuePatch, QueueRow, TaskError, TaskId, TaskState, Tasks};
@@ -210,13 +210,19 @@ impl TaskApi {
 
     async fn detail(&self, id: TaskId) -> Result<TaskDetail, TaskError> {
         let now = self.tasks.clock().now();
-        let (task, attempts, logs) = self
+        let (task, attempts, logs, ties) = self
             .tasks
             .store()
-            .read(move |tx| super::get(tx, now, id))
+            .read(move |tx| {
+                let (task, attempts, logs) = super::get(tx, now, id)?;
+                let ties = super::ties(tx, &task)?;
+                Ok::<_, TaskError>((task, attempts, logs, ties))
+            })
             .await?;
         Ok(TaskDetail {
             task: task.into(),
+            followers: ties.followers.into_iter().map(|id| id.0).collect(),
+            batch: ties.batch.map(BatchStateView::from),
             attempts: attempts.into_iter().map(AttemptView::from).collect(),
             logs: logs.into_iter().map(LogView::from).collect(),
         })
@@ -457,6 +463,30 @@ impl TaskApi {
         Ok(Body(BulkView {
             changed,
             next_cursor: next.map(|id| id.to_string()),
+        }))
+    }
+
+    /// Count tasks
+    ///
+    /// By state. A count is bounded, so that it costs the same however many there are; `is_more` says
+    /// that it stopped there. Completed ones are counted among the newest tasks alone.
+    #[oai(path = "/task-counts", method = "get")]
+    async fn counts(&self, access: Access) -> Result<Body<CountList>, Failure<{ fails::SECURED }>> {
+        access.0.require(Role::Staff, Scope::Tasks)?;
+        let most = self.tasks.rules().counted_max;
+        let counts = self
+            .tasks
+            .store()
+            .read(move |tx| super::counts(tx, most))
+            .await
+            .map_err(Problem::from)?;
+        let items = counts.into_iter().map(|counted| CountedView {
+            state: counted.state.word().to_owned(),
+            count: counted.count,
+            is_more: counted.is_more,
+        });
+        Ok(Body(CountList {
+            items: items.collect(),
         }))
     }
 

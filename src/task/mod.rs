@@ -69,8 +69,9 @@ pub use life::{
 pub use pool::Pool;
 pub use retry::RetryPolicy;
 pub use steer::{
-    Bulk, Filter, Patch, QueuePatch, QueueRow, bulk, cancel, edit, find, find_all, get, list,
-    patch_queue, queues, remove, retry as retry_task, set_paused,
+    BatchState, Bulk, Counted, Filter, Patch, QueuePatch, QueueRow, Ties, bulk, cancel, counts,
+    edit, find, find_all, get, list, patch_queue, queues, remove, retry as retry_task, set_paused,
+    ties,
 };
 pub use tasks::{Tasks, continue_ids};
 pub use upkeep::Upkeep;

@@ -3,7 +3,8 @@
 use super::enqueue::Placed;
 use super::life::{Ended, Started};
 use super::{
-    Attempt, AttemptOutcome, Entry, LogLevel, LogLine, RetryPolicy, Task, TaskId, TaskState, Until,
+    Attempt, AttemptOutcome, BatchState, Counted, Entry, LogLevel, LogLine, RetryPolicy, Task,
+    TaskId, TaskState, Until,
 };
 use crate::clock::Timestamp;
 use crate::sql;
@@ -1107,6 +1108,91 @@ pub(super) fn attempts(tx: &mut Tx<'_>, id: TaskId) -> Result<Vec<Attempt>, Stor
             })
         },
     )
+}
+
+pub(super) fn followers(
+    tx: &mut Tx<'_>,
+    upstream: TaskId,
+    limit: u32,
+) -> Result<Vec<TaskId>, StoreError> {
+    tx.rows(
+        sql!("SELECT downstream FROM task_edges WHERE upstream = $1 ORDER BY downstream LIMIT $2"),
+        &[(&upstream.text()).into(), limit.into()],
+        |row| row.get(0),
+    )
+}
+
+pub(super) fn batch(tx: &mut Tx<'_>, id: &str) -> Result<Option<BatchState>, StoreError> {
+    tx.row(
+        sql!("SELECT id, description, total, pending, failed, finished_at FROM task_batches WHERE id = $1"),
+        &[id.into()],
+        |row| {
+            Ok(BatchState {
+                id: row.get(0)?,
+                description: row.get(1)?,
+                total: row.get(2)?,
+                pending: row.get(3)?,
+                failed: row.get(4)?,
+                finished_at: row.get(5)?,
+            })
+        },
+    )
+}
+
+/// How many rows of each state there are, up to `most`; each look is bounded by the index it follows.
+pub(super) fn counts(tx: &mut Tx<'_>, most: u32) -> Result<Vec<Counted>, StoreError> {
+    let counted = |state, count, is_more| Counted {
+        state,
+        count,
+        is_more,
+    };
+    let mut found = Vec::with_capacity(7);
+    for state in [
+        TaskState::Scheduled,
+        TaskState::Retryable,
+        TaskState::Cancelled,
+        TaskState::Discarded,
+    ] {
+        let count: u32 = tx
+            .row(
+                sql!(
+                    "few",
+                    "SELECT count(*) FROM (SELECT 1 FROM tasks WHERE state = $1 \
+                 AND state IN ('scheduled', 'retryable', 'cancelled', 'discarded') LIMIT $2) AS few"
+                ),
+                &[state.into(), most.into()],
+                |row| row.get(0),
+            )?
+            .unwrap_or_default();
+        found.push(counted(state, count, count == most));
+    }
+    // Oldest first, because those that run are among the oldest.
+    let live = tx.rows(
+        sql!("live", "SELECT state, count(*) FROM (SELECT state FROM tasks WHERE state IN ('available', 'running') \
+         ORDER BY id LIMIT $1) AS live GROUP BY state"),
+        &[most.into()],
+        |row| Ok((row.get::<TaskState>(0)?, row.get::<u32>(1)?)),
+    )?;
+    let newest = tx.rows(
+        sql!("newest", "SELECT state, count(*) FROM (SELECT state FROM tasks ORDER BY id DESC LIMIT $1) AS newest \
+         GROUP BY state"),
+        &[most.into()],
+        |row| Ok((row.get::<TaskState>(0)?, row.get::<u32>(1)?)),
+    )?;
+    for (state, among) in [
+        (TaskState::Available, &live),
+        (TaskState::Running, &live),
+        (TaskState::Completed, &newest),
+    ] {
+        let looked_at: u32 = among.iter().map(|(_, count)| count).sum();
+        let count = among.iter().find(|(other, _)| *other == state);
+        found.push(counted(
+            state,
+            count.map_or(0, |(_, count)| *count),
+            looked_at == most,
+        ));
+    }
+    Ok(found)
 }
 
 pub(super) fn logs(tx: &mut Tx<'_>, id: TaskId, limit: u32) -> Result<Vec<LogLine>, StoreError> {

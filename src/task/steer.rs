@@ -15,6 +15,9 @@ use crate::store::{StoreError, Tx};
 /// Newest log lines that are shown with a task.
 const LOG_LINES_SHOWN: u32 = 200;
 
+/// Waiting tasks that are shown with the task that they wait for.
+const FOLLOWERS_SHOWN: u32 = 100;
+
 /// A task with what its attempts left behind, newest first.
 pub fn get(
     tx: &mut Tx<'_>,
@@ -35,6 +38,61 @@ pub fn get(
 /// A task as it stands, without what its attempts left behind.
 pub fn find(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<Task>, StoreError> {
     sql::get(tx, id)
+}
+
+/// A batch as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchState {
+    /// Key.
+    pub id: String,
+    /// For people.
+    pub description: Option<String>,
+    /// Tasks that it counts.
+    pub total: u32,
+    /// Of these, those that are not finished.
+    pub pending: u32,
+    /// Of these, those that were cancelled or died.
+    pub failed: u32,
+    /// When the last of them was finished.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// What a task is tied to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ties {
+    /// Tasks that wait for it, [`FOLLOWERS_SHOWN`] at most.
+    pub followers: Vec<TaskId>,
+    /// The batch that counts it, while that is kept.
+    pub batch: Option<BatchState>,
+}
+
+/// What a task is tied to as it stands.
+pub fn ties(tx: &mut Tx<'_>, task: &Task) -> Result<Ties, TaskError> {
+    let batch = match &task.batch_id {
+        Some(id) => sql::batch(tx, id)?,
+        None => None,
+    };
+    Ok(Ties {
+        followers: sql::followers(tx, task.id, FOLLOWERS_SHOWN)?,
+        batch,
+    })
+}
+
+/// How many tasks are in a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// The state.
+    pub state: TaskState,
+    /// Tasks in it.
+    pub count: u32,
+    /// Whether there may be more than were counted.
+    pub is_more: bool,
+}
+
+/// How many tasks are in each state, as they stand in the rows: up to `most` of each of the few, among
+/// `most` of those that are ready or run, and among the `most` newest of all for the completed ones.
+pub fn counts(tx: &mut Tx<'_>, most: u32) -> Result<Vec<Counted>, TaskError> {
+    Ok(sql::counts(tx, most)?)
 }
 
 /// Those of these tasks that there are, as they stand. At most a few hundred.

@@ -309,7 +309,20 @@ fn unique_debounced_chained_and_counted_together() {
     let run = fetch(&shop, &admin, "c");
     assert_eq!(run["name"], "one");
     assert_eq!(fetch_for(&shop, &admin, "c", 0), Value::Null);
+    let followers = |at: usize| {
+        let id = text(&made["tasks"][at]["id"]);
+        task(&shop, &admin, &id)["followers"].clone()
+    };
+    assert_eq!(
+        (followers(0), followers(1), followers(2)),
+        (
+            json!([made["tasks"][1]["id"]]),
+            json!([third]),
+            Value::Array(Vec::new())
+        )
+    );
     assert_eq!(say(&shop, &admin, &run, "ack", json!({})), "204");
+    assert_eq!(followers(0), json!([]), "nobody waits for it any more");
     let run = fetch(&shop, &admin, "c");
     assert_eq!(run["name"], "two");
     assert_eq!(
@@ -328,8 +341,8 @@ fn unique_debounced_chained_and_counted_together() {
         "it waited for one that died"
     );
 
-    many(
-        json!({"batch": true, "tasks": [{"name": "b1", "queue": "b"}, {"name": "b2", "queue": "b"}],
+    let made = many(
+        json!({"batch": true, "description": "two of b", "tasks": [{"name": "b1", "queue": "b"}, {"name": "b2", "queue": "b"}],
         "on_success": {"name": "all", "queue": "after"}, "on_complete": {"name": "done", "queue": "after"}}),
     );
     for (what, more) in [
@@ -340,6 +353,16 @@ fn unique_debounced_chained_and_counted_together() {
         let run = fetch(&shop, &admin, "b");
         assert_eq!(say(&shop, &admin, &run, what, more), "204");
     }
+    let batch = task(&shop, &admin, &text(&made["tasks"][0]["id"]))["batch"].clone();
+    assert_eq!(
+        (&batch["id"], &batch["description"]),
+        (&made["batch_id"], &json!("two of b"))
+    );
+    assert_eq!(
+        (&batch["total"], &batch["pending"], &batch["failed"]),
+        (&json!(2), &json!(0), &json!(1))
+    );
+    assert!(batch["finished_at"].is_string(), "{batch}");
     assert_eq!(fetch(&shop, &admin, "after")["name"], "done");
     assert_eq!(
         fetch_for(&shop, &admin, "after", 0),
@@ -427,6 +450,51 @@ fn many_are_changed_by_filter_and_found_by_it() {
     assert_eq!(bulk(json!({"action": "cancel"})), 5);
     assert_eq!(bulk(json!({"action": "remove", "queue": "q"})), 5);
     assert_eq!(list(""), 0);
+}
+
+#[test]
+fn tasks_are_counted_by_state_and_never_beyond_the_bound() {
+    let shop = Shop::open_with(|settings| settings.tasks.counted_max = 3);
+    let admin = shop.token(Role::Admin);
+    let count = |state: &str| {
+        let answer = shop.get("/api/v1/task-counts").token(&admin).send();
+        let list = answer.expect(200)["items"].clone();
+        let found = list
+            .as_array()
+            .expect("a list")
+            .iter()
+            .find(|one| one["state"] == state)
+            .cloned()
+            .expect("every state");
+        (found["count"].clone(), found["is_more"] == true)
+    };
+    let post = |body: Value| enqueue(&shop, &admin, body);
+    post(json!({"name": "first", "queue": "q"}));
+    let run = fetch(&shop, &admin, "q");
+    let dead = json!({"error": "x", "retry": false});
+    assert_eq!(count("running"), (json!(1), false));
+    assert_eq!(say(&shop, &admin, &run, "fail", dead), "204");
+    assert_eq!(count("running"), (json!(0), false));
+    assert_eq!(count("discarded"), (json!(1), false));
+    post(json!({"name": "second", "queue": "q"}));
+    let run = fetch(&shop, &admin, "q");
+    assert_eq!(say(&shop, &admin, &run, "ack", json!({})), "204");
+    assert_eq!(count("completed"), (json!(1), false));
+    for _ in 0..4 {
+        post(json!({"name": "later", "queue": "q", "countdown_seconds": 60}));
+        post(json!({"name": "now", "queue": "q"}));
+    }
+    assert_eq!(count("scheduled"), (json!(3), true));
+    assert_eq!(count("available"), (json!(3), true));
+    assert_eq!(
+        count("completed"),
+        (json!(0), true),
+        "it is not among the newest"
+    );
+    assert_eq!(
+        shop.get("/api/v1/task-counts").send().outcome(),
+        "401 unauthorized"
+    );
 }
 
 #[test]

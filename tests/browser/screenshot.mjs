@@ -6,6 +6,8 @@
 // a folder, to be looked at.
 
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createServer } from 'node:http';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { fileURLToPath } from 'node:url';
@@ -34,13 +36,33 @@ const SALES = [
 ];
 
 const { values } = parseArgs({ options: { out: { type: 'string' } } });
-const [server, browser] = await Promise.all([startServer(), startBrowser()]);
+const SETTINGS = {
+  // The receiver of the webhook is on this machine.
+  ONRUSH_OUTGOING__ALLOW_INTERNAL: '127.0.0.0/8',
+  // Often enough to be seen, seldom enough not to fill the lists.
+  ONRUSH_ORDERS__LEDGER_CHECK_SECONDS: '10',
+};
+const [server, browser] = await Promise.all([startServer(SETTINGS), startBrowser()]);
 const { url } = server;
 
 async function made(path, token, body) {
   const answer = await call(url, 'POST', path, { token, body });
   assert.ok(answer.status < 300, `${path}: ${JSON.stringify(answer.body)}`);
   return answer.body;
+}
+
+async function read(path) {
+  return (await call(url, 'GET', path, { token })).body;
+}
+
+async function change(path, body) {
+  const answer = await call(url, 'PATCH', path, { token, body });
+  assert.ok(answer.status < 300, `${path}: ${JSON.stringify(answer.body)}`);
+}
+
+async function settledTask(id, isSettled) {
+  let task = await read(`tasks/${id}`);
+  while (!isSettled(task.state)) task = await read(`tasks/${id}`);
 }
 
 const token = (await made('auth/setup', undefined, { token: server.setupLink.split('#setup=')[1], ...ADMIN })).token;
@@ -105,8 +127,56 @@ const settled = async () => {
 await settled();
 await page.screenshot({ path: PICTURE });
 
+/** Tasks in every state, a schedule, a webhook and a report; answers the views that show them. */
+async function someWork() {
+  const receiver = createServer((request, response) => {
+    request.resume().on('end', () => response.writeHead(request.url === '/erp' ? 200 : 503).end('{"took": "it"}'));
+  });
+  receiver.unref().listen(0, '127.0.0.1');
+  await once(receiver, 'listening');
+  const there = `http://127.0.0.1:${receiver.address().port}`;
+  const done = (id) => settledTask(id, (state) => ['completed', 'discarded', 'retryable'].includes(state));
+  const hook = await made('webhooks', token, { url: `${there}/erp`, events: ['order.*', 'flash_sale.sold_out'], description: 'Our ERP' });
+  await made('webhooks', token, { url: `${there}/down`, events: ['*'], description: '客服系统' });
+  await done((await made(`webhooks/${hook.id}/ping`, token)).task_id);
+  for (const place of [1, 2, 3]) await made('orders', buyers[place].token, { items: [{ product_id: place, quantity: place }] });
+  await made('webhooks/1/replay', token, { event_id: (await read('webhooks/1/deliveries')).items[0].event_id });
+
+  const dead = await made('tasks', token, { name: 'http_request', args: { url: `${there}/down`, method: 'POST', body: '{"sku":"A-101"}' }, max_attempts: 1, metadata: { by: 'mei' } });
+  await made('tasks', token, { name: 'http_request', args: { url: `${there}/down` }, max_attempts: 5 });
+  await done(dead.id);
+  await made('tasks/batch', token, { chain: true, tasks: [{ name: 'render_film', queue: 'films', args: { film: 3 } }, { name: 'publish_film', queue: 'films', args: { film: 3 } }] });
+  await made('tasks', token, { name: 'newsletter', queue: 'mailings', countdown_seconds: 7200, args: { list: 'vip' } });
+  for (const image of [7, 8, 9, 10]) await made('tasks', token, { name: 'resize', queue: 'images', args: { image, width: 300 } });
+  const { task: run } = await made('queues/images/fetch', token, { worker: 'resizer-1', lease_seconds: 600 });
+  await made(`tasks/${run.id}/progress`, token, { attempt: 1, percent: 62, note: '已缩放 62 张', log: ['opened 7.png', 'scaled to 300 px', 'writing webp'] });
+  await made('queues/mailings/pause', token);
+  await change('queues/images', { concurrency_max: 4, rate_limit: 10 });
+  await made('schedules', token, { name: 'nightly_check', task: 'verify_stock', cron: '30 3 * * MON-FRI', time_zone: 'Asia/Shanghai' });
+  await done((await made('schedules/nightly_check/run', token)).task_id);
+  const day = (ago) => new Date(Date.now() - ago * 24 * 60 * MINUTE_MS).toISOString().slice(0, 10);
+  const range = { start_date: day(29), end_date: day(-1) };
+  const report = await made('reports/sales', token, range);
+  await done(report.id);
+  return {
+    tasks: 'tasks',
+    'tasks-dead': 'tasks?state=discarded',
+    'task-running': `tasks/${run.id}`,
+    'task-dead': `tasks/${dead.id}`,
+    'new-task': 'tasks/new',
+    queues: 'queues',
+    schedules: 'schedules',
+    schedule: 'schedules/nightly_check',
+    'new-schedule': 'schedules/new',
+    webhooks: 'webhooks',
+    webhook: 'webhooks/1',
+    report: `reports?from=${range.start_date}&to=${range.end_date}&task=${report.id}`,
+  };
+}
+
 if (values.out) {
-  const views = { overview: '', sale: 'sales/2', sales: 'sales', 'new-sale': 'sales/new?product=4', products: 'products', product: 'products/2', import: 'products/import', orders: 'orders', order: 'orders/41', users: 'users', user: 'users/3', keys: 'keys' };
+  const work = await someWork();
+  const views = { overview: '', ...work, sale: 'sales/2', sales: 'sales', 'new-sale': 'sales/new?product=4', products: 'products', product: 'products/2', import: 'products/import', orders: 'orders', order: 'orders/41', users: 'users', user: 'users/3', keys: 'keys' };
   for (const language of ['EN', '中文']) {
     for (const colorScheme of ['light', 'dark']) {
       await page.emulateMedia({ colorScheme });

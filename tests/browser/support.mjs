@@ -30,8 +30,11 @@ const CHROMIUM_ARGS = [
   '--disable-sync',
 ];
 
-/** Starts `onrush serve`; `setupLink` is the one-time link that it printed. */
-export async function startServer() {
+/**
+ * Starts `onrush serve`, with further settings from `env`; `setupLink` is the one-time link that it
+ * printed, `workersUrl` where workers of the Faktory protocol come in, if they may.
+ */
+export async function startServer(env = {}) {
   const folder = await mkdtemp(join(tmpdir(), 'onrush-browser-'));
   const child = spawn(BINARY, ['serve', '--port', '0', '--data-dir', join(folder, 'data')], {
     stdio: ['ignore', 'ignore', 'pipe'],
@@ -42,6 +45,7 @@ export async function startServer() {
       ONRUSH_AUTH__ARGON2_MEMORY_KIB: '64',
       ONRUSH_AUTH__ARGON2_PASSES: '1',
       ONRUSH_ORDERS__LEDGER_CHECK_SECONDS: '1',
+      ...env,
     },
   });
   const said = [];
@@ -59,6 +63,7 @@ export async function startServer() {
   return {
     url: new URL(setupLink).origin,
     setupLink,
+    workersUrl: /\S+(?= \(Faktory\))/.exec(said.join('\n'))?.[0],
     async stop() {
       const ended = once(child, 'exit');
       child.kill('SIGTERM');

@@ -14,6 +14,8 @@ export type User = Schemas['UserView'];
 export type Product = Schemas['ProductView'];
 export type Sale = Schemas['SaleView'];
 export type Order = Schemas['OrderView'];
+export type Task = Schemas['TaskView'];
+export type Schedule = Schemas['ScheduleView'];
 
 export interface FieldError {
   field: string;
@@ -45,6 +47,17 @@ export type Session =
   | { state: 'lost'; user: User };
 
 export const session = signal<Session>({ state: 'unknown' });
+
+/** Whoever is logged in, also while their session waits to be renewed. */
+export function me(): User | undefined {
+  const now = session.value;
+  return now.state === 'in' || now.state === 'lost' ? now.user : undefined;
+}
+
+/** Whether to offer what only admins may do; the server has the last word. */
+export function isAdmin(): boolean {
+  return me()?.role === 'admin';
+}
 
 let csrfToken = '';
 

@@ -4,10 +4,10 @@ import { useState } from 'preact/hooks';
 import { api, ask, invalid } from './api';
 import type { Schemas } from './api';
 import { usePages } from './data';
-import { Confirm, Dialog, FaultOf, Field, Form, momentOf, Pager, say, Show, State, Table, textOf, View } from './ui';
+import { Confirm, Dialog, FaultOf, Field, Form, momentOf, Pager, say, Show, ShownOnce, State, Table, textOf, View } from './ui';
 import { moment, t, timeZone, wordOf } from './words';
 
-const SCOPES = ['catalogue', 'orders', 'payments', 'sales', 'users', 'act_as'];
+const SCOPES = ['catalogue', 'orders', 'payments', 'sales', 'users', 'reports', 'tasks', 'work', 'webhooks', 'act_as'];
 
 const ROWS = 25;
 
@@ -101,7 +101,7 @@ export function Keys() {
           </Form>
         </Dialog>
       )}
-      {made && <MadeKey text={made} onClose={() => setMade(undefined)} />}
+      {made && <ShownOnce title={t('key_made')} text={made} onClose={() => setMade(undefined)} />}
       {revoking && (
         <Confirm
           title={t('revoke_title', { name: revoking.name })}
@@ -113,38 +113,5 @@ export function Keys() {
         />
       )}
     </View>
-  );
-}
-
-/** Closes by its button only: a slip must not lose what is shown just once. */
-function MadeKey({ text, onClose }: { text: string; onClose: () => void }) {
-  const [isCopied, setCopied] = useState(false);
-  const copy = async () => {
-    // Absent on plain HTTP from afar; there the person copies the selected text.
-    await navigator.clipboard?.writeText(text);
-    setCopied(Boolean(navigator.clipboard));
-  };
-  return (
-    <Dialog title={t('key_made')}>
-      <p>{t('key_once')}</p>
-      <span class="with-button">
-        <input
-          class="code"
-          type="text"
-          readOnly
-          aria-label={t('key_made')}
-          value={text}
-          onFocus={(event) => event.currentTarget.select()}
-        />
-        <button type="button" class="small" onClick={copy}>
-          {t(isCopied ? 'copied' : 'copy')}
-        </button>
-      </span>
-      <div class="form-foot">
-        <button type="button" class="primary" onClick={onClose}>
-          {t('close')}
-        </button>
-      </div>
-    </Dialog>
   );
 }

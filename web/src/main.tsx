@@ -1,7 +1,7 @@
 // Opens the page: asks who is there, then shows the view that the address names.
 
 import { render } from 'preact';
-import { resume, session } from './api';
+import { isAdmin, resume, session } from './api';
 import { useLoad } from './data';
 import { Keys } from './keys';
 import { LogIn, LogInAgain, setupToken, SetUp, takeSetupToken } from './login';
@@ -9,17 +9,42 @@ import { OrderView, Orders } from './orders';
 import { Overview } from './overview';
 import { ImportProducts } from './product-import';
 import { EditProduct, NewProduct, Products } from './products';
+import { Queues } from './queues';
+import { Reports } from './reports';
 import { place } from './router';
 import { NewSale, Sales } from './sales';
 import { SaleView } from './sale';
+import { ScheduleDetail } from './schedule';
+import { NewSchedule } from './schedule-form';
+import { Schedules } from './schedules';
 import { Shell } from './shell';
 import './style.css';
+import { TaskDetail } from './task';
+import { NewTask } from './task-form';
+import { Tasks } from './tasks';
 import { Alert, NotFound, View } from './ui';
 import { NewUser, UserView, Users } from './users';
+import { WebhookDetail } from './webhook';
+import { Webhooks } from './webhooks';
 import { t } from './words';
 
+/** What a part of the address says; one that was cut or typed wrong names nothing. */
+function nameIn(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 function view(path: string) {
-  const [, area = '', name = ''] = /^\/([a-z]*)(?:\/([a-z0-9]+))?$/.exec(path) ?? [undefined, '?'];
+  const [, area = '', name = ''] = /^\/([a-z]*)(?:\/([^/]+))?$/.exec(path) ?? [undefined, '?'];
+  // These are called by names, and a name may look like a number.
+  if (name !== '' && name !== 'new') {
+    const called = nameIn(name);
+    if (area === 'tasks') return <TaskDetail key={called} id={called} />;
+    if (area === 'schedules') return <ScheduleDetail key={called} name={called} />;
+  }
   const id = /^\d+$/.test(name) ? Number(name) : undefined;
   switch (`${area}/${id === undefined ? name : 'id'}`) {
     case '/':
@@ -48,6 +73,22 @@ function view(path: string) {
       return <NewUser />;
     case 'users/id':
       return <UserView key={id} id={id ?? 0} />;
+    case 'reports/':
+      return <Reports />;
+    case 'tasks/':
+      return <Tasks />;
+    case 'tasks/new':
+      return <NewTask />;
+    case 'queues/':
+      return <Queues />;
+    case 'schedules/':
+      return <Schedules />;
+    case 'schedules/new':
+      return <NewSchedule />;
+    case 'webhooks/':
+      return isAdmin() ? <Webhooks /> : <NotFound />;
+    case 'webhooks/id':
+      return isAdmin() ? <WebhookDetail key={id} id={id ?? 0} /> : <NotFound />;
     case 'keys/':
       return <Keys />;
     default:

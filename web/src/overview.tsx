@@ -2,6 +2,7 @@
 
 import type { ComponentChildren } from 'preact';
 import { api, ask } from './api';
+import type { Schemas } from './api';
 import { useLoad, useNow } from './data';
 import { metrics, takeSample } from './metrics';
 import type { Rates, Window } from './metrics';
@@ -9,12 +10,14 @@ import { OrderTable } from './orders';
 import { Link } from './router';
 import { Countdown, isOver, named, Progress } from './sale-parts';
 import type { Named } from './sale-parts';
+import { countText } from './tasks';
 import { Alert, Show, Sparkline, State, Table, View } from './ui';
-import { moment, money, number, t } from './words';
+import { moment, money, number, t, took, wordOf } from './words';
 
 const REFRESH_MS = 1500;
 const METRICS_MS = 2000;
 const ORDERS_MS = 5000;
+const TASKS_MS = 3000;
 /** The newest sales; those that run or come are among them unless a shop plans hundreds ahead. */
 const SALES_LOOKED_AT = 100;
 const OVER_SHOWN = 5;
@@ -162,6 +165,54 @@ function SalesNow({ sales }: { sales: Named[] }) {
   );
 }
 
+interface TaskFigures {
+  counts: Map<string, Schemas['CountedView']>;
+  /** How long the next one has been due in the queue that is latest, where any is due. */
+  latencySeconds: number | undefined;
+}
+
+async function loadTasks(): Promise<TaskFigures> {
+  const [counts, queues] = await Promise.all([ask(api.GET('/api/v1/task-counts')), ask(api.GET('/api/v1/queues'))]);
+  const due = queues.items.filter((queue) => queue.ready > 0).map((queue) => queue.latency_seconds);
+  return {
+    counts: new Map(counts.items.map((count) => [count.state, count])),
+    latencySeconds: due.length > 0 ? Math.max(...due) : undefined,
+  };
+}
+
+/** One line: what is to be done later, and whether any of it is stuck. */
+function TasksNow({ counts, latencySeconds }: TaskFigures) {
+  const figure = (state: string) => {
+    const count = counts.get(state);
+    return (
+      <li class={state === 'discarded' && count && count.count > 0 ? 'bad' : ''}>
+        <Link to={`/tasks?state=${state}`}>
+          <b>{count ? countText(count) : '–'}</b> {wordOf('task_state', state)}
+        </Link>
+      </li>
+    );
+  };
+  return (
+    <section class="card strip">
+      <h2>
+        <Link to="/tasks">{t('tasks')}</Link>
+      </h2>
+      <ul>
+        {figure('available')}
+        {figure('running')}
+        {figure('scheduled')}
+        {figure('retryable')}
+        {figure('discarded')}
+        <li>
+          <Link to="/queues">
+            <b>{latencySeconds === undefined ? '–' : took(latencySeconds * 1000)}</b> {t('oldest_ready')}
+          </Link>
+        </li>
+      </ul>
+    </section>
+  );
+}
+
 async function loadSales(): Promise<Named[]> {
   const page = await ask(api.GET('/api/v1/flash-sales', { params: { query: { limit: SALES_LOOKED_AT } } }));
   let over = 0;
@@ -171,6 +222,7 @@ async function loadSales(): Promise<Named[]> {
 export function Overview() {
   const figures = useLoad(takeSample, [], METRICS_MS);
   const sales = useLoad(loadSales, [], REFRESH_MS);
+  const tasks = useLoad(loadTasks, [], TASKS_MS);
   const orders = useLoad(
     () => ask(api.GET('/api/v1/orders', { params: { query: { limit: ORDERS_SHOWN } } })),
     [],
@@ -190,6 +242,7 @@ export function Overview() {
       ) : (
         <Figures window={metrics.value} />
       )}
+      <Show of={tasks}>{(figures) => <TasksNow {...figures} />}</Show>
       <Show of={sales}>{(data) => <SalesNow sales={data} />}</Show>
       <section>
         <div class="section-head">

@@ -27,6 +27,11 @@ export function href(to: string): string {
   return BASE + to;
 }
 
+/** Part of a path that may hold any sign. */
+export function part(name: string): string {
+  return encodeURIComponent(name);
+}
+
 export function go(to: string): void {
   history.pushState(null, '', href(to));
   place.value = here();

@@ -9,7 +9,8 @@ import { invalid, Problem } from './api';
 import type { FieldError } from './api';
 import type { Loaded, Paged } from './data';
 import { href, Link } from './router';
-import { number, problemText, reasonText, t, wordOf } from './words';
+import { exactly, number, problemText, reasonText, relative, t, wordOf } from './words';
+import type { WordGroup } from './words';
 
 // ── Messages ────────────────────────────────────────────────────────────────────────────────────
 
@@ -122,15 +123,57 @@ const TONES: Record<string, string> = {
   pending_payment: 'warn',
   refund_due: 'bad',
   disabled: 'bad',
+  broken: 'bad',
+  paused: 'warn',
+  available: 'info',
+  retryable: 'warn',
+  completed: 'good',
+  discarded: 'bad',
+  delivered: 'good',
+  failed: 'bad',
+  timed_out: 'bad',
+  crashed: 'bad',
+  refused: 'bad',
+  missed: 'warn',
+  skipped: 'warn',
+  enqueued: 'info',
+  quiet: 'warn',
+  terminate: 'warn',
 };
 
-export function State({ name }: { name: string }) {
-  return <span class={`badge ${TONES[name] ?? 'plain'}`}>{wordOf('state', name)}</span>;
+/** A state in words; `of` tells apart what is called alike and said differently. */
+export function State({ name, of = 'state' }: { name: string; of?: WordGroup }) {
+  return <span class={`badge ${TONES[name] ?? 'plain'}`}>{wordOf(of, name)}</span>;
+}
+
+/** `3 minutes ago`, with the exact time for whoever points at it. */
+export function Ago({ at }: { at: string }) {
+  return (
+    <time dateTime={at} title={exactly(at)}>
+      {relative(Date.parse(at) - Date.now())}
+    </time>
+  );
 }
 
 // ── Forms ───────────────────────────────────────────────────────────────────────────────────────
 
 const Faults = createContext<FieldError[]>([]);
+
+/** Whether a fault is of this input or of a part of what it holds: `args.url` is of `args`. */
+function isOf(fault: FieldError, name: string): boolean {
+  return fault.field === name || fault.field.startsWith(`${name}.`) || fault.field.startsWith(`${name}[`);
+}
+
+/** What is wrong, led by the name of the part where only a part is wrong. */
+function FaultText({ fault, of }: { fault: FieldError; of: string }) {
+  const part = fault.field.slice(of.length).replace(/^\./, '');
+  return (
+    <>
+      {part && <code>{part} </code>}
+      {reasonText(fault.reason)}
+    </>
+  );
+}
 
 type Control = HTMLInputElement | HTMLSelectElement | HTMLTextAreaElement;
 
@@ -193,8 +236,8 @@ export function Form({ onSubmit, submit, busy, onCancel, children, ...rest }: Fo
   };
 
   const faults = problem?.errors ?? [];
-  const inputs = new Set(controls().map((control) => control.name));
-  const homeless = faults.filter((fault) => !inputs.has(fault.field));
+  const inputs = [...new Set(controls().map((control) => control.name))].filter((name) => name !== '');
+  const homeless = faults.filter((fault) => !inputs.some((name) => isOf(fault, name)));
   return (
     <form ref={form} onSubmit={send} noValidate {...rest}>
       <Faults.Provider value={faults}>
@@ -241,8 +284,9 @@ interface FieldProps {
 /** An input with its label, its hint and what is wrong with it. */
 export function Field({ name, label, hint, isOptional, children, class: extra = '' }: FieldProps) {
   const id = useId();
-  const fault = useContext(Faults).find((one) => one.field === name);
-  const described = [hint && `${id}-hint`, fault && `${id}-fault`].filter(Boolean).join(' ');
+  const faults = useContext(Faults).filter((fault) => isOf(fault, name));
+  const isFaulty = faults.length > 0;
+  const described = [hint && `${id}-hint`, isFaulty && `${id}-fault`].filter(Boolean).join(' ');
   return (
     <div class={`field ${extra}`}>
       <label for={id}>
@@ -252,7 +296,7 @@ export function Field({ name, label, hint, isOptional, children, class: extra = 
       {cloneElement(children, {
         id,
         name,
-        'aria-invalid': fault ? 'true' : undefined,
+        'aria-invalid': isFaulty ? 'true' : undefined,
         'aria-describedby': described || undefined,
       } as AllHTMLAttributes)}
       {hint && (
@@ -260,10 +304,14 @@ export function Field({ name, label, hint, isOptional, children, class: extra = 
           {hint}
         </p>
       )}
-      {fault && (
-        <p class="fault" id={`${id}-fault`}>
-          {reasonText(fault.reason)}
-        </p>
+      {isFaulty && (
+        <div class="fault" id={`${id}-fault`}>
+          {faults.map((fault) => (
+            <p key={fault.field + fault.reason}>
+              <FaultText fault={fault} of={name} />
+            </p>
+          ))}
+        </div>
       )}
     </div>
   );
@@ -271,8 +319,12 @@ export function Field({ name, label, hint, isOptional, children, class: extra = 
 
 /** What is wrong with a group of inputs, such as boxes to tick, that share a name. */
 export function FaultOf({ name }: { name: string }) {
-  const fault = useContext(Faults).find((one) => one.field === name);
-  return fault ? <p class="fault">{reasonText(fault.reason)}</p> : null;
+  const fault = useContext(Faults).find((one) => isOf(one, name));
+  return fault ? (
+    <p class="fault">
+      <FaultText fault={fault} of={name} />
+    </p>
+  ) : null;
 }
 
 interface PasswordProps {
@@ -325,12 +377,13 @@ export function localInput(at: Date): string {
 
 interface DialogProps {
   title: string;
+  isWide?: boolean;
   onClose?: () => void;
   children: ComponentChildren;
 }
 
 /** A modal dialog: the browser keeps the focus inside and gives it back afterwards. */
-export function Dialog({ title, onClose, children }: DialogProps) {
+export function Dialog({ title, isWide, onClose, children }: DialogProps) {
   const dialog = useRef<HTMLDialogElement>(null);
   const id = useId();
   useLayoutEffect(() => {
@@ -342,6 +395,7 @@ export function Dialog({ title, onClose, children }: DialogProps) {
     <dialog
       ref={dialog}
       aria-labelledby={id}
+      class={isWide ? 'wide-dialog' : undefined}
       data-keeps-focus
       onCancel={(event) => {
         event.preventDefault();
@@ -388,6 +442,39 @@ export function Confirm({ title, text, action, dismiss, isDangerous, onConfirm, 
         </button>
         <button type="button" onClick={onClose}>
           {dismiss ?? t('cancel')}
+        </button>
+      </div>
+    </Dialog>
+  );
+}
+
+/** A secret that is told this once. Closes by its button only: a slip must not lose it. */
+export function ShownOnce({ title, text, onClose }: { title: string; text: string; onClose: () => void }) {
+  const [isCopied, setCopied] = useState(false);
+  const copy = async () => {
+    // Absent on plain HTTP from afar; there the person copies the selected text.
+    await navigator.clipboard?.writeText(text);
+    setCopied(Boolean(navigator.clipboard));
+  };
+  return (
+    <Dialog title={title}>
+      <p>{t('shown_once')}</p>
+      <span class="with-button">
+        <input
+          class="code"
+          type="text"
+          readOnly
+          aria-label={title}
+          value={text}
+          onFocus={(event) => event.currentTarget.select()}
+        />
+        <button type="button" class="small" onClick={copy}>
+          {t(isCopied ? 'copied' : 'copy')}
+        </button>
+      </span>
+      <div class="form-foot">
+        <button type="button" class="primary" onClick={onClose}>
+          {t('close')}
         </button>
       </div>
     </Dialog>
@@ -460,8 +547,16 @@ export function Pager<T>({ of }: { of: Paged<T> }) {
 
 const SEARCH_MS = 250;
 
+interface SearchProps {
+  label: string;
+  value: string;
+  /** Id of a `datalist` of what may be meant. */
+  list?: string;
+  onSearch: (text: string) => void;
+}
+
 /** A search box that tells what was typed when the typing pauses. */
-export function Search({ label, value, onSearch }: { label: string; value: string; onSearch: (text: string) => void }) {
+export function Search({ label, value, list, onSearch }: SearchProps) {
   const timer = useRef<ReturnType<typeof setTimeout>>(undefined);
   const box = useRef<HTMLInputElement>(null);
   useEffect(() => () => clearTimeout(timer.current), []);
@@ -473,6 +568,7 @@ export function Search({ label, value, onSearch }: { label: string; value: strin
     <input
       ref={box}
       type="search"
+      list={list}
       aria-label={label}
       placeholder={label}
       defaultValue={value}

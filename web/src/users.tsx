@@ -1,8 +1,7 @@
 // Accounts: find, make staff, change the role, disable.
 
 import { useState } from 'preact/hooks';
-import { api, ask, session } from './api';
-import type { User } from './api';
+import { api, ask, isAdmin, me } from './api';
 import { useLoad, usePages } from './data';
 import { OrderTable } from './orders';
 import { go, Link, place, setQuery } from './router';
@@ -15,11 +14,6 @@ const STATUSES = ['active', 'disabled'];
 
 function choices(group: 'role' | 'state', all: string, names: string[]): [string, string][] {
   return [['', all], ...names.map((name): [string, string] => [name, wordOf(group, name)])];
-}
-
-function me(): User | undefined {
-  const now = session.value;
-  return now.state === 'in' || now.state === 'lost' ? now.user : undefined;
 }
 
 export function Users() {
@@ -133,7 +127,7 @@ export function NewUser() {
         </Field>
         <Field name="role" label={t('role')}>
           <select>
-            <RoleOptions names={me()?.role === 'admin' ? ROLES : ['customer']} chosen="staff" />
+            <RoleOptions names={isAdmin() ? ROLES : ['customer']} chosen="staff" />
           </select>
         </Field>
       </Form>
@@ -150,14 +144,14 @@ export function UserView({ id }: { id: number }) {
   );
   const user = loaded.data;
   const isMe = id === me()?.id;
-  const isAdmin = me()?.role === 'admin';
+  const mayChangeRoles = isAdmin();
   const setStatus = async (status: string) => {
     await ask(api.PATCH('/api/v1/users/{id}', { params: path, body: { status } }));
     say(t(status === 'disabled' ? 'user_disabled' : 'user_enabled'));
     loaded.again();
   };
   const save = async (data: FormData) => {
-    const body = { name: textOf(data, 'name'), ...(isAdmin && !isMe && { role: textOf(data, 'role') }) };
+    const body = { name: textOf(data, 'name'), ...(mayChangeRoles && !isMe && { role: textOf(data, 'role') }) };
     await ask(api.PATCH('/api/v1/users/{id}', { params: path, body }));
     say(t('saved'));
     loaded.again();
@@ -197,7 +191,7 @@ export function UserView({ id }: { id: number }) {
               </Field>
               {/* Admins change roles, and nobody locks themselves out by a slip. */}
               <Field name="role" label={t('role')}>
-                <select disabled={isMe || !isAdmin}>
+                <select disabled={isMe || !mayChangeRoles}>
                   <RoleOptions names={ROLES} chosen={user.role} />
                 </select>
               </Field>

@@ -5,7 +5,7 @@ import { effect, signal } from '@preact/signals';
 import type { Problem } from './api';
 import { formatMoney } from './money';
 import { en } from './words.en';
-import { zh, zhProblems, zhReasons } from './words.zh';
+import { zh, zhAbouts, zhProblems, zhReasons } from './words.zh';
 
 export type Language = 'en' | 'zh';
 export type Word = keyof typeof en;
@@ -55,10 +55,27 @@ export function t(word: Word, values: Record<string, string | number> = {}): str
   });
 }
 
-/** A state, role or scope in words; one that this page does not know yet is shown as it is. */
-export function wordOf(group: 'state' | 'role' | 'scope', name: string): string {
+export type WordGroup =
+  | 'state'
+  | 'task_state'
+  | 'worker_state'
+  | 'outcome'
+  | 'role'
+  | 'scope'
+  | 'source'
+  | 'cause'
+  | 'overlap'
+  | 'missed';
+
+/** What the API calls by a word; one that this page does not know yet is shown as it is. */
+export function wordOf(group: WordGroup, name: string): string {
   const key = `${group}_${name}`;
   return key in en ? t(key as Word) : name;
+}
+
+/** What the server says of a built-in task or of a kind of event. */
+export function aboutOf(name: string, about: string): string {
+  return (language.value === 'zh' && zhAbouts[name]) || about;
 }
 
 export function problemText(problem: Problem): string {
@@ -85,6 +102,63 @@ export function money(minor: number, currency: string): string {
 
 export function moment(at: string): string {
   return new Date(at).toLocaleString(locale(), { dateStyle: 'medium', timeStyle: 'short' });
+}
+
+/** With the seconds, for whoever looks closely. */
+export function exactly(at: string): string {
+  return new Date(at).toLocaleString(locale(), { dateStyle: 'medium', timeStyle: 'medium' });
+}
+
+/** `15:04:05.123`: for lines of a log. */
+export function clock(at: string): string {
+  const date = new Date(at);
+  return `${date.toLocaleTimeString('sv')}.${String(date.getMilliseconds()).padStart(3, '0')}`;
+}
+
+/** In another zone than the browser's, with that zone's name; a zone unknown here is left alone. */
+export function momentIn(at: string, zone: string): string {
+  try {
+    return new Date(at).toLocaleString(locale(), { dateStyle: 'short', timeStyle: 'long', timeZone: zone });
+  } catch {
+    return zone;
+  }
+}
+
+const STEPS: [Intl.RelativeTimeFormatUnit, number][] = [
+  ['day', 86_400_000],
+  ['hour', 3_600_000],
+  ['minute', 60_000],
+  ['second', 1000],
+];
+
+/** `3 minutes ago`, `in 2 hours`: how far a moment is away. */
+export function relative(ms: number): string {
+  const [unit, step] = STEPS.find(([, step]) => Math.abs(ms) >= step) ?? ['second', 1000];
+  return new Intl.RelativeTimeFormat(locale(), { numeric: 'auto', style: 'short' }).format(Math.trunc(ms / step), unit);
+}
+
+/** `38 ms`, `4.2 s`, `12 min`, `2.5 h`: how long something took. */
+export function took(ms: number): string {
+  if (ms < 1000) return `${number(Math.max(0, ms))} ms`;
+  if (ms < 60_000) return t('n_seconds', { n: number(ms / 1000, 1) });
+  return ms < 3_600_000 ? t('minutes', { n: number(ms / 60_000, 1) }) : t('n_hours', { n: number(ms / 3_600_000, 1) });
+}
+
+/** A day's date, such as `2026-11-11`, as it is written here; no zone moves it. */
+export function day(date: string): string {
+  return new Date(`${date}T00:00:00Z`).toLocaleDateString(locale(), { dateStyle: 'medium', timeZone: 'UTC' });
+}
+
+/** The days of the week, Sunday first, and the months, as cron counts them. */
+export function calendarName(kind: 'weekday' | 'month', at: number): string {
+  // 2023 began on a Sunday.
+  const date = kind === 'weekday' ? new Date(Date.UTC(2023, 0, 1 + (at % 7))) : new Date(Date.UTC(2023, at - 1, 1));
+  return date.toLocaleDateString(locale(), { [kind]: 'long', timeZone: 'UTC' });
+}
+
+/** `a, b and c` */
+export function listed(parts: string[]): string {
+  return new Intl.ListFormat(locale()).format(parts);
 }
 
 /** `2 d 03:04:05` or `04:05`: how long it still takes. */

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::check::FieldError;
 use crate::clock::Timestamp;
 use crate::task::handler::BUILT_IN_QUEUES;
-use crate::task::{Attempt, HandlerInfo, LogLine, QueueRow, RetryPolicy, Task, shown};
+use crate::task::{Attempt, BatchState, HandlerInfo, LogLine, QueueRow, RetryPolicy, Task, shown};
 
 /// A task's id in JSON.
 pub(super) type TaskKey = uuid::Uuid;
@@ -235,12 +235,67 @@ impl From<LogLine> for LogView {
     }
 }
 
+/// A batch.
+#[derive(Serialize, Object)]
+pub(super) struct BatchStateView {
+    /// Key
+    pub(super) id: String,
+    /// For people
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) description: Option<String>,
+    /// Tasks that it counts
+    pub(super) total: u32,
+    /// Of these, those that are not finished
+    pub(super) pending: u32,
+    /// Of these, those that were cancelled or died
+    pub(super) failed: u32,
+    /// When the last of them was finished
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) finished_at: Option<Timestamp>,
+}
+
+impl From<BatchState> for BatchStateView {
+    fn from(batch: BatchState) -> Self {
+        Self {
+            id: batch.id,
+            description: batch.description,
+            total: batch.total,
+            pending: batch.pending,
+            failed: batch.failed,
+            finished_at: batch.finished_at,
+        }
+    }
+}
+
+/// How many tasks are in a state.
+#[derive(Serialize, Object)]
+pub(super) struct CountedView {
+    /// `scheduled`, `available`, `running`, `retryable`, `completed`, `cancelled` or `discarded` (dead)
+    pub(super) state: String,
+    /// Tasks in it that were counted
+    pub(super) count: u32,
+    /// Whether there may be more: the count is bounded by `tasks.counted_max` of the settings
+    pub(super) is_more: bool,
+}
+
+/// How many tasks there are.
+#[derive(Serialize, Object)]
+pub(super) struct CountList {
+    /// By state
+    pub(super) items: Vec<CountedView>,
+}
+
 /// A task with what its attempts left behind.
 #[derive(Serialize, Object)]
 pub(super) struct TaskDetail {
     #[serde(flatten)]
     #[oai(flatten)]
     pub(super) task: TaskView,
+    /// Tasks that wait for it, 100 at most
+    pub(super) followers: Vec<TaskKey>,
+    /// The batch that counts it, while that is kept
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) batch: Option<BatchStateView>,
     /// Attempts that did not simply succeed, newest first
     pub(super) attempts: Vec<AttemptView>,
     /// The newest log lines, newest first
