@@ -96,7 +96,11 @@ fn a_retried_task_takes_its_key_again_or_is_told_who_has_it() {
         let refused = place.retry(&first);
         assert_eq!(refused.outcome(), "409 task_key_held");
         assert!(refused.body.contains(&second), "{refused:?}");
-        assert_eq!(place.states(&[first.clone()]), ["discarded"], "untouched");
+        assert_eq!(
+            place.states(std::slice::from_ref(&first)),
+            ["discarded"],
+            "untouched"
+        );
         let bulk = place.post(
             "/tasks/bulk",
             &json!({"action": "retry", "state": "discarded", "queue": "q"}),
