@@ -326,6 +326,6 @@ fn holds_expire_by_the_task_too_and_what_is_kept_for_a_time_goes() {
     let dropped = run(&shop, &admin, "clean_expired_cache");
     assert_eq!(
         dropped,
-        json!({"sessions": 3, "idempotency_keys": 1, "reports": 0})
+        json!({"sessions": 3, "idempotency_keys": 1, "reports": 0, "cache": 0})
     );
 }
