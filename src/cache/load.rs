@@ -63,9 +63,10 @@ pub(super) fn many<V: Cached, E: Error + Send + Sync + 'static>(
     Box::pin(async move {
         match load.await {
             Ok(loaded) => {
-                let mut found: std::collections::BTreeMap<Id, Loaded<V>> =
+                let found: std::collections::BTreeMap<Id, Loaded<V>> =
                     loaded.into_iter().collect();
-                let of = |id: &Id| found.remove(id).map(Brought::from);
+                // Not taken out: one that was asked for twice is there twice.
+                let of = |id: &Id| found.get(id).cloned().map(Brought::from);
                 Ok(ids.iter().map(of).collect())
             }
             Err(error) => Err(Arc::new(error) as Arc<dyn Error + Send + Sync>),
