@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ const CACHE_BYTES: u64 = 2 * 1_048_576;
 /// 200,000 entries: 290 MB without any flush).
 const FLUSH_ENTRIES: usize = 5_000;
 
+/// Calls that may wait. One that waits for its answer waits for those before it as well.
+const CALLS_MAX: usize = 8;
 /// Threads at once, those that hang included; beyond that the disk counts as hung at once.
 pub(super) const THREADS_MAX: usize = 6;
 
@@ -158,6 +160,9 @@ enum Call {
 /// An open folder.
 pub(super) struct Disk {
     calls: SyncSender<Call>,
+    /// Calls that its thread has done. As long as their number grows it does not hang, however long
+    /// the one that waits has to wait behind the others.
+    done: Arc<AtomicU64>,
     /// Bytes that it took when it was opened.
     size: u64,
     timeout: Duration,
@@ -203,15 +208,18 @@ impl Disk {
         guard: &Guard,
         choose: impl FnOnce() -> Result<(PathBuf, Vec<PathBuf>), DiskError> + Send + 'static,
     ) -> Result<(Self, Option<Rest>), DiskError> {
-        let (calls, waiting) = sync_channel(64);
+        let (calls, waiting) = sync_channel(CALLS_MAX);
         let (ready, is_ready) = sync_channel(1);
+        let done = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&done);
         guard.spawn(move || match choose() {
-            Ok((folder, old)) => serve(&folder, &old, &ready, &waiting),
+            Ok((folder, old)) => serve(&folder, &old, &ready, &waiting, &counted),
             Err(error) => drop(ready.send(Err(error))), // nobody may wait any more
         })?;
         let opened: Opened = answer(&is_ready, guard.timeout)?;
         let disk = Self {
             calls,
+            done,
             size: opened.size,
             timeout: guard.timeout,
         };
@@ -237,7 +245,7 @@ impl Disk {
     ) -> Result<Vec<Item>, DiskError> {
         let (reply, taken) = sync_channel(1);
         self.send(Call::Take(tree, queue.into(), most, reply))?;
-        answer(&taken, self.timeout)
+        self.answer(&taken, self.timeout)
     }
 
     /// Takes these entries away; answers the queues of those that were there.
@@ -247,7 +255,7 @@ impl Disk {
         }
         let (reply, removed) = sync_channel(1);
         self.send(Call::Remove(tree, items, reply))?;
-        answer(&removed, self.timeout)
+        self.answer(&removed, self.timeout)
     }
 
     /// Reads every entry, and holds their number against what was counted at the orderly end.
@@ -256,7 +264,7 @@ impl Disk {
         let (reply, counted) = sync_channel(1);
         self.send(Call::Count(reply))?;
         let more = u32::try_from(entries / 200_000).unwrap_or(u32::MAX);
-        let (ready, scheduled) = answer(&counted, self.timeout.saturating_mul(1 + more))?;
+        let (ready, scheduled) = self.answer(&counted, self.timeout.saturating_mul(1 + more))?;
         if scheduled == rest.scheduled && ready == rest.ready {
             Ok(())
         } else {
@@ -268,30 +276,51 @@ impl Disk {
     pub(super) fn check(&self) -> Result<(), DiskError> {
         let (reply, checked) = sync_channel(1);
         self.send(Call::Check(reply))?;
-        answer(&checked, self.timeout)
+        self.answer(&checked, self.timeout)
     }
 
     /// Syncs and closes, so that the next start need not look through the rows.
     pub(super) fn close(self, rest: Rest) -> Result<(), DiskError> {
         let (reply, closed) = sync_channel(1);
         self.send(Call::Close(Box::new(rest), reply))?;
-        answer(&closed, self.timeout)
+        self.answer(&closed, self.timeout)
     }
 
     /// Waits for room in the channel as long as for an answer.
     fn send(&self, call: Call) -> Result<(), DiskError> {
         use std::sync::mpsc::TrySendError;
         let (mut call, pause) = (call, Duration::from_millis(1));
-        let tries = self.timeout.as_millis().max(1);
-        for _ in 0..tries {
+        let mut done = self.done.load(Ordering::Acquire);
+        let mut waited = Duration::ZERO;
+        while waited < self.timeout {
             match self.calls.try_send(call) {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Disconnected(_)) => return Err(DiskError::Panicked),
                 Err(TrySendError::Full(back)) => call = back,
             }
             std::thread::sleep(pause);
+            waited += pause;
+            let now = self.done.load(Ordering::Acquire);
+            if now != done {
+                (done, waited) = (now, Duration::ZERO);
+            }
         }
         Err(DiskError::Hung)
+    }
+
+    /// The answer to a call, which may stand behind others: each of them has the whole time.
+    fn answer<T>(
+        &self,
+        from: &Receiver<Result<T, DiskError>>,
+        timeout: Duration,
+    ) -> Result<T, DiskError> {
+        loop {
+            let done = self.done.load(Ordering::Acquire);
+            match answer(from, timeout) {
+                Err(DiskError::Hung) if self.done.load(Ordering::Acquire) != done => {}
+                answered => return answered,
+            }
+        }
     }
 }
 
@@ -359,6 +388,7 @@ fn serve(
     old: &[PathBuf],
     ready: &SyncSender<Result<Opened, DiskError>>,
     calls: &Receiver<Call>,
+    done: &AtomicU64,
 ) {
     let open = match open(folder) {
         Ok((open, rest)) => {
@@ -383,12 +413,12 @@ fn serve(
         match call {
             Call::Put(tree, items) => {
                 unflushed += items.len();
-                let mut done = put(&open, tree, items);
+                let mut kept = put(&open, tree, items);
                 if unflushed >= FLUSH_ENTRIES {
                     unflushed = 0;
-                    done = done.and_then(|()| Ok(open.db.flush().map(drop)?));
+                    kept = kept.and_then(|()| Ok(open.db.flush().map(drop)?));
                 }
-                if let Err(error) = done {
+                if let Err(error) = kept {
                     failed = Some(error);
                 }
             }
@@ -431,6 +461,7 @@ fn serve(
                 return;
             }
         }
+        done.fetch_add(1, Ordering::AcqRel);
     }
 }
 
