@@ -35,6 +35,8 @@ const MAY_SCAN: &[(&str, &str)] = &[
         "the check of the whole ledger",
     ),
     ("task/sql.rs:last_id:", "one row, by key"),
+    ("task/sql.rs:counts:live", "a bounded number, by key"),
+    ("task/sql.rs:counts:newest", "a bounded number, by key"),
     ("webhook/sql.rs:any_old:events", "one row, by key"),
     ("webhook/sql.rs:any_old:deliveries", "one row, by key"),
     ("webhook/sql.rs:purge:events", "the oldest few, by key"),
