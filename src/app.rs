@@ -39,7 +39,7 @@ use crate::order::FollowUps;
 use crate::order::api::OrderApi;
 use crate::order::tasks::{ProcessOrder, SendOrderEmail};
 use crate::product::api::{ProductApi, Showcase};
-use crate::product::tasks::{UpdateProductPopularity, VerifyStock};
+use crate::product::tasks::{UpdateProductPopularity, VerifyStock, WarmCache};
 use crate::report;
 use crate::report::api::ReportApi;
 use crate::report::tasks::GenerateSalesReport;
@@ -229,6 +229,7 @@ fn registry(
         .with(UpdateProductPopularity::new(store.clone(), reads, products))
         .with(SyncUserActivity::new(auth))
         .with(CleanExpiredCache::new(store.clone(), cache.clone(), sweeps))
+        .with(WarmCache::new(cache.clone()))
         .with(ExpireHolds::new(sweeper))
         .build()
 }
@@ -240,6 +241,11 @@ fn built_in_schedules(settings: &Settings) -> Vec<BuiltIn> {
         BuiltIn::of::<SyncUserActivity>(When::Every(300)),
         BuiltIn::of::<UpdateProductPopularity>(When::Every(900)),
     ];
+    if settings.cache.enabled && settings.cache.warm_seconds > 0 {
+        all.push(BuiltIn::of::<WarmCache>(When::Every(
+            settings.cache.warm_seconds,
+        )));
+    }
     let ledger_check_seconds = settings.orders.ledger_check_seconds;
     if ledger_check_seconds > 0 {
         let every = When::Every(u32::try_from(ledger_check_seconds).unwrap_or(u32::MAX));
@@ -417,6 +423,7 @@ fn handles(
         Arc::clone(&settings),
         gate.clone(),
         ways_out.follow_ups(&settings),
+        cache.clone(),
     );
     let tasks = Tasks::new(
         store.clone(),

@@ -447,6 +447,10 @@ section! {
         hot_keys_max: usize = 256,
         /// Size of their values in all.
         hot_bytes_max: usize = 4_194_304,
+        /// How often the hot keys are loaded ahead of those who ask for them; 0 for never.
+        warm_seconds: u32 = 600,
+        /// How long before a flash sale opens it and its product are loaded.
+        warm_sale_seconds: u32 = 10,
         /// Keys that one call may warm up.
         warm_keys_max: usize = 10_000,
         /// Room on disk for values that took long to load; 0 for none. At least 67108864 otherwise.

@@ -159,3 +159,82 @@ fn each_way_to_change_a_product_or_a_sale_shows_at_once() {
     assert_eq!(shop.product(&staff, 1), next);
     assert_eq!(shop.get(&next_path).send().status, 200);
 }
+
+#[test]
+fn what_a_sale_needs_lies_ready_before_it_begins() {
+    let shop = Shop::open();
+    let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));
+    let product = shop.product(&staff, 10);
+    let starts = shop.clock.now().plus_seconds(600);
+    let window = json!({"starts_at": starts, "ends_at": starts.plus_seconds(60)});
+    let sale = shop.sale(&staff, product, 5, window);
+    let lies_ready = |key: String| {
+        let entry = shop.get(&format!("/api/v1/cache/entries/{key}"));
+        entry.token(&admin).send().status == 200
+    };
+    assert!(!lies_ready(format!("flash_sale:{sale}")));
+    shop.clock.advance(std::time::Duration::from_secs(595));
+    shop.wait_until("both are loaded", || {
+        lies_ready(format!("flash_sale:{sale}")) && lies_ready(format!("product:{product}"))
+    });
+}
+
+#[test]
+fn a_command_and_a_task_load_keys_ahead() {
+    let shop = Shop::open();
+    let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));
+    let (one, other) = (shop.product(&staff, 1), shop.product(&staff, 1));
+    let lies_ready = |id: i64| {
+        let entry = shop.get(&format!("/api/v1/cache/entries/product:{id}"));
+        entry.token(&admin).send().status == 200
+    };
+    let key = shop.post("/api/v1/api-keys").token(&admin);
+    let key = key
+        .json(&json!({"name": "warm", "scopes": ["cache"]}))
+        .send();
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("key");
+    let key = crate::support::text(&key.expect(201)["key"]);
+    std::fs::write(&file, format!("{key}\n")).expect("written");
+    let warm = |keys: &[String], file: &std::path::Path| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_onrush"))
+            .args([
+                "cache",
+                "warm",
+                "--json",
+                "--address",
+                &shop.address.to_string(),
+            ])
+            .arg("--api-key-file")
+            .arg(file)
+            .args(keys)
+            .output()
+            .expect("it runs")
+    };
+    assert!(!lies_ready(one));
+    let keys = [
+        format!("product:{one}"),
+        "product:999".into(),
+        "moon:1".into(),
+    ];
+    let done = warm(&keys, &file);
+    let told: Value = serde_json::from_slice(&done.stdout).expect("JSON");
+    assert_eq!(told, json!({"warmed": 1, "failed": 1, "unknown": 1}));
+    assert!(lies_ready(one) && !lies_ready(other));
+    std::fs::write(&file, "nothing").expect("written");
+    let refused = warm(&keys, &file);
+    assert_eq!(refused.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("401"), "{told}");
+
+    let task = json!({"name": "warm_cache", "args": {"keys": [format!("product:{other}")]}});
+    let made = shop.post("/api/v1/tasks").token(&admin).json(&task).send();
+    let path = format!(
+        "/api/v1/tasks/{}",
+        crate::support::text(&made.expect(202)["id"])
+    );
+    shop.wait_until("the task is completed", || {
+        shop.get(&path).token(&admin).send().expect(200)["state"] == "completed"
+    });
+    assert!(lies_ready(other));
+}

@@ -386,12 +386,7 @@ impl CacheApi {
             return Err(Problem::validation(vec![error]).into());
         }
         if keys.is_empty() {
-            keys = self
-                .cache
-                .hot_keys()
-                .into_iter()
-                .map(|hot| hot.key)
-                .collect();
+            keys = self.cache.hot_key_names();
         }
         let warmed = self.cache.warm(&keys).await;
         Ok(Body(WarmedView {

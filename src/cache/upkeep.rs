@@ -185,6 +185,11 @@ impl Cache {
         );
     }
 
+    /// The hot keys as text.
+    pub fn hot_key_names(&self) -> Vec<String> {
+        self.hot_keys().into_iter().map(|hot| hot.key).collect()
+    }
+
     /// Loads keys, given as text, by what their kinds said of it.
     pub async fn warm(&self, keys: &[impl AsRef<str>]) -> Warmed {
         let mut warmed = Warmed::default();
@@ -223,7 +228,7 @@ impl Cache {
 
     /// Writes down which keys are hot, for the next start. When none is, what is there stays.
     pub(super) async fn save_hot_keys(&self) {
-        let keys: Vec<String> = self.hot_keys().into_iter().map(|hot| hot.key).collect();
+        let keys = self.hot_key_names();
         if keys.is_empty() {
             return;
         }

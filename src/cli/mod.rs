@@ -5,6 +5,7 @@
 //! output, all else to standard error; an error is one sentence that says what to do next.
 
 mod admin;
+mod cache;
 mod demo;
 mod import;
 mod rehearse;
@@ -72,6 +73,9 @@ enum Command {
     /// Reports: what was sold
     #[command(subcommand)]
     Report(report::ReportCommand),
+    /// The cache of a running server
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// Stock and its ledger
     #[command(subcommand)]
     Stock(admin::StockCommand),
@@ -155,6 +159,7 @@ pub fn run() -> ExitCode {
         Command::ApiKey(command) => admin::api_key(&common, &command),
         Command::Task(command) => task::task(&common, &command),
         Command::Report(command) => report::report(&common, &command),
+        Command::Cache(command) => cache::cache(&common, &command),
         Command::Stock(command) => admin::stock(&common, &command),
         Command::Config(command) => admin::config(&common, &command),
         Command::Openapi(args) => admin::openapi(&common, &args),

@@ -14,7 +14,7 @@ use super::{Claim, ClaimRequest, NewSale, Sale, SaleError, SaleId, SaleStatus, s
 use crate::auth::api::{Access, Tag};
 use crate::auth::idempotency::Key;
 use crate::auth::{Caller, Role, Scope};
-use crate::cache::{Cache, Cached, Kind, KindRules, Loaded};
+use crate::cache::{Cache, Cached, Id, Kind, KindRules, Loaded};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Settings;
 use crate::http::{Body, Created, Failure, OptionalBody, Problem, fails, read_cursor};
@@ -277,6 +277,11 @@ impl Cached for Shown {
     }
 }
 
+async fn load_sale(store: Store, id: SaleId) -> Result<Option<Loaded<Shown>>, StoreError> {
+    let found = store.point(move |tx| sql::get(tx, id)).await?;
+    Ok(found.map(|sale| Loaded::new(Shown(Arc::new(sale)))))
+}
+
 /// Sales, kept ready to be shown. What a commit changed is gone from here before its caller hears
 /// of it. For looks at a sale alone: a claim is decided by the row.
 #[derive(Clone)]
@@ -297,17 +302,24 @@ impl ReadySales {
             Rows::Any => changed.invalidate_all(),
             Rows::These(ids) => ids.iter().for_each(|id| changed.invalidate(*id)),
         });
+        let of = store.clone();
+        sales.on_warm(move |sales, ids| {
+            let store = of.clone();
+            Box::pin(async move {
+                let mut found = 0;
+                for id in ids {
+                    let Id::Int(sale) = id else { continue };
+                    let load = || load_sale(store.clone(), SaleId(sale));
+                    found += usize::from(sales.get_or_load(sale, load).await?.is_some());
+                }
+                Ok(found)
+            })
+        });
         Self { store, sales }
     }
 
     async fn get(&self, id: SaleId) -> Result<Arc<Sale>, Problem> {
-        let load = || {
-            let store = self.store.clone();
-            async move {
-                let found = store.point(move |tx| sql::get(tx, id)).await?;
-                Ok::<_, StoreError>(found.map(|sale| Loaded::new(Shown(Arc::new(sale)))))
-            }
-        };
+        let load = || load_sale(self.store.clone(), id);
         let hit = self.sales.get_or_load(id.0, load).await?;
         let sale = hit.map(|hit| hit.value.0);
         Ok(sale.ok_or(SaleError::NotFound(id))?)

@@ -22,6 +22,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::{self, ms};
 use crate::monitor::Metrics;
 use crate::order::ReleasedToSale;
+use crate::product::ProductId;
 use crate::store::{Store, StoreError};
 
 const MINUTE_MS: u64 = 60_000;
@@ -271,6 +272,18 @@ impl Gate {
                 .metrics
                 .set_flash_sale_remaining(id.0, i64::from(gate.left.load(Ordering::Acquire)));
         }
+    }
+
+    /// Sales that begin between now and `until`, with their products.
+    pub fn opening(&self, now: Timestamp, until: Timestamp) -> Vec<(SaleId, ProductId)> {
+        let sales = self.0.sales.read();
+        let soon = |sale: &&Sale| sale.starts_at > now && sale.starts_at <= until;
+        sales
+            .values()
+            .map(|gate| &gate.sale)
+            .filter(soon)
+            .map(|sale| (sale.id, sale.product_id))
+            .collect()
     }
 
     fn find(&self, id: SaleId) -> Option<Arc<SaleGate>> {

@@ -1,4 +1,5 @@
-//! The sweeper: closes sales whose window is over, expires unpaid orders.
+//! The sweeper: closes sales whose window is over, expires unpaid orders, has what a sale needs ready
+//! before it begins.
 //!
 //! Invariants: it takes no input and may run at any time and twice; each step is bounded; what it
 //! finds is decided from the rows.
@@ -9,7 +10,8 @@ use tokio::sync::watch;
 
 use super::gate::Gate;
 use super::{SaleError, SaleStatus, sql};
-use crate::clock::Clock;
+use crate::cache::Cache;
+use crate::clock::{Clock, Timestamp};
 use crate::config::{Settings, ms};
 use crate::order::{self, FollowUps, OrderError, ReleasedToSale};
 use crate::store::Store;
@@ -22,6 +24,7 @@ pub struct Sweeper {
     settings: Arc<Settings>,
     gate: Gate,
     follow_ups: FollowUps,
+    cache: Cache,
 }
 
 impl Sweeper {
@@ -32,6 +35,7 @@ impl Sweeper {
         settings: Arc<Settings>,
         gate: Gate,
         follow_ups: FollowUps,
+        cache: Cache,
     ) -> Self {
         Self {
             store,
@@ -39,6 +43,7 @@ impl Sweeper {
             settings,
             gate,
             follow_ups,
+            cache,
         }
     }
 
@@ -77,8 +82,22 @@ impl Sweeper {
                 .await?;
         }
         self.expire_holds().await?;
+        self.warm_up(now).await;
         self.gate.publish_metrics();
         Ok(())
+    }
+
+    /// Loads what the crowd of a sale that is about to begin will ask for. What is there is left.
+    async fn warm_up(&self, now: Timestamp) {
+        let ahead = i64::from(self.settings.cache.warm_sale_seconds);
+        let mut keys = Vec::new();
+        for (sale, product) in self.gate.opening(now, now.plus_seconds(ahead)) {
+            keys.push(format!("flash_sale:{sale}"));
+            keys.push(format!("product:{product}"));
+        }
+        if !keys.is_empty() {
+            self.cache.warm(&keys).await;
+        }
     }
 
     /// Expires the orders that were not paid in time; their units go back. Answers how many.

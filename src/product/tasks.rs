@@ -1,5 +1,5 @@
 //! What is done for the catalogue now and then: how popular products are (units ordered within the
-//! last day), and whether the stock ledger adds up.
+//! last day), whether the stock ledger adds up, and that what is hot lies ready.
 //!
 //! Invariants: what is to change is found out beside the writer, which is then told of those products
 //! alone, some at a time; a run that finds nothing new writes nothing.
@@ -11,7 +11,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::{ProductId, sql, stock};
+use crate::cache::Cache;
 use crate::clock::Timestamp;
 use crate::config;
 use crate::monitor::Metrics;
@@ -22,6 +26,43 @@ use crate::task::{Handler, NoArgs, Outcome, TaskContext, TaskFailure};
 const OWN_HISTORY_WINDOWS: i64 = 30;
 /// Rows between two looks at whether the work is still wanted.
 const ROWS_PER_LOOK: u32 = 4_096;
+
+/// Loads what will be asked for into the cache.
+pub struct WarmCache(Cache);
+
+impl WarmCache {
+    /// Of this cache.
+    pub fn new(cache: Cache) -> Self {
+        Self(cache)
+    }
+}
+
+/// What to load.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WarmCacheArgs {
+    /// Keys such as `product:7`; the hot ones, if none is named.
+    #[serde(default)]
+    pub keys: Vec<String>,
+}
+
+impl Handler for WarmCache {
+    type Args = WarmCacheArgs;
+    const NAME: &'static str = "warm_cache";
+    const QUEUE: &'static str = "maintenance";
+    const ABOUT: &'static str = "Loads keys into the cache: those that are named, or the hot ones.";
+    const MAX_ATTEMPTS: u32 = 3;
+
+    async fn run(&self, _: TaskContext, args: WarmCacheArgs) -> Result<Outcome, TaskFailure> {
+        let warmed = match args.keys.is_empty() {
+            true => self.0.warm(&self.0.hot_key_names()).await,
+            false => self.0.warm(&args.keys).await,
+        };
+        Ok(Outcome::Done(Some(serde_json::json!({
+            "warmed": warmed.warmed, "failed": warmed.failed, "unknown": warmed.unknown,
+        }))))
+    }
+}
 
 /// Brings the popularity of all products up to date.
 pub struct UpdateProductPopularity {

@@ -218,7 +218,8 @@ fn by_hand_paused_resumed_and_re_timed() {
             "s",
             "sync_user_activity",
             "t",
-            "update_product_popularity"
+            "update_product_popularity",
+            "warm_cache"
         ]
     );
 }
@@ -347,6 +348,7 @@ fn the_settings_declare_schedules_and_the_built_in_ones_are_there() {
         ("sync_user_activity", "built_in"),
         ("update_product_popularity", "built_in"),
         ("verify_stock", "built_in"),
+        ("warm_cache", "built_in"),
     ];
     assert_eq!(
         named,
