@@ -63,9 +63,9 @@ pub(super) fn many<V: Cached, E: Error + Send + Sync + 'static>(
     Box::pin(async move {
         match load.await {
             Ok(loaded) => {
-                let mut found: std::collections::BTreeMap<Id, Loaded<V>> =
-                    loaded.into_iter().collect();
-                let of = |id: &Id| found.remove(id).map(Brought::from);
+                let found: std::collections::BTreeMap<Id, Loaded<V>> = loaded.into_iter().collect();
+                // An id that is asked for twice gets its value twice.
+                let of = |id: &Id| found.get(id).cloned().map(Brought::from);
                 Ok(ids.iter().map(of).collect())
             }
             Err(error) => Err(Arc::new(error) as Arc<dyn Error + Send + Sync>),
