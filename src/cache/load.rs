@@ -64,7 +64,7 @@ pub(super) fn many<V: Cached, E: Error + Send + Sync + 'static>(
         match load.await {
             Ok(loaded) => {
                 let found: std::collections::BTreeMap<Id, Loaded<V>> = loaded.into_iter().collect();
-                // Not taken out: one that was asked for twice is there twice.
+                // An id that is asked for twice gets its value twice.
                 let of = |id: &Id| found.get(id).cloned().map(Brought::from);
                 Ok(ids.iter().map(of).collect())
             }

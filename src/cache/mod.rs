@@ -48,7 +48,7 @@ use std::time::Duration;
 use foyer::{Event, EventListener};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
 
 pub use disk::DiskState;
@@ -182,6 +182,9 @@ struct Inner {
     kinds: Arc<Kinds>,
     memory: Memory,
     absent: Memory,
+    /// Held while values become pins, and by an invalidation that has to find each of them: one that
+    /// is on its way from memory to the pins could be found in neither.
+    pinning: Mutex<()>,
     /// The hot keys, with their values while there are any.
     pins: RwLock<HashMap<Key, Option<Arc<Entry>>, OwnHash>>,
     flights: Flights,
@@ -344,6 +347,7 @@ impl Cache {
             kinds,
             memory,
             absent,
+            pinning: Mutex::default(),
             pins: RwLock::default(),
             flights: Flights::new(settings.waiters_max),
             loads: Arc::new(Semaphore::new(settings.loads_max)),
@@ -393,6 +397,8 @@ impl Cache {
     pub fn invalidate(&self, pattern: &str) -> usize {
         let inner = &*self.0;
         let pattern = Pattern::parse(pattern);
+        let is_searched = matches!(pattern, Pattern::Parts(_));
+        let _pinning = is_searched.then(|| inner.pinning.lock());
         match &pattern {
             Pattern::One(text) => {
                 return match inner.parse_key(text) {
@@ -425,13 +431,22 @@ impl Cache {
                 pattern.matches(&inner.kinds.text(key))
             }
         };
+        // Taking a value out is not enough where its kind is not invalidated as a whole: somebody may
+        // hold it already and put it elsewhere.
+        let invalidates = |key: &Key| {
+            let is_meant = is_meant(key);
+            if is_meant && is_searched {
+                inner.invalidate_slot_of(key);
+            }
+            is_meant
+        };
         for (key, entry) in inner.pins.write().iter_mut() {
-            if is_meant(key) {
+            if invalidates(key) {
                 *entry = None;
             }
         }
-        take_out(&inner.absent, |key, _| is_meant(key));
-        take_out(&inner.memory, |key, _| is_meant(key))
+        take_out(&inner.absent, |key, _| invalidates(key));
+        take_out(&inner.memory, |key, _| invalidates(key))
     }
 
     /// Invalidates everything.

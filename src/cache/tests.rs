@@ -1139,6 +1139,21 @@ async fn no_read_is_older_than_an_invalidation_that_was_done_before_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_same_with_values_that_come_and_go_from_disk() {
+    let (mut reads, mut disk_hits) = (0, 0);
+    for seed in 90..130 {
+        let (some_reads, some_hits) = readers_writers_and_a_flood(seed).await;
+        reads += some_reads;
+        disk_hits += some_hits;
+        if seed > 93 && disk_hits > 0 {
+            break;
+        }
+    }
+    assert!(reads > 100, "{reads} reads");
+    assert!(disk_hits > 0, "values came back from disk");
+}
+
+/// [`readers_and_writers`] while others' values push theirs out of memory.
+async fn readers_writers_and_a_flood(seed: u64) -> (u64, u64) {
     let shop = Shop::with(
         |settings| {
             settings.memory_bytes = 1_048_576;
@@ -1172,9 +1187,8 @@ async fn the_same_with_values_that_come_and_go_from_disk() {
             }
         })
     };
-    let (reads, disk_hits) = readers_and_writers(shop, 99).await;
+    let done = readers_and_writers(shop, seed).await;
     stop.store(true, Ordering::SeqCst);
     flood.await.expect("no panic");
-    assert!(reads > 100, "{reads} reads");
-    assert!(disk_hits > 0, "values came back from disk");
+    done
 }

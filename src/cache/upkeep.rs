@@ -390,6 +390,7 @@ impl Inner {
         if top.is_empty() && self.pins.read().is_empty() {
             return;
         }
+        let _pinning = self.pinning.lock();
         let mut bytes = 0;
         let mut pinned: HashMap<Key, Option<Arc<Entry>>, OwnHash> = HashMap::default();
         for Hot { key, .. } in top {
