@@ -12,6 +12,8 @@ use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use onrush::clock::Stopwatch;
 
+#[path = "support/cost.rs"]
+mod cost;
 #[path = "support/data.rs"]
 mod data;
 #[path = "support/disk.rs"]
@@ -22,11 +24,14 @@ mod floor;
 mod load;
 #[path = "support/metrics.rs"]
 mod metrics;
+#[path = "support/plain.rs"]
+mod plain;
 #[path = "support/shop.rs"]
 mod shop;
 mod support;
 
-use floor::{PLAIN_PATH, Rows};
+use cost::costed;
+use floor::Rows;
 use load::{Answer, Length, Seen, request, whole};
 use shop::Shop;
 use support::{Bar, Options, Process, Report, binary, tell};
@@ -39,18 +44,7 @@ const HOT: usize = 100;
 const ROUNDS: usize = 5;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some(floor::PLAIN_SERVER) {
-        let bytes = arguments.next().and_then(|bytes| bytes.parse().ok());
-        return match floor::serve_plain(bytes.unwrap_or(0)) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                tell(&format!("{error:#}"));
-                ExitCode::FAILURE
-            }
-        };
-    }
-    support::run(measure)
+    plain::run(measure)
 }
 
 /// What all measurements need.
@@ -110,18 +104,6 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     server.stop()
 }
 
-/// Processor µs of the server for each answer of `run`, and what the load saw.
-fn costed(
-    process: &Process,
-    run: impl FnOnce(SocketAddr) -> anyhow::Result<Seen>,
-) -> anyhow::Result<(Seen, f64)> {
-    let before = process.cpu_seconds()?;
-    let seen = run(process.address)?;
-    let spent = process.cpu_seconds()? - before;
-    let micros = spent * 1e6 / seen.answered.max(1) as f64;
-    Ok((seen, micros))
-}
-
 impl Bench<'_> {
     fn rounds(&self) -> usize {
         if self.options.quick { 3 } else { ROUNDS }
@@ -129,16 +111,7 @@ impl Bench<'_> {
 
     /// Notes wrong answers.
     fn judge(&mut self, what: &str, seen: &Seen) {
-        if let Some(first) = &seen.first_wrong {
-            self.report.wrong(format!(
-                "{what}: {} wrong answers, first {first}",
-                seen.wrong
-            ));
-        }
-        if seen.broken > 0 {
-            self.report
-                .wrong(format!("{what}: {} connections broke", seen.broken));
-        }
+        cost::judge(self.report, what, seen);
     }
 
     /// Rounds of 64 connections, alternating with a plain server that answers as many bytes.
@@ -163,10 +136,10 @@ impl Bench<'_> {
             },
         )?;
         self.judge(what, &warm);
-        let plain = floor::start_plain(bytes)?;
+        let plain = plain::start(bytes)?;
         let plain_requests: Vec<Vec<u8>> = requests
             .iter()
-            .map(|bytes| with_path(bytes, PLAIN_PATH))
+            .map(|bytes| plain::request(bytes))
             .collect::<anyhow::Result<_>>()?;
         load::run(
             plain.address,
@@ -435,8 +408,8 @@ impl Bench<'_> {
         let path = format!("/api/v1/products/{}", self.shop.products[0]);
         let read = request("GET", &path, "", "");
         let address = self.server.address;
-        let plain = floor::start_plain(512)?;
-        let plain_read = with_path(&read, PLAIN_PATH)?;
+        let plain = plain::start(512)?;
+        let plain_read = plain::request(&read)?;
         for round in 0..self.rounds() {
             let alone = paced_reads(address, &read, seconds)?;
             let product = self.shop.products[100 + round];
@@ -486,14 +459,6 @@ impl Bench<'_> {
 
 fn has(body: &[u8], word: &[u8]) -> bool {
     body.windows(word.len()).any(|window| window == word)
-}
-
-/// The same request for another path.
-fn with_path(bytes: &[u8], path: &str) -> anyhow::Result<Vec<u8>> {
-    let text = std::str::from_utf8(bytes)?;
-    let (method, rest) = text.split_once(' ').context("no method")?;
-    let (_, rest) = rest.split_once(' ').context("no path")?;
-    Ok(format!("{method} {path} {rest}").into_bytes())
 }
 
 /// A thousand reads a second from four threads that each keep time.

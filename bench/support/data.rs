@@ -39,6 +39,8 @@ impl Data {
                     Scope::Tasks,
                     Scope::Work,
                     Scope::Reports,
+                    Scope::System,
+                    Scope::Cache,
                 ],
                 expires_at: None,
             };

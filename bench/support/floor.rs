@@ -1,63 +1,13 @@
-//! What the product is measured against in the same run: P, a bare poem server; S, the same rows
-//! written by a bare rusqlite loop.
+//! S, what writes are measured against in the same run: the same rows written by a bare rusqlite loop.
 //!
 //! Invariant: a floor does the least that the same result needs on the same libraries: no limits, no
 //! checks, no metrics, no hashes.
 
-use std::io::Write;
-use std::process::Command;
-
 use anyhow::Context;
 use onrush::clock::{Clock, Stopwatch};
-use poem::listener::{Acceptor, Listener, TcpListener};
-use poem::web::{Data, Json};
-use poem::{EndpointExt, Route, Server, get, handler};
 use rusqlite::{Connection, params};
 
 use crate::shop::Shop;
-use crate::support::Process;
-
-/// The word that makes the bench's own executable a plain server.
-pub const PLAIN_SERVER: &str = "plain-server";
-/// The plain server's one route.
-pub const PLAIN_PATH: &str = "/plain";
-
-#[derive(serde::Serialize)]
-struct Plain {
-    text: &'static str,
-}
-
-#[handler]
-fn plain(text: Data<&&'static str>) -> Json<Plain> {
-    Json(Plain { text: *text })
-}
-
-/// Serves a JSON of `bytes` bytes until it is killed.
-pub fn serve_plain(bytes: usize) -> anyhow::Result<()> {
-    let frame = serde_json::to_string(&Plain { text: "" })?.len();
-    let text: &'static str = "x".repeat(bytes.saturating_sub(frame)).leak();
-    let app = Route::new()
-        .at(PLAIN_PATH, get(plain).post(plain))
-        .data(text);
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(async {
-            let acceptor = TcpListener::bind("127.0.0.1:0").into_acceptor().await?;
-            let address = acceptor.local_addr().remove(0);
-            let address = address.as_socket_addr().context("no address")?;
-            writeln!(std::io::stderr(), "http://{address}/docs")?;
-            Server::new_with_acceptor(acceptor).run(app).await?;
-            Ok(())
-        })
-}
-
-/// P in a process of its own.
-pub fn start_plain(bytes: usize) -> anyhow::Result<Process> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args([PLAIN_SERVER, &bytes.to_string()]);
-    Process::start(command)
-}
 
 /// S: a shop of its own, and a connection with the settings that the product commits under.
 pub struct Rows {
