@@ -429,8 +429,8 @@ section! {
         stale_retry_ms: u64 = 1_000,
         /// A hot value is loaded anew when this part of its life is over; 100 turns that off.
         refresh_percent: u64 = 80,
-        /// Loads at once.
-        loads_max: usize = 64,
+        /// Loads at once. Fewer than `database.readers`, so that what is not cached finds one as well.
+        loads_max: usize = 6,
         /// Loads that wait for their turn; one more is answered 503.
         loads_queue_max: usize = 1_024,
         /// Longest run of a load.
