@@ -520,8 +520,8 @@ section! {
         /// How often rows are looked for without having been told.
         poll_interval_ms: u64 = 1_000,
         /// Waiting tasks of one queue that are held in memory, about 100 bytes each; the rest wait in
-        /// `queue/`.
-        index_memory_max: usize = 100_000,
+        /// `queue/`, which takes longer to fill after an unclean stop, and more memory while it does.
+        index_memory_max: usize = 1_000_000,
         /// Messages to the delivery thread that may wait; beyond that it looks into the rows itself.
         index_queue_max: usize = 16_384,
         /// Longest that opening or using `queue/` may take before it is set aside and rebuilt.
