@@ -195,7 +195,9 @@ async fn breakdown_ten_thousand_misses_of_one_key_are_one_load() {
     while readers.join_next().await.is_some() {}
     let without = shop.loads() - 1;
     tell("breakdown: loads", with, without);
-    assert_eq!((with, without), (1, 10_000));
+    assert_eq!(with, 1);
+    // What they read by the cache afterwards may be loaded by one who came just as a load ended.
+    assert!(without >= 10_000, "{without}");
 }
 
 /// Loads in the worst second when 500 values that were loaded together are read all the time.
