@@ -93,6 +93,19 @@ impl Client {
             .or_else(|| self.ask("GET", path, token, None, ""))
             .unwrap_or_else(|| panic!("no answer to GET {path}"))
     }
+
+    /// A whole list, page by page. `path` has a query already.
+    pub(super) fn get_all(&mut self, path: &str, token: &str) -> Vec<Value> {
+        let (mut all, mut next) = (Vec::new(), path.to_owned());
+        loop {
+            let page = self.get(&next, token).json();
+            all.extend(page["items"].as_array().expect("a list").iter().cloned());
+            match page["next_cursor"].as_str() {
+                Some(cursor) => next = format!("{path}&cursor={cursor}"),
+                None => return all,
+            }
+        }
+    }
 }
 
 pub(super) fn read_answer(stream: &mut impl BufRead) -> Option<Answer> {

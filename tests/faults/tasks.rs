@@ -33,8 +33,7 @@ fn order(client: &mut Client, sale: &Sale, key: &str) -> Option<i64> {
 }
 
 fn items(server: &Server, sale: &Sale, path: &str) -> Vec<Value> {
-    let found = Client::new(server.address).get(path, &sale.admin).json();
-    found["items"].as_array().expect("a list").clone()
+    Client::new(server.address).get_all(path, &sale.admin)
 }
 
 /// Waits until every order is processed; answers how long that took.

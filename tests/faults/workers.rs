@@ -38,8 +38,7 @@ fn launch(dir: &std::path::Path) -> Launch {
 /// Tasks of a name, newest first.
 fn tasks(address: std::net::SocketAddr, sale: &Sale, name: &str) -> Vec<Value> {
     let path = format!("/api/v1/tasks?name={name}&limit=200");
-    let page = Client::new(address).get(&path, &sale.admin).json();
-    page["items"].as_array().expect("a list").clone()
+    Client::new(address).get_all(&path, &sale.admin)
 }
 
 /// What a worker knows: which tasks there are, and how often each was completed as far as it was told.
