@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Cache, CacheError, CacheStats, EntryView, HotKey};
 use crate::auth::api::{Access, Tag};
 use crate::auth::{Role, Scope};
-use crate::check::FieldError;
+use crate::check::{Checks, FieldError};
 use crate::config;
 use crate::http::json::OptionalBody;
 use crate::http::{Body, Failure, NoContent, Problem, fails};
@@ -319,6 +319,13 @@ impl CacheApi {
         body: Body<InvalidateBody>,
     ) -> Result<Body<InvalidatedView>, Failure<{ fails::SECURED }>> {
         access.0.require(Role::Admin, Scope::Cache)?;
+        let mut checks = Checks::new();
+        for (field, text) in [("pattern", &body.0.pattern), ("tag", &body.0.tag)] {
+            if let Some(text) = text {
+                checks.text(field, text, 1, 1_024);
+            }
+        }
+        checks.finish().map_err(Problem::validation)?;
         let removed = match (body.0.pattern, body.0.tag) {
             (Some(pattern), None) => {
                 let cache = self.cache.clone();

@@ -47,9 +47,11 @@ struct StatementView {
     slow_calls: u64,
     /// Steps of the database (`EXPLAIN QUERY PLAN`), of a slow call
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[oai(default)]
     plan: Vec<String>,
     /// What ran the slow calls, the first eight kinds
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[oai(default)]
     callers: Vec<CallerView>,
 }
 
