@@ -284,6 +284,7 @@ describe('what works for the shop', { concurrency: false }, () => {
     await row('clean_expired_cache').getByText('every day at 01:00').waitFor();
     await row('sync_user_activity').getByText('every 5 min').waitFor();
     await link('clean_expired_cache').click();
+    await page.locator('.fires li').nth(9).waitFor();
     assert.equal(await page.locator('.fires li').count(), 10);
     await button('Edit').click();
     await page.getByLabel('Cron expression').fill('15 2,14 * * MON-FRI');

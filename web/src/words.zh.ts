@@ -627,7 +627,7 @@ export const zhProblems: Record<string, string> = {
 
 /** What the server says of its built-in tasks and kinds of events, by their names. */
 export const zhAbouts: Record<string, string> = {
-  clean_expired_cache: '清理过期的会话、幂等记录和报表。',
+  clean_expired_cache: '清理过期的会话、幂等记录、报表和缓存。',
   deliver_webhook: '向 Webhook 地址通知一个事件。',
   expire_holds: '使逾期未付款的订单过期，并退回库存。',
   generate_sales_report: '生成指定日期的销售报表并保存，供报表页面读取。',
@@ -637,6 +637,7 @@ export const zhAbouts: Record<string, string> = {
   send_welcome_email: '向新账号发送欢迎邮件。',
   sync_user_activity: '记录账号和会话的最近使用时间。',
   update_product_popularity: '统计各商品近期的订购数量。',
+  warm_cache: '把指定的键或热点键提前载入缓存。',
   verify_stock: '逐条核对库存账目与库存、订单是否一致。',
   'order.created': '订单已创建，或抢购成功',
   'order.paid': '订单已付款',
