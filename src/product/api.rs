@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::Bytes;
 use poem::http::StatusCode;
 use poem::http::header::HeaderValue;
 use poem_openapi::param::{Path, Query};
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::auth::api::{Access, Tag};
 use crate::auth::{Role, Scope};
-use crate::cache::{Cache, CacheError, Cached, Id, Kind, KindRules, Loaded};
+use crate::cache::{Cache, CacheError, Cached, Id, Kind, KindRules, Loaded, Ready};
 use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
@@ -250,28 +249,12 @@ impl From<ImportError> for Problem {
     }
 }
 
-/// A product as it is shown: its JSON, ready.
-#[derive(Clone)]
-struct Shown {
-    json: Bytes,
-    etag: HeaderValue,
-}
-
-impl Cached for Shown {
-    fn heap_bytes(&self) -> usize {
-        self.json.len() + self.etag.len()
-    }
-}
-
-impl Shown {
-    fn of(product: Product) -> Result<Self, StoreError> {
-        let json = serde_json::to_vec(&ProductView::from(product))
-            .map_err(|error| StoreError::Bug(error.to_string()))?;
-        Ok(Self {
-            etag: etag_of(&json),
-            json: json.into(),
-        })
-    }
+/// A product as it is shown.
+fn shown(product: Product) -> Result<Ready, StoreError> {
+    let json = serde_json::to_vec(&ProductView::from(product))
+        .map_err(|error| StoreError::Bug(error.to_string()))?;
+    let etag = etag_of(&json).to_str().unwrap_or_default().to_owned();
+    Ok(Ready::new("application/json", etag, json))
 }
 
 /// A page of a list: which products, and where the next one begins.
@@ -283,6 +266,26 @@ impl Cached for Listed {
         let (ids, cursor) = &*self.0;
         std::mem::size_of_val(&**ids) + cursor.as_ref().map_or(0, String::len) + 64
     }
+
+    fn to_disk(&self) -> Option<Vec<u8>> {
+        let (ids, cursor) = &*self.0;
+        let ids: Vec<i64> = ids.iter().filter_map(number).collect();
+        serde_json::to_vec(&(ids, cursor)).ok()
+    }
+
+    fn from_disk(bytes: &[u8]) -> Option<Self> {
+        let (ids, cursor): (Vec<i64>, Option<String>) = serde_json::from_slice(bytes).ok()?;
+        let ids = ids.into_iter().map(Id::from).collect();
+        Some(Self(Arc::new((ids, cursor))))
+    }
+}
+
+/// The key of a product.
+fn number(id: &Id) -> Option<i64> {
+    match id {
+        Id::Int(id) => Some(*id),
+        Id::Bytes(_) => None,
+    }
 }
 
 /// What is shown of the catalogue, kept ready: products by key, and which of them a list has. What a
@@ -290,20 +293,15 @@ impl Cached for Listed {
 #[derive(Clone)]
 pub struct Showcase {
     store: Store,
-    products: Kind<Shown>,
+    products: Kind<Ready>,
     lists: Kind<Listed>,
 }
 
 impl Showcase {
     /// Of this database's products. To be made once for each cache.
     pub fn new(store: Store, cache: &Cache) -> Self {
-        // Neither is worth a place on disk: the database is as near.
-        let rules = |name| KindRules {
-            on_disk: false,
-            ..KindRules::new(name, 1)
-        };
-        let products: Kind<Shown> = cache.kind(rules("product"));
-        let lists: Kind<Listed> = cache.kind(rules("product_list"));
+        let products: Kind<Ready> = cache.kind(KindRules::new("product", 1));
+        let lists: Kind<Listed> = cache.kind(KindRules::new("product_list", 1));
         let changed = products.clone();
         store.on_commit_of(CHANGED, move |rows| match rows {
             Rows::Any => changed.invalidate_all(),
@@ -326,13 +324,13 @@ impl Showcase {
         }
     }
 
-    async fn one(&self, id: i64) -> Result<Option<Shown>, CacheError> {
+    async fn one(&self, id: i64) -> Result<Option<Ready>, CacheError> {
         let load = || {
             let store = self.store.clone();
             async move {
                 let found = store.point(move |tx| sql::get(tx, ProductId(id))).await?;
                 found
-                    .map(|product| Shown::of(product).map(Loaded::new))
+                    .map(|product| shown(product).map(Loaded::new))
                     .transpose()
             }
         };
@@ -341,7 +339,7 @@ impl Showcase {
     }
 
     /// Those of these products that there are, in this order.
-    async fn many(&self, ids: &[Id]) -> Result<Vec<Option<Shown>>, CacheError> {
+    async fn many(&self, ids: &[Id]) -> Result<Vec<Option<Ready>>, CacheError> {
         let load = |ids| load_shown(self.store.clone(), ids);
         let hits = self.products.get_many_or_load(ids, load).await?;
         Ok(hits
@@ -354,7 +352,7 @@ impl Showcase {
         let store = self.store.clone();
         let key = list_key(&filter);
         // What the list itself reads need not be read again by whoever has it loaded.
-        let brought: Arc<OnceLock<(Listed, Vec<Shown>)>> = Arc::default();
+        let brought: Arc<OnceLock<(Listed, Vec<Ready>)>> = Arc::default();
         let bringing = Arc::clone(&brought);
         let load = || async move {
             let (sort, limit) = (filter.sort, filter.limit);
@@ -367,11 +365,10 @@ impl Showcase {
                 .iter()
                 .map(|product| Id::from(product.id.0))
                 .collect();
-            let shown: Result<Vec<Shown>, StoreError> =
-                products.into_iter().map(Shown::of).collect();
+            let items: Result<Vec<Ready>, StoreError> = products.into_iter().map(shown).collect();
             let listed = Listed(Arc::new((ids, cursor)));
             // Set once: a load runs once.
-            let _first = bringing.set((listed.clone(), shown?));
+            let _first = bringing.set((listed.clone(), items?));
             Ok::<_, StoreError>(Some(Loaded::new(listed)))
         };
         let listed = self.lists.get_or_load(key, load).await?;
@@ -410,27 +407,24 @@ fn list_key(filter: &Filter) -> String {
     )
 }
 
-async fn load_shown(store: Store, ids: Vec<Id>) -> Result<Vec<(Id, Loaded<Shown>)>, StoreError> {
+async fn load_shown(store: Store, ids: Vec<Id>) -> Result<Vec<(Id, Loaded<Ready>)>, StoreError> {
     let ids: Vec<ProductId> = ids
         .iter()
-        .filter_map(|id| match id {
-            Id::Int(id) => Some(ProductId(*id)),
-            Id::Bytes(_) => None,
-        })
+        .filter_map(|id| number(id).map(ProductId))
         .collect();
     let found = store.point(move |tx| sql::by_ids(tx, &ids)).await?;
     found
         .into_iter()
         .map(|product| {
             let id = Id::from(product.id.0);
-            Ok((id, Loaded::new(Shown::of(product)?)))
+            Ok((id, Loaded::new(shown(product)?)))
         })
         .collect()
 }
 
 /// JSON of a [`ProductPage`], of products that are printed already.
 fn print_page<'a>(
-    items: impl Iterator<Item = &'a Shown>,
+    items: impl Iterator<Item = &'a Ready>,
     next_cursor: Option<&str>,
     missing: &[i64],
 ) -> Printed<ProductPage> {
@@ -440,7 +434,7 @@ fn print_page<'a>(
         if at > 0 {
             json.push(b',');
         }
-        json.extend_from_slice(&item.json);
+        json.extend_from_slice(&item.body());
     }
     json.push(b']');
     if let Some(cursor) = next_cursor {
@@ -624,7 +618,8 @@ impl ProductApi {
             return Err(Problem::from(ProductError::NotFound(ProductId(id.0))).into());
         };
         self.metrics.product_views.inc(id.0);
-        Ok(PrintedTagged::new(shown.json, shown.etag))
+        let etag = HeaderValue::from_str(shown.etag()).map_err(Problem::internal)?;
+        Ok(PrintedTagged::new(shown.body(), etag))
     }
 
     /// Make a product
@@ -784,5 +779,21 @@ fn default_limit() -> i64 {
 impl From<Vec<FieldError>> for Problem {
     fn from(errors: Vec<FieldError>) -> Self {
         Problem::validation(errors)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_a_list_comes_back_from_disk_as_it_was() {
+        let ids = vec![Id::from(7), Id::from(3)];
+        for cursor in [None, Some("cC4xLjM".to_owned())] {
+            let listed = Listed(Arc::new((ids.clone(), cursor)));
+            let bytes = listed.to_disk().expect("a form");
+            assert_eq!(Listed::from_disk(&bytes).expect("the same").0, listed.0);
+        }
+        assert!(Listed::from_disk(b"{}").is_none());
     }
 }

@@ -11,8 +11,6 @@ pub mod stock;
 pub mod tasks;
 mod terms;
 
-use std::collections::HashMap;
-
 use crate::check::{Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::id_type;
@@ -332,27 +330,6 @@ pub fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<(), Pro
 /// One product.
 pub fn get(tx: &mut Tx<'_>, id: ProductId) -> Result<Product, ProductError> {
     sql::get(tx, id)?.ok_or(ProductError::NotFound(id))
-}
-
-/// Several products in the order asked for, and the ids that there are none of.
-pub fn batch(
-    tx: &mut Tx<'_>,
-    ids: &[ProductId],
-) -> Result<(Vec<Product>, Vec<ProductId>), ProductError> {
-    let mut found: HashMap<ProductId, Product> = sql::by_ids(tx, ids)?
-        .into_iter()
-        .map(|product| (product.id, product))
-        .collect();
-    let (mut items, mut missing) = (Vec::with_capacity(ids.len()), Vec::new());
-    for id in ids {
-        match found.remove(id) {
-            Some(product) => items.push(product),
-            // Asked for twice, it is answered once.
-            None if items.iter().any(|product: &Product| product.id == *id) => {}
-            None => missing.push(*id),
-        }
-    }
-    Ok((items, missing))
 }
 
 /// One page of a list.
