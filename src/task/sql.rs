@@ -1,7 +1,7 @@
 //! Every statement about tasks, their attempts, logs, locks, edges, batches and queues.
 
 use super::enqueue::Placed;
-use super::life::{Ended, Started};
+use super::life::{Ended, Started, plus_ms};
 use super::{
     Attempt, AttemptOutcome, BatchState, Counted, Entry, LogLevel, LogLine, RetryPolicy, Task,
     TaskId, TaskState, Until,
@@ -434,7 +434,9 @@ pub(super) fn any_old_batch(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, S
 }
 
 /// The run, and the key that the task holds. A lease never lasts longer than the longest run. What is
-/// available has been due, whatever a clock that was set back says of it now.
+/// available has been due, whatever a clock that was set back says of it now. Read first, and then
+/// changed if it still is what was read: cheaper than `RETURNING`, for which SQLite fills a table of
+/// its own.
 pub(super) fn start(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -443,42 +445,60 @@ pub(super) fn start(
     lease: Option<Timestamp>,
 ) -> Result<Option<(Started, Option<String>)>, StoreError> {
     let id = entry.id;
-    tx.row(
-        sql!("UPDATE tasks SET state = 'running', attempt = attempt + 1, worker = $2, attempted_at = $3, \
-         lease_expires_at = CASE WHEN $3 + timeout_ms * 1000 < $4 THEN $3 + timeout_ms * 1000 ELSE $4 END, \
-         progress = NULL, progress_note = NULL \
-         WHERE id = $1 AND state IN ('available', 'scheduled', 'retryable') AND run_at = $5 AND priority = $6 \
-         AND (run_at <= $3 OR state = 'available') AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $3) RETURNING attempt, max_attempts, name, queue, args, metadata, \
-         traceparent, timeout_ms, soft_timeout_ms, created_at, run_at, batch_id, lease_expires_at, external_id, lock_key"),
+    let id_text = id.text();
+    let found = tx.row(
+        sql!("find", "SELECT attempt, max_attempts, name, args, metadata, traceparent, timeout_ms, soft_timeout_ms, created_at, \
+         batch_id, external_id, lock_key FROM tasks \
+         WHERE id = $1 AND state IN ('available', 'scheduled', 'retryable') AND run_at = $2 AND priority = $3 \
+         AND (run_at <= $4 OR state = 'available') AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $4)"),
         &[
-            (&id.text()).into(),
-            worker.into(),
-            now.into(),
-            lease.into(),
+            (&id_text).into(),
             entry.run_at.into(),
             i64::from(entry.priority).into(),
+            now.into(),
         ],
         |row| {
+            let timeout_ms = row.get(6)?;
             let started = Started {
                 id,
                 attempt: row.get(0)?,
                 max_attempts: row.get(1)?,
                 name: row.get(2)?,
-                queue: row.get(3)?,
-                args: row.get(4)?,
-                metadata: row.get(5)?,
-                traceparent: row.get(6)?,
-                timeout_ms: row.get(7)?,
-                soft_timeout_ms: row.get(8)?,
-                created_at: row.get(9)?,
-                run_at: row.get(10)?,
-                batch_id: row.get(11)?,
-                lease_expires_at: row.get(12)?,
-                external_id: row.get(13)?,
+                queue: entry.queue.clone(),
+                args: row.get(3)?,
+                metadata: row.get(4)?,
+                traceparent: row.get(5)?,
+                timeout_ms,
+                soft_timeout_ms: row.get(7)?,
+                created_at: row.get(8)?,
+                run_at: entry.run_at,
+                batch_id: row.get(9)?,
+                lease_expires_at: lease.map(|ends| ends.min(plus_ms(now, timeout_ms))),
+                external_id: row.get(10)?,
             };
-            Ok((started, row.get(14)?))
+            Ok((started, row.get(11)?))
         },
-    )
+    )?;
+    let Some((mut started, lock_key)) = found else {
+        return Ok(None);
+    };
+    let is_started = tx.execute(
+        sql!("UPDATE tasks SET state = 'running', attempt = $2 + 1, worker = $3, attempted_at = $4, lease_expires_at = $5, \
+         progress = NULL, progress_note = NULL \
+         WHERE id = $1 AND attempt = $2 AND state IN ('available', 'scheduled', 'retryable') AND run_at = $6 \
+         AND priority = $7 AND waiting_on = 0"),
+        &[
+            (&id_text).into(),
+            started.attempt.into(),
+            worker.into(),
+            now.into(),
+            started.lease_expires_at.into(),
+            entry.run_at.into(),
+            i64::from(entry.priority).into(),
+        ],
+    )? == 1;
+    started.attempt += 1;
+    Ok(is_started.then_some((started, lock_key)))
 }
 
 /// A task that was never started and may be, as far as doing it at once needs it.
@@ -632,6 +652,7 @@ pub(super) fn finish_waiting(
     )
 }
 
+/// Read first, as [`start`] does.
 pub(super) fn complete(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -640,20 +661,33 @@ pub(super) fn complete(
     result: Option<&str>,
     result_seconds: i64,
 ) -> Result<Option<Ended>, StoreError> {
-    tx.row(
+    let id_text = id.text();
+    let found = tx.row(
+        sql!(
+            "find",
+            "SELECT name, queue, attempted_at, lock_key, batch_id, followers FROM tasks \
+             WHERE id = $1 AND attempt = $2 AND state = 'running'"
+        ),
+        &[(&id_text).into(), attempt.into()],
+        |row| ended(row, true),
+    )?;
+    let Some(ended) = found else {
+        return Ok(None);
+    };
+    let is_completed = tx.execute(
         sql!("UPDATE tasks SET state = 'completed', finished_at = $3, result = $4, result_expires_at = \
          CASE WHEN $4 IS NULL THEN NULL ELSE $3 + COALESCE(result_seconds, $5) * 1000000 END, \
-         error = NULL, lease_expires_at = NULL WHERE id = $1 AND attempt = $2 AND state = 'running' \
-         RETURNING name, queue, attempted_at, lock_key, batch_id, followers"),
+         error = NULL, lease_expires_at = NULL WHERE id = $1 AND attempt = $2 AND state = 'running' AND followers = $6"),
         &[
-            (&id.text()).into(),
+            (&id_text).into(),
             attempt.into(),
             now.into(),
             result.into(),
             result_seconds.min(i64::from(u32::MAX)).into(),
+            ended.followers.into(),
         ],
-        |row| ended(row, true),
-    )
+    )? == 1;
+    Ok(is_completed.then_some(ended))
 }
 
 /// What deciding about a failed run takes.
