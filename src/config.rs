@@ -291,8 +291,11 @@ section! {
         write_batch_max: usize = 512,
         /// How long a write may wait and run before its caller is answered 503.
         write_timeout_ms: u64 = 10_000,
-        /// The write-ahead log is folded into the database once it passes this size.
-        wal_bytes_max: u64 = 67_108_864,
+        /// Size that the file of the write-ahead log is given and keeps, so that commits overwrite what
+        /// is there, which a disk syncs sooner than a file that grows; 0 lets it grow.
+        wal_ready_bytes: u64 = 16_777_216,
+        /// The file is cut back once it passes this size, as it does while somebody reads for long.
+        wal_bytes_max: u64 = 134_217_728,
         /// Pause between looks at the write-ahead log.
         checkpoint_interval_ms: u64 = 500,
     }
@@ -1467,7 +1470,7 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
     at_least(
         "database.wal_bytes_max",
         s.database.wal_bytes_max,
-        1_048_576,
+        s.database.wal_ready_bytes.max(1_048_576),
     )?;
     at_least(
         "database.checkpoint_interval_ms",

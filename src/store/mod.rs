@@ -29,7 +29,7 @@ use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
 use crate::monitor::Metrics;
 use crate::monitor::statements::{Called, Statements, caller};
-use checkpoint::Checkpointer;
+use checkpoint::{Checkpointer, LogFile};
 use writer::{Answer, OnFatal, Writer};
 
 /// What can go wrong with the database, as far as a caller can act on it.
@@ -143,13 +143,14 @@ impl Store {
         let statements = Arc::new(Statements::new(settings));
         let writer = Writer::start(
             conn,
+            LogFile::new(path, settings),
             Arc::clone(&statements),
             settings.write_queue_max,
             settings.write_batch_max,
             metrics.clone(),
             on_fatal,
         )?;
-        let checkpointer = Checkpointer::start(path, settings)?;
+        let checkpointer = Checkpointer::start(path, settings, writer.ask())?;
         Ok(Self(Arc::new(Inner {
             statements,
             readers,

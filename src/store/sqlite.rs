@@ -21,6 +21,8 @@ const VERSION_MIN: i32 = 3_051_003;
 /// How long the readers may take to open: a start on a busy machine must not fail for a limit that
 /// is meant for requests.
 const OPEN_WAIT: Duration = Duration::from_secs(30);
+/// How long the writer waits for another process that writes, such as `sqlite3`.
+pub(super) const WRITER_WAIT: Duration = Duration::from_secs(5);
 /// How many virtual-machine steps pass between two looks at the statement's deadline.
 const PROGRESS_STEPS: i32 = 10_000;
 
@@ -62,7 +64,7 @@ pub(super) fn open_writer(path: &Path, settings: &Database) -> Result<Connection
     assert_pragma(&conn, "temp_store", "MEMORY", "2")?;
     // The checkpoints are made by store/checkpoint.rs, outside the commit that someone waits for.
     assert_pragma(&conn, "wal_autocheckpoint", "0", "0")?;
-    conn.busy_timeout(Duration::from_secs(5))?;
+    conn.busy_timeout(WRITER_WAIT)?;
     conn.set_prepared_statement_cache_capacity(settings.statement_cache);
     Ok(conn)
 }

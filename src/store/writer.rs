@@ -10,7 +10,9 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
+};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use parking_lot::Mutex;
 use rusqlite::{CachedStatement, Connection};
 use tokio::sync::oneshot;
 
+use super::checkpoint::{LogFile, LogWork};
 use super::tx::{Rows, Topic, Touched};
 use super::{StoreError, Tx, sqlite};
 use crate::clock::Stopwatch;
@@ -222,6 +225,7 @@ type Listener = (Topic, Box<dyn Fn(Rows<'_>) + Send + Sync>);
 
 enum Message {
     Run(Box<dyn Job>),
+    Log(LogWork),
     Stop,
 }
 
@@ -241,6 +245,7 @@ pub(super) type OnFatal = Box<dyn FnOnce(&StoreError) + Send>;
 impl Writer {
     pub(super) fn start(
         conn: Connection,
+        log: LogFile,
         statements: Arc<Statements>,
         queue_max: usize,
         batch_max: usize,
@@ -254,6 +259,7 @@ impl Writer {
         let listeners = Arc::new(Mutex::new(Vec::new()));
         let mut state = Loop {
             conn,
+            log,
             statements,
             jobs,
             batch_max,
@@ -355,6 +361,13 @@ impl Writer {
         }
     }
 
+    /// Has the thread do something to the log, unless it has too much to do.
+    pub(super) fn ask(&self) -> impl Fn(LogWork) + Send + use<> {
+        let queue = self.queue.clone();
+        // It is asked again when the log is looked at the next time.
+        move |work| drop(queue.try_send(Message::Log(work)))
+    }
+
     /// From now on calls `listener` after each commit that touched `topic`.
     pub(super) fn listen(&self, topic: Topic, listener: Box<dyn Fn(Rows<'_>) + Send + Sync>) {
         self.listeners.lock().push((topic, listener));
@@ -389,6 +402,7 @@ fn refuse(mut job: Box<dyn Job>, error: StoreError) {
 
 struct Loop {
     conn: Connection,
+    log: LogFile,
     statements: Arc<Statements>,
     jobs: Receiver<Message>,
     batch_max: usize,
@@ -423,14 +437,26 @@ impl Loop {
         }
         self.broken.store(true, Ordering::Release);
         // Whoever slipped in behind the end hears that it came too late.
-        while let Ok(Message::Run(job)) = self.jobs.try_recv() {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            refuse(job, StoreError::Stopped);
+        while let Ok(message) = self.jobs.try_recv() {
+            if let Message::Run(job) = message {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                refuse(job, StoreError::Stopped);
+            }
         }
     }
 
     /// The next message; `None` when nobody is left to send one.
-    fn next(&self) -> Option<Message> {
+    fn next(&mut self) -> Option<Message> {
+        while self.log.is_growing() {
+            match self.jobs.try_recv() {
+                Ok(message) => return Some(message),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => {
+                    self.outbox.wake();
+                    self.log.grow();
+                }
+            }
+        }
         while let Some(wait) = self.outbox.patience() {
             match self.jobs.recv_timeout(wait) {
                 Ok(message) => return Some(message),
@@ -442,7 +468,7 @@ impl Loop {
     }
 
     /// Puts a job into the batch; `false` for the order to stop.
-    fn take(&self, message: Message, batch: &mut Vec<Box<dyn Job>>) -> bool {
+    fn take(&mut self, message: Message, batch: &mut Vec<Box<dyn Job>>) -> bool {
         match message {
             Message::Run(job) => {
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -451,6 +477,10 @@ impl Loop {
                 } else {
                     batch.push(job);
                 }
+                true
+            }
+            Message::Log(work) => {
+                self.log.work(&self.conn, work);
                 true
             }
             Message::Stop => false,
