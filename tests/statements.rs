@@ -322,6 +322,7 @@ fn the_list_of_slow_queries_says_who_ran_what_and_hides_values() {
             .send();
         assert_eq!(list.body.contains("verysecret"), !hides);
         let list = list.expect(200);
+        assert_eq!(list["parameters_hidden"], hides);
         let call = list["recent"]
             .as_array()
             .expect("a list")

@@ -39,6 +39,9 @@ struct LevelView {
     /// Entries; not counted on disk
     #[serde(skip_serializing_if = "Option::is_none")]
     entries: Option<u64>,
+    /// How many there may be
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entries_max: Option<u64>,
     /// Their size; on disk what was written since the start
     bytes: u64,
     /// What they may take
@@ -54,6 +57,8 @@ struct StatsView {
     /// Of reads, the part that needed no load, 0 to 1; absent before the first read
     #[serde(skip_serializing_if = "Option::is_none")]
     hit_ratio: Option<f64>,
+    /// Reads, whatever answered them
+    reads: u64,
     /// Level by level, in the order in which they are asked
     levels: Vec<LevelView>,
     /// Values of hot keys that can't be pushed out
@@ -84,30 +89,37 @@ impl From<CacheStats> for StatsView {
         // Whatever memory missed was answered by another level, or loaded.
         let answered = stats.memory_hits + stats.absent_hits + stats.disk_hits;
         let reads = stats.memory_hits + stats.memory_misses;
-        let on = |state: &str| state.to_owned();
+        let memory = match stats.is_on {
+            true => "on",
+            false => "off",
+        };
         Self {
             hit_ratio: (reads > 0).then(|| answered as f64 / reads as f64),
+            reads,
             levels: vec![
                 LevelView {
                     level: "memory".to_owned(),
-                    state: on("on"),
+                    state: memory.to_owned(),
                     entries: Some(whole(stats.memory_entries)),
+                    entries_max: Some(whole(stats.memory_entries_max)),
                     bytes: whole(stats.memory_bytes),
                     bytes_max: Some(whole(stats.memory_bytes_max)),
                     hits: stats.memory_hits,
                 },
                 LevelView {
                     level: "absent".to_owned(),
-                    state: on("on"),
+                    state: memory.to_owned(),
                     entries: Some(whole(stats.absent_entries)),
+                    entries_max: Some(whole(stats.absent_entries_max)),
                     bytes: whole(stats.absent_bytes),
                     bytes_max: None,
                     hits: stats.absent_hits,
                 },
                 LevelView {
                     level: "disk".to_owned(),
-                    state: on(stats.disk.word()),
+                    state: stats.disk.word().to_owned(),
                     entries: None,
+                    entries_max: None,
                     bytes: stats.disk_bytes_written,
                     bytes_max: Some(whole(stats.disk_bytes_max)),
                     hits: stats.disk_hits,

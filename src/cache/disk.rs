@@ -67,7 +67,7 @@ impl DiskState {
         match self {
             DiskState::Off => "off",
             DiskState::Closed => "closed",
-            DiskState::Open => "open",
+            DiskState::Open => "on",
         }
     }
 }

@@ -93,14 +93,20 @@ pub struct Warmed {
 /// The cache at a glance.
 #[derive(Clone, Debug)]
 pub struct CacheStats {
+    /// Whether the settings want anything kept.
+    pub is_on: bool,
     /// Values in memory.
     pub memory_entries: usize,
+    /// How many there may be.
+    pub memory_entries_max: usize,
     /// Their size.
     pub memory_bytes: usize,
     /// What they may take.
     pub memory_bytes_max: usize,
     /// Keys known not to exist.
     pub absent_entries: usize,
+    /// How many there may be.
+    pub absent_entries_max: usize,
     /// Their size.
     pub absent_bytes: usize,
     /// Values of hot keys that can't be pushed out.
@@ -277,10 +283,13 @@ impl Cache {
         let inner = &*self.0;
         let figures = &inner.metrics.cache;
         CacheStats {
+            is_on: inner.settings.enabled,
             memory_entries: inner.memory.entries(),
+            memory_entries_max: inner.settings.memory_entries_max,
             memory_bytes: inner.memory.usage(),
             memory_bytes_max: inner.settings.memory_bytes,
             absent_entries: inner.absent.entries(),
+            absent_entries_max: inner.settings.absent_entries_max,
             absent_bytes: inner.absent.usage(),
             pinned_entries: inner.pins.read().values().flatten().count(),
             disk: inner.disk.state(),

@@ -84,6 +84,8 @@ struct SlowQueriesView {
     threshold_ms: u64,
     /// One that takes as long is logged, too (`database.slow_log_ms`)
     log_threshold_ms: u64,
+    /// Whether the values of parameters are left out (`database.hide_parameters`)
+    parameters_hidden: bool,
     /// Calls of all statements since the start
     calls: u64,
     /// Statements, in the order that was asked for
@@ -207,6 +209,7 @@ impl SystemApi {
         Ok(Body(SlowQueriesView {
             threshold_ms: self.database.slow_list_ms,
             log_threshold_ms: self.database.slow_log_ms,
+            parameters_hidden: self.database.hide_parameters,
             calls: statements.calls(),
             items,
             recent: recent.into_iter().map(SlowCallView::from).collect(),
