@@ -115,6 +115,19 @@ export async function openPage(browser, url, options = {}) {
   };
 }
 
+/** That a view is no wider than its screen, names its inputs and columns, and has one main heading. */
+export async function assertFits(page, view) {
+  const found = await page.evaluate(() => ({
+    wider: document.documentElement.scrollWidth - innerWidth,
+    headings: document.querySelectorAll('h1').length,
+    nameless: [...document.querySelectorAll('input, select, textarea, button')]
+      .filter((control) => !control.labels?.length && !control.ariaLabel && !control.textContent.trim())
+      .map((control) => control.outerHTML),
+    headless: [...document.querySelectorAll('th')].filter((head) => head.scope !== 'col').length,
+  }));
+  assert.deepEqual(found, { wider: 0, headings: 1, nameless: [], headless: 0 }, view);
+}
+
 /** The API as any client uses it: one request, its status and its body. */
 export async function call(url, method, path, { token, body, key } = {}) {
   const headers = { ...(token && { Authorization: `Bearer ${token}` }), ...(key && { 'Idempotency-Key': key }) };

@@ -9,7 +9,7 @@ import { createServer } from 'node:http';
 import { connect } from 'node:net';
 import { createInterface } from 'node:readline';
 import { after, before, describe, test } from 'node:test';
-import { call, openPage, startBrowser, startServer } from './support.mjs';
+import { assertFits, call, openPage, startBrowser, startServer } from './support.mjs';
 
 const ADMIN = { email: 'owner@example.com', name: 'Mei Owner', password: 'tea and lanterns 88' };
 const STAFF = { email: 'jun@example.com', name: 'Jun Staff', password: 'a long enough one' };
@@ -530,15 +530,7 @@ describe('what works for the shop', { concurrency: false }, () => {
       const left = (await page.locator('#main').innerText()).split('\n').filter((line) => own.test(line));
       // What the schema of a task's arguments says comes from the server.
       assert.deepEqual(left.filter((line) => view !== 'tasks/new' && view !== 'schedules/new'), [], view);
-      const found = await page.evaluate(() => ({
-        wider: document.documentElement.scrollWidth - innerWidth,
-        headings: document.querySelectorAll('h1').length,
-        nameless: [...document.querySelectorAll('input, select, textarea, button')]
-          .filter((control) => !control.labels?.length && !control.ariaLabel && !control.textContent.trim())
-          .map((control) => control.outerHTML),
-        headless: [...document.querySelectorAll('th')].filter((head) => head.scope !== 'col').length,
-      }));
-      assert.deepEqual(found, { wider: 0, headings: 1, nameless: [], headless: 0 }, view);
+      await assertFits(page, view);
     }
   });
 

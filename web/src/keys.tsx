@@ -7,7 +7,7 @@ import { usePages } from './data';
 import { Confirm, Dialog, FaultOf, Field, Form, momentOf, Pager, say, Show, ShownOnce, State, Table, textOf, View } from './ui';
 import { moment, t, timeZone, wordOf } from './words';
 
-const SCOPES = ['catalogue', 'orders', 'payments', 'sales', 'users', 'reports', 'tasks', 'work', 'webhooks', 'act_as'];
+const SCOPES = ['catalogue', 'orders', 'payments', 'sales', 'users', 'reports', 'tasks', 'work', 'webhooks', 'cache', 'system', 'act_as'];
 
 const ROWS = 25;
 

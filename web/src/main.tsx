@@ -2,6 +2,8 @@
 
 import { render } from 'preact';
 import { isAdmin, resume, session } from './api';
+import { Cache } from './cache';
+import { CacheEntry } from './cache-entry';
 import { useLoad } from './data';
 import { Keys } from './keys';
 import { LogIn, LogInAgain, setupToken, SetUp, takeSetupToken } from './login';
@@ -9,6 +11,7 @@ import { OrderView, Orders } from './orders';
 import { Overview } from './overview';
 import { ImportProducts } from './product-import';
 import { EditProduct, NewProduct, Products } from './products';
+import { Queries } from './queries';
 import { Queues } from './queues';
 import { Reports } from './reports';
 import { place } from './router';
@@ -44,6 +47,7 @@ function view(path: string) {
     const called = nameIn(name);
     if (area === 'tasks') return <TaskDetail key={called} id={called} />;
     if (area === 'schedules') return <ScheduleDetail key={called} name={called} />;
+    if (area === 'cache') return isAdmin() ? <CacheEntry key={called} name={called} /> : <NotFound />;
   }
   const id = /^\d+$/.test(name) ? Number(name) : undefined;
   switch (`${area}/${id === undefined ? name : 'id'}`) {
@@ -89,6 +93,10 @@ function view(path: string) {
       return isAdmin() ? <Webhooks /> : <NotFound />;
     case 'webhooks/id':
       return isAdmin() ? <WebhookDetail key={id} id={id ?? 0} /> : <NotFound />;
+    case 'cache/':
+      return isAdmin() ? <Cache /> : <NotFound />;
+    case 'queries/':
+      return isAdmin() ? <Queries /> : <NotFound />;
     case 'keys/':
       return <Keys />;
     default:

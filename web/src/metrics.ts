@@ -1,4 +1,4 @@
-// Reads Prometheus's text format and turns counters into rates for the overview.
+// Reads Prometheus's text format and turns counters into rates for the views that show them.
 
 import { signal } from '@preact/signals';
 import { readMetrics } from './api';
@@ -15,6 +15,10 @@ export interface Sample {
   drift: number | undefined;
   memoryBytes: number | undefined;
   connections: number | undefined;
+  /** Reads of the cache, whatever answered them. */
+  reads: number;
+  /** Those that needed no load. */
+  hits: number;
 }
 
 export interface Rates {
@@ -23,6 +27,9 @@ export interface Rates {
   refused: number;
   /** Mean of the commits between two samples; `undefined` when there was none. */
   commitMs: number | undefined;
+  reads: number;
+  /** Part of the reads that needed no load, 0 to 1; `undefined` when there was none. */
+  hitRatio: number | undefined;
 }
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)/;
@@ -39,6 +46,8 @@ export function parse(text: string, at: number): Sample {
       add(labels.includes('outcome="accepted"') ? 'accepted' : 'refused', value);
     } else {
       add(name, value);
+      // Each read asks memory first.
+      if (/^cache_(hits|misses)_total$/.test(name) && labels.includes('"memory"')) add('reads', value);
     }
   }
   const sum = (name: string) => sums.get(name) ?? 0;
@@ -52,6 +61,8 @@ export function parse(text: string, at: number): Sample {
     drift: sums.get('stock_drift_units'),
     memoryBytes: sums.get('process_memory_usage_bytes'),
     connections: sums.get('http_connections_open'),
+    reads: sum('reads'),
+    hits: sum('cache_hits_total'),
   };
 }
 
@@ -60,11 +71,14 @@ function ratesBetween(before: Sample, after: Sample): Rates {
   // A counter that fell belongs to a process that started anew.
   const rate = (from: number, to: number) => Math.max(to - from, 0) / seconds;
   const commits = after.commits - before.commits;
+  const reads = after.reads - before.reads;
   return {
     requests: rate(before.requests, after.requests),
     accepted: rate(before.accepted, after.accepted),
     refused: rate(before.refused, after.refused),
     commitMs: commits > 0 ? ((after.commitSeconds - before.commitSeconds) / commits) * 1000 : undefined,
+    reads: rate(before.reads, after.reads),
+    hitRatio: reads > 0 ? (after.hits - before.hits) / reads : undefined,
   };
 }
 
@@ -79,6 +93,8 @@ export interface Window {
 /** Outlives the view, so that coming back to the overview shows the minutes before. */
 export const metrics = signal<Window>({ last: undefined, rates: [] });
 
+/** How often a view that shows them takes a sample. */
+export const METRICS_MS = 2000;
 const SAMPLE_MS_MIN = 500;
 
 export async function takeSample(): Promise<Window> {

@@ -1,38 +1,25 @@
 // The first view: what sells right now, and whether the machine is well.
 
-import type { ComponentChildren } from 'preact';
-import { api, ask } from './api';
+import { api, ask, isAdmin } from './api';
 import type { Schemas } from './api';
 import { useLoad, useNow } from './data';
-import { metrics, takeSample } from './metrics';
+import { metrics, METRICS_MS, takeSample } from './metrics';
 import type { Rates, Window } from './metrics';
 import { OrderTable } from './orders';
 import { Link } from './router';
 import { Countdown, isOver, named, Progress } from './sale-parts';
 import type { Named } from './sale-parts';
 import { countText } from './tasks';
-import { Alert, Show, Sparkline, State, Table, View } from './ui';
-import { moment, money, number, t, took, wordOf } from './words';
+import { Alert, Figure, Show, Sparkline, State, Table, View } from './ui';
+import { closely, moment, money, number, percent, size, t, took, wordOf } from './words';
 
 const REFRESH_MS = 1500;
-const METRICS_MS = 2000;
 const ORDERS_MS = 5000;
 const TASKS_MS = 3000;
 /** The newest sales; those that run or come are among them unless a shop plans hundreds ahead. */
 const SALES_LOOKED_AT = 100;
 const OVER_SHOWN = 5;
 const ORDERS_SHOWN = 6;
-
-function Figure(props: { name: string; value: string; note: ComponentChildren; tone?: string; children?: ComponentChildren }) {
-  return (
-    <div class={`figure ${props.tone ?? ''}`}>
-      <h3>{props.name}</h3>
-      <p class="value">{props.value}</p>
-      <p class="note">{props.note}</p>
-      {props.children}
-    </div>
-  );
-}
 
 function Figures({ window: { last, rates } }: { window: Window }) {
   const now = rates.at(-1);
@@ -64,7 +51,7 @@ function Figures({ window: { last, rates } }: { window: Window }) {
       </Figure>
       <Figure
         name={t('commit_time')}
-        value={commitMs === undefined ? '–' : `${number(commitMs, commitMs < 10 ? 2 : 1)} ms`}
+        value={commitMs === undefined ? '–' : closely(commitMs)}
         note={commitMs === undefined ? t('no_commits') : t('last_commit')}
       >
         <Sparkline values={rates.flatMap((one) => one.commitMs ?? [])} class="info" />
@@ -77,7 +64,7 @@ function Figures({ window: { last, rates } }: { window: Window }) {
       />
       <Figure
         name={t('memory')}
-        value={last?.memoryBytes === undefined ? '–' : `${number(last.memoryBytes / 1024 / 1024)} MB`}
+        value={last?.memoryBytes === undefined ? '–' : size(last.memoryBytes)}
         note={last?.connections === undefined ? '' : t('open_connections', { n: last.connections })}
       />
     </section>
@@ -213,6 +200,31 @@ function TasksNow({ counts, latencySeconds }: TaskFigures) {
   );
 }
 
+/** One line: how much of what is read lies ready. */
+function CacheNow({ window: { last, rates } }: { window: Window }) {
+  if (!last || last.reads === 0) return null;
+  const now = rates.at(-1);
+  return (
+    <section class="card strip">
+      <h2>
+        <Link to="/cache">{t('cache')}</Link>
+      </h2>
+      <ul>
+        <li>
+          <Link to="/cache">
+            <b>{percent(last.hits / last.reads)}</b> {t('hit_ratio')}
+          </Link>
+        </li>
+        <li>
+          <Link to="/cache">
+            <b>{now ? number(now.reads) : '–'}</b> {t('reads_per_second')}
+          </Link>
+        </li>
+      </ul>
+    </section>
+  );
+}
+
 async function loadSales(): Promise<Named[]> {
   const page = await ask(api.GET('/api/v1/flash-sales', { params: { query: { limit: SALES_LOOKED_AT } } }));
   let over = 0;
@@ -242,7 +254,10 @@ export function Overview() {
       ) : (
         <Figures window={metrics.value} />
       )}
-      <Show of={tasks}>{(figures) => <TasksNow {...figures} />}</Show>
+      <div class="strips">
+        <Show of={tasks}>{(figures) => <TasksNow {...figures} />}</Show>
+        {isAdmin() && <CacheNow window={metrics.value} />}
+      </div>
       <Show of={sales}>{(data) => <SalesNow sales={data} />}</Show>
       <section>
         <div class="section-head">

@@ -7,7 +7,7 @@ import { useLoad } from './data';
 import { Link, part } from './router';
 import { TaskLink, WorkerName } from './task-parts';
 import { Ago, Confirm, Dialog, Field, Form, say, Show, State, Table, textOf, View, wholeOf } from './ui';
-import { number, t, took } from './words';
+import { number, size, t, took } from './words';
 
 const REFRESH_MS = 2000;
 /** Running tasks that are looked for; more than that are told by the queues' figures. */
@@ -257,7 +257,7 @@ function Workers({ workers, onChanged }: { workers: Worker[]; onChanged: () => v
           {
             head: t('memory'),
             kind: 'wide number',
-            cell: (worker) => (worker.rss_kb === undefined ? '–' : `${number(worker.rss_kb / 1024)} MB`),
+            cell: (worker) => (worker.rss_kb === undefined ? '–' : size(worker.rss_kb * 1024)),
           },
           ...(isAdmin() ? [{ head: t('change'), cell: actions }] : []),
         ]}

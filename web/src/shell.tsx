@@ -16,7 +16,7 @@ interface Place {
   isForAdmins?: boolean;
 }
 
-/** The shop, then what works for it, then who may come in. */
+/** The shop, then what works for it, then how the machine does, then who may come in. */
 const PLACES: Place[][] = [
   [
     { path: '/', word: 'overview', icon: 'M3 13h6V3H3zm0 8h6v-6H3zm8 0h10V11H11zm0-18v6h10V3z' },
@@ -33,6 +33,20 @@ const PLACES: Place[][] = [
       path: '/webhooks',
       word: 'webhooks',
       icon: 'M12 3a5 5 0 0 0-3.600 8.500L6.300 15A4 4 0 1 0 10 20h5.200a4 4 0 1 0 0-2H10a4 4 0 0 0-1.900-2.200L11.200 11l-.9-.5A3 3 0 1 1 14.900 8h2A5 5 0 0 0 12 3m1.300 6.600 2.800 4.500 1.700-1-2.800-4.500z',
+      isForAdmins: true,
+    },
+  ],
+  [
+    {
+      path: '/cache',
+      word: 'cache',
+      icon: 'M12 2 2 7l10 5 10-5zM4.200 11 2 12l10 5 10-5-2.200-1-7.800 3.900zm0 5L2 17l10 5 10-5-2.200-1-7.800 3.900z',
+      isForAdmins: true,
+    },
+    {
+      path: '/queries',
+      word: 'queries',
+      icon: 'M12 2C7.600 2 4 3.300 4 5s3.600 3 8 3 8-1.300 8-3-3.600-3-8-3M4 7.700V12c0 1.700 3.600 3 8 3s8-1.300 8-3V7.700C18.300 9.200 15.300 10 12 10s-6.300-.8-8-2.300m0 7V19c0 1.700 3.600 3 8 3s8-1.300 8-3v-4.300c-1.700 1.500-4.700 2.300-8 2.300s-6.300-.8-8-2.300',
       isForAdmins: true,
     },
   ],
@@ -72,6 +86,8 @@ export function Shell({ user, children }: { user: User; children: ComponentChild
   const { path } = place.value;
   useEffect(() => setMenuOpen(false), [path]);
   const isHere = (to: string) => (to === '/' ? path === '/' : path === to || path.startsWith(`${to}/`));
+  const mayGo = (place: Place) => !place.isForAdmins || user.role === 'admin';
+  const groups = PLACES.map((group) => group.filter(mayGo)).filter((group) => group.length > 0);
   return (
     <div class={`shell ${isMenuOpen ? 'menu-open' : ''}`} onKeyDown={(event) => event.key === 'Escape' && setMenuOpen(false)}>
       <a class="skip" href="#main">
@@ -94,20 +110,18 @@ export function Shell({ user, children }: { user: User; children: ComponentChild
       </header>
       <div class="side" id="menu">
         <nav aria-label={t('main_navigation')}>
-          {PLACES.map((group) => (
+          {groups.map((group) => (
             <ul key={group[0]?.path}>
-              {group
-                .filter((place) => !place.isForAdmins || user.role === 'admin')
-                .map(({ path: to, word, icon }) => (
-                  <li key={to}>
-                    <Link to={to} current={isHere(to)} onClick={() => setMenuOpen(false)}>
-                      <svg viewBox="0 0 24 24" aria-hidden="true">
-                        <path d={icon} />
-                      </svg>
-                      {t(word)}
-                    </Link>
-                  </li>
-                ))}
+              {group.map(({ path: to, word, icon }) => (
+                <li key={to}>
+                  <Link to={to} current={isHere(to)} onClick={() => setMenuOpen(false)}>
+                    <svg viewBox="0 0 24 24" aria-hidden="true">
+                      <path d={icon} />
+                    </svg>
+                    {t(word)}
+                  </Link>
+                </li>
+              ))}
             </ul>
           ))}
         </nav>

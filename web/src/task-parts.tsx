@@ -4,7 +4,7 @@
 import { api, ask, invalid } from './api';
 import type { Schemas, Task } from './api';
 import { Link, part } from './router';
-import { Ago, Field, Table, textOf } from './ui';
+import { Ago, Field, Table, textOf, Verbatim } from './ui';
 import { aboutOf, t } from './words';
 
 /** Those that change by themselves first, then those that ended. */
@@ -66,14 +66,7 @@ export function jsonText(value: unknown): string {
 }
 
 export function Json({ value, name }: { value: unknown; name: string }) {
-  return (
-    <section class="card json">
-      <h2>{name}</h2>
-      <pre tabIndex={0} aria-label={name}>
-        {jsonText(value)}
-      </pre>
-    </section>
-  );
+  return <Verbatim name={name}>{jsonText(value)}</Verbatim>;
 }
 
 /** What was typed as JSON; `undefined` where nothing was. */

@@ -6,7 +6,7 @@ import type { Schemas } from './api';
 import { useLoad } from './data';
 import { go, Link, part } from './router';
 import { isFinal, isWaiting, Json, jsonOf, jsonText, TaskLink, When, WorkerName } from './task-parts';
-import { Confirm, Dialog, Fact, Facts, Field, Form, localInput, momentOf, say, Show, State, Table, textOf, View, wholeOf } from './ui';
+import { Confirm, Dialog, Fact, Facts, Field, Form, localInput, Meter, momentOf, say, Show, State, Table, textOf, Verbatim, View, wholeOf } from './ui';
 import { clock, exactly, number, t, timeZone, took } from './words';
 
 const REFRESH_MS = 1500;
@@ -139,9 +139,7 @@ function TaskNow({ task }: { task: Detail }) {
       <section class="card">
         {task.progress !== undefined && (
           <div class="meter">
-            <div class="bar" role="img" aria-label={t('percent_done', { n: task.progress })}>
-              <span class="sold" style={{ width: `${task.progress}%` }} />
-            </div>
+            <Meter percent={task.progress} label={t('percent_done', { n: task.progress })} />
             <p class="quiet">
               {task.progress} % {task.progress_note}
             </p>
@@ -278,16 +276,13 @@ function Attempts({ task }: { task: Detail }) {
 /** Oldest first, as it was written. */
 function Log({ lines }: { lines: Schemas['LogView'][] }) {
   return (
-    <section class="card json">
-      <h2>{t('log')}</h2>
-      <pre tabIndex={0} aria-label={t('log')}>
-        {lines.toReversed().map((line, at) => (
-          <span key={at} class={`level-${line.level}`}>
-            {`${clock(line.at)}  #${line.attempt}  ${line.line}\n`}
-          </span>
-        ))}
-      </pre>
-    </section>
+    <Verbatim name={t('log')}>
+      {lines.toReversed().map((line, at) => (
+        <span key={at} class={`level-${line.level}`}>
+          {`${clock(line.at)}  #${line.attempt}  ${line.line}\n`}
+        </span>
+      ))}
+    </Verbatim>
   );
 }
 

@@ -138,6 +138,8 @@ const TONES: Record<string, string> = {
   skipped: 'warn',
   enqueued: 'info',
   quiet: 'warn',
+  on: 'good',
+  pinned: 'accent',
   terminate: 'warn',
 };
 
@@ -602,6 +604,36 @@ export function Choice({ label, value, options, onChoose }: ChoiceProps) {
 
 // ── Figures ─────────────────────────────────────────────────────────────────────────────────────
 
+interface FigureProps {
+  name: string;
+  value: string;
+  note: ComponentChildren;
+  tone?: string;
+  /** A [`Sparkline`], where the figure moves. */
+  children?: ComponentChildren;
+}
+
+/** One figure at a glance; several stand in a `figures` section. */
+export function Figure({ name, value, note, tone = '', children }: FigureProps) {
+  return (
+    <div class={`figure ${tone}`}>
+      <h3>{name}</h3>
+      <p class="value">{value}</p>
+      <p class="note">{note}</p>
+      {children}
+    </div>
+  );
+}
+
+/** How full or how far something is; `label` says it to those who don't see it. */
+export function Meter({ percent, label }: { percent: number; label: string }) {
+  return (
+    <div class="bar" role="img" aria-label={label}>
+      <span class="sold" style={{ width: `${Math.min(Math.max(percent, 0), 100)}%` }} />
+    </div>
+  );
+}
+
 /** A small line of the latest values; decoration beside a figure that says the same. */
 export function Sparkline({ values, class: extra = '' }: { values: number[]; class?: string }) {
   if (values.length < 2) return <svg class={`spark ${extra}`} aria-hidden="true" />;
@@ -628,6 +660,18 @@ export function Fact({ name, children }: { name: string; children: ComponentChil
       <dt>{name}</dt>
       <dd>{children}</dd>
     </div>
+  );
+}
+
+/** Text as it is, such as JSON or SQL: may be scrolled by keyboard. */
+export function Verbatim({ name, children }: { name: string; children: ComponentChildren }) {
+  return (
+    <section class="card json">
+      <h2>{name}</h2>
+      <pre tabIndex={0} aria-label={name}>
+        {children}
+      </pre>
+    </section>
   );
 }
 

@@ -6,7 +6,7 @@ import type { Schemas } from './api';
 import { useLoad, usePages } from './data';
 import { go, place, setQuery } from './router';
 import { Json, jsonText, TaskLink } from './task-parts';
-import { Ago, Choice, Confirm, Dialog, Fact, Facts, Field, Form, Pager, say, Show, ShownOnce, State, Table, View, wholeOf } from './ui';
+import { Ago, Choice, Confirm, Dialog, Fact, Facts, Field, Form, Pager, say, Show, ShownOnce, State, Table, Verbatim, View, wholeOf } from './ui';
 import { exactly, number, t, took } from './words';
 import { EndpointFields, endpointOf, eventsText } from './webhooks';
 import type { Endpoint } from './webhooks';
@@ -280,14 +280,7 @@ function Answer({ text }: { text: string }) {
   } catch {
     // It is no JSON, or was cut off.
   }
-  return (
-    <section class="card json">
-      <h2>{t('answer')}</h2>
-      <pre tabIndex={0} aria-label={t('answer')}>
-        {shown}
-      </pre>
-    </section>
-  );
+  return <Verbatim name={t('answer')}>{shown}</Verbatim>;
 }
 
 function EditDialog({ endpoint, onClose, onSaved }: { endpoint: Endpoint; onClose: () => void; onSaved: () => void }) {

@@ -65,7 +65,10 @@ export type WordGroup =
   | 'source'
   | 'cause'
   | 'overlap'
-  | 'missed';
+  | 'missed'
+  | 'level'
+  | 'level_state'
+  | 'origin';
 
 /** What the API calls by a word; one that this page does not know yet is shown as it is. */
 export function wordOf(group: WordGroup, name: string): string {
@@ -142,6 +145,28 @@ export function took(ms: number): string {
   if (ms < 1000) return `${number(Math.max(0, ms))} ms`;
   if (ms < 60_000) return t('n_seconds', { n: number(ms / 1000, 1) });
   return ms < 3_600_000 ? t('minutes', { n: number(ms / 60_000, 1) }) : t('n_hours', { n: number(ms / 3_600_000, 1) });
+}
+
+/** `64 µs`, `9.50 ms`, `38.2 ms`, `4.2 s`: where parts of a millisecond count. */
+export function closely(ms: number): string {
+  if (ms < 0.1) return `${number(ms * 1000)} µs`;
+  if (ms >= 1000) return took(ms);
+  const digits = ms < 10 ? 2 : 1;
+  return `${ms.toLocaleString(locale(), { minimumFractionDigits: digits, maximumFractionDigits: digits })} ms`;
+}
+
+const SIZES = ['B', 'KB', 'MB', 'GB', 'TB'];
+
+/** `512 B`, `3.4 MB`, `57 MB` */
+export function size(bytes: number): string {
+  const step = Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), SIZES.length - 1);
+  const value = bytes / 1024 ** step;
+  return `${number(value, step > 0 && value < 10 ? 1 : 0)} ${SIZES[step]}`;
+}
+
+/** `98.3 %`; only what is whole is called 100 %. */
+export function percent(share: number): string {
+  return `${number(Math.floor(share * 1000) / 10, 1)} %`;
 }
 
 /** A day's date, such as `2026-11-11`, as it is written here; no zone moves it. */
