@@ -161,6 +161,40 @@ fn each_way_to_change_a_product_or_a_sale_shows_at_once() {
 }
 
 #[test]
+fn the_figures_tell_reads_and_limits() {
+    for is_on in [true, false] {
+        let shop = Shop::open_with(|settings| {
+            settings.cache.enabled = is_on;
+            settings.cache.memory_entries_max = 1_234;
+            settings.cache.absent_entries_max = 567;
+        });
+        let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));
+        let product = shop.product(&staff, 1);
+        let stats = || {
+            let stats = shop.get("/api/v1/cache/stats").token(&admin);
+            stats.send().expect(200)
+        };
+        let before = stats()["reads"].as_u64().expect("reads");
+        for _ in 0..3 {
+            let path = format!("/api/v1/products/{product}");
+            shop.get(&path).send().expect(200);
+        }
+        let stats = stats();
+        let memory = if is_on { "on" } else { "off" };
+        let level = |at: usize| {
+            let level = &stats["levels"][at];
+            (level["state"].clone(), level["entries_max"].clone())
+        };
+        assert_eq!(level(0), (json!(memory), json!(1_234)));
+        assert_eq!(level(1), (json!(memory), json!(567)));
+        assert_eq!(level(2), (json!("off"), json!(null)));
+        if is_on {
+            assert!(stats["reads"].as_u64() >= Some(before + 3), "{stats}");
+        }
+    }
+}
+
+#[test]
 fn what_a_sale_needs_lies_ready_before_it_begins() {
     let shop = Shop::open();
     let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));

@@ -41,6 +41,9 @@ const SETTINGS = {
   ONRUSH_OUTGOING__ALLOW_INTERNAL: '127.0.0.0/8',
   // Often enough to be seen, seldom enough not to fill the lists.
   ONRUSH_ORDERS__LEDGER_CHECK_SECONDS: '10',
+  // A small shop has hot keys and slow calls by these alone.
+  ONRUSH_CACHE__HOT_READS_MIN: '30',
+  ONRUSH_DATABASE__SLOW_LIST_MS: '1',
 };
 const [server, browser] = await Promise.all([startServer(SETTINGS), startBrowser()]);
 const { url } = server;
@@ -176,7 +179,7 @@ async function someWork() {
 
 if (values.out) {
   const work = await someWork();
-  const views = { overview: '', ...work, sale: 'sales/2', sales: 'sales', 'new-sale': 'sales/new?product=4', products: 'products', product: 'products/2', import: 'products/import', orders: 'orders', order: 'orders/41', users: 'users', user: 'users/3', keys: 'keys' };
+  const views = { overview: '', ...work, sale: 'sales/2', sales: 'sales', 'new-sale': 'sales/new?product=4', products: 'products', product: 'products/2', import: 'products/import', orders: 'orders', order: 'orders/41', users: 'users', user: 'users/3', keys: 'keys', cache: 'cache', 'cache-entry': 'cache/flash_sale%3A2', queries: 'queries', 'slow-calls': 'queries?list=slow' };
   for (const language of ['EN', '中文']) {
     for (const colorScheme of ['light', 'dark']) {
       await page.emulateMedia({ colorScheme });

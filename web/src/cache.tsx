@@ -36,7 +36,7 @@ export function Cache() {
         )}
       </Show>
       <div class="columns">
-        <section>
+        <section class="hot">
           <h2>{t('hot_keys')}</h2>
           <Show of={hot}>{(list) => <Hot list={list} />}</Show>
         </section>

@@ -101,15 +101,24 @@ function Settings({ answer }: { answer: Answer }) {
         <Fact name={t('calls_in_all')}>{number(answer.calls)}</Fact>
         <Fact name={t('slow_from')}>
           {took(answer.threshold_ms)}
-          <p class="hint code">database.slow_list_ms</p>
+          <p class="hint code">
+            database.<wbr />
+            slow_list_ms
+          </p>
         </Fact>
         <Fact name={t('logged_from')}>
           {took(answer.log_threshold_ms)}
-          <p class="hint code">database.slow_log_ms</p>
+          <p class="hint code">
+            database.<wbr />
+            slow_log_ms
+          </p>
         </Fact>
         <Fact name={t('parameters')}>
           {t(answer.parameters_hidden ? 'hidden' : 'shown')}
-          <p class="hint code">database.hide_parameters</p>
+          <p class="hint code">
+            database.<wbr />
+            hide_parameters
+          </p>
         </Fact>
       </Facts>
     </section>

@@ -99,6 +99,11 @@ export function number(value: number, decimals = 0): string {
   return value.toLocaleString(locale(), { maximumFractionDigits: decimals });
 }
 
+/** With all its decimals, so that figures below each other can be compared. */
+function fixed(value: number, decimals: number): string {
+  return value.toLocaleString(locale(), { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+}
+
 export function money(minor: number, currency: string): string {
   return formatMoney(minor, currency, locale());
 }
@@ -151,8 +156,7 @@ export function took(ms: number): string {
 export function closely(ms: number): string {
   if (ms < 0.1) return `${number(ms * 1000)} µs`;
   if (ms >= 1000) return took(ms);
-  const digits = ms < 10 ? 2 : 1;
-  return `${ms.toLocaleString(locale(), { minimumFractionDigits: digits, maximumFractionDigits: digits })} ms`;
+  return `${fixed(ms, ms < 10 ? 2 : 1)} ms`;
 }
 
 const SIZES = ['B', 'KB', 'MB', 'GB', 'TB'];
@@ -166,7 +170,7 @@ export function size(bytes: number): string {
 
 /** `98.3 %`; only what is whole is called 100 %. */
 export function percent(share: number): string {
-  return `${number(Math.floor(share * 1000) / 10, 1)} %`;
+  return `${fixed(Math.floor(share * 1000) / 10, 1)} %`;
 }
 
 /** A day's date, such as `2026-11-11`, as it is written here; no zone moves it. */
