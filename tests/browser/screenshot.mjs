@@ -110,6 +110,7 @@ for (let wave = 1; wave <= 14; wave += 1) {
   const size = 6 + Math.round(18 * Math.sin((wave / 14) * Math.PI) ** 2);
   for (let place = 0; place < size; place += 1) {
     const buyer = buyers[(wave * 17 + place) % BUYERS];
+    for (const looked of ['products/1', 'flash-sales/2', 'products?limit=20']) await call(url, 'GET', looked);
     const claimed = await claim(buyer, 2, 1 + (place % 2));
     const claims = [claimed, ...(place % 3 === 0 ? [await claim(buyer, 3)] : [])];
     // One in four has not paid yet.
