@@ -156,7 +156,7 @@ pub(super) fn insert_claim(
             "INSERT INTO claims (id, sale_id, user_id, order_id, quantity, created_at) \
          SELECT $1, $2, $3, $4, $5, $6 WHERE (SELECT COALESCE(SUM(c.quantity), 0) FROM claims c \
          JOIN orders o ON o.id = c.order_id WHERE c.sale_id = $2 AND c.user_id = $3 \
-         AND o.status NOT IN ('cancelled', 'expired', 'refund_due')) + $5 <= $7"
+         AND o.status <> 'cancelled' AND o.status <> 'expired' AND o.status <> 'refund_due') + $5 <= $7"
         ),
         &[
             claim_id.into(),
@@ -234,7 +234,7 @@ pub(super) fn units_ordered(tx: &mut Tx<'_>, id: SaleId) -> Result<i64, StoreErr
     Ok(tx
         .row(
             sql!("SELECT COALESCE(SUM(c.quantity), 0) FROM claims c JOIN orders o ON o.id = c.order_id \
-             WHERE c.sale_id = $1 AND o.sale_id = c.sale_id AND o.status NOT IN ('cancelled', 'expired', 'refund_due')"),
+             WHERE c.sale_id = $1 AND o.sale_id = c.sale_id AND o.status <> 'cancelled' AND o.status <> 'expired' AND o.status <> 'refund_due'"),
             &[id.into()],
             |row| row.get(0),
         )?

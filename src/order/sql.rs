@@ -142,7 +142,7 @@ pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Order>, Store
             with_lines!("id < $1 AND $3 IS NULL AND status = $4")
         }
         (None, Some(_)) => with_lines!(
-            "id < $1 AND $3 IS NULL AND status = $4 AND status NOT IN ('paid', 'processed', 'fulfilled')"
+            "id < $1 AND $3 IS NULL AND status = $4 AND status <> 'paid' AND status <> 'processed' AND status <> 'fulfilled'"
         ),
     };
     let mut orders: Vec<Order> = Vec::new();

@@ -31,12 +31,20 @@ const MIGRATIONS: &[(&str, &str)] = &[
         "V7__task_keys_edges_batches",
         include_str!("migrations/0007_task_keys_edges_batches.sql"),
     ),
+    (
+        "V8__cheap_checks",
+        include_str!("migrations/0008_cheap_checks.sql"),
+    ),
 ];
+
+/// What SQLite alone needs of the eighth.
+const CHEAP_CHECKS: &str = include_str!("migrations/0008_cheap_checks_sqlite.sql");
 
 /// The DDL as SQLite reads it.
 fn for_sqlite(text: &str) -> String {
     text.replace("{id}", "INTEGER PRIMARY KEY")
         .replace("{clustered}", "WITHOUT ROWID")
+        .replace("{cheap_checks}", CHEAP_CHECKS)
 }
 
 /// The version that this binary brings a database to.
@@ -118,4 +126,85 @@ pub(super) fn run(conn: &mut Connection) -> Result<(), StoreError> {
     conn.pragma_update(None, "application_id", APPLICATION_ID)?;
     conn.pragma_update(None, "user_version", latest())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Brought to an earlier version.
+    fn at(version: usize) -> Connection {
+        let mut conn = Connection::open_in_memory().expect("a database in memory");
+        let migrations: Vec<Migration> = MIGRATIONS[..version]
+            .iter()
+            .map(|(name, text)| Migration::unapplied(name, &for_sqlite(text)).expect("named"))
+            .collect();
+        Runner::new(&migrations).run(&mut conn).expect("migrated");
+        conn.pragma_update(None, "application_id", APPLICATION_ID)
+            .expect("set");
+        conn.pragma_update(None, "user_version", version as i64)
+            .expect("set");
+        conn
+    }
+
+    const TASK: &str = "INSERT INTO tasks (id, name, queue, state, priority, run_at, created_at, max_attempts, \
+         timeout_ms, args, lock_until) VALUES ('t', 'n', 'q', 'available', 1, 0, 0, 1, 1, '{}', 'started')";
+    const ORDER: &str = "INSERT INTO orders (id, user_id, status, total_amount, currency, created_at, updated_at) \
+         VALUES (1, 1, 'paid', 5, 'EUR', 0, 0)";
+
+    #[test]
+    fn checks_that_cost_less_refuse_the_same() {
+        let mut conn = at(7);
+        conn.execute_batch("PRAGMA foreign_keys = OFF")
+            .expect("set");
+        conn.execute(TASK, []).expect("a task");
+        conn.execute(ORDER, []).expect("an order");
+        run(&mut conn).expect("brought up to date");
+        for (was, word) in [
+            ("tasks SET state", "nonsense"),
+            ("tasks SET lock_until", "nonsense"),
+            ("orders SET status", "nonsense"),
+            ("orders SET total_amount", "-1"),
+        ] {
+            let refused = conn.execute(&format!("UPDATE {was} = '{word}'"), []);
+            assert!(
+                matches!(&refused, Err(error) if error.to_string().contains("CHECK")),
+                "{was}: {refused:?}"
+            );
+        }
+        for state in crate::task::TaskState::WORDS {
+            let sql = format!("UPDATE tasks SET state = '{state}'");
+            assert_eq!(conn.execute(&sql, []).expect(state), 1);
+        }
+        for status in crate::order::OrderStatus::WORDS {
+            let sql = format!("UPDATE orders SET status = '{status}'");
+            assert_eq!(conn.execute(&sql, []).expect(status), 1);
+        }
+        let verdict: String = conn
+            .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+            .expect("checked");
+        assert_eq!(verdict, "ok");
+    }
+
+    #[test]
+    fn no_write_of_a_task_or_an_order_builds_a_table_of_its_own() {
+        let mut conn = at(7);
+        run(&mut conn).expect("brought up to date");
+        for sql in [
+            TASK,
+            ORDER,
+            "UPDATE tasks SET state = 'running', attempt = attempt + 1 WHERE id = 't'",
+            "UPDATE orders SET status = 'processed' WHERE id = 1",
+        ] {
+            let mut explained = conn.prepare(&format!("EXPLAIN {sql}")).expect("explained");
+            let steps: Vec<String> = explained
+                .query_map([], |row| row.get(1))
+                .and_then(Iterator::collect)
+                .expect("steps");
+            assert!(
+                !steps.iter().any(|step| step == "OpenEphemeral"),
+                "{sql}: {steps:?}"
+            );
+        }
+    }
 }

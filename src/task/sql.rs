@@ -185,7 +185,7 @@ pub(super) fn add_follower(tx: &mut Tx<'_>, upstream: TaskId) -> Result<bool, St
     Ok(tx.execute(
         sql!(
             "UPDATE tasks SET followers = followers + 1 WHERE id = $1 \
-         AND state IN ('scheduled', 'available', 'running', 'retryable')"
+         AND state <> 'completed' AND state <> 'cancelled' AND state <> 'discarded'"
         ),
         &[(&upstream.text()).into()],
     )? == 1)
@@ -449,7 +449,7 @@ pub(super) fn start(
     let found = tx.row(
         sql!("find", "SELECT attempt, max_attempts, name, args, metadata, traceparent, timeout_ms, soft_timeout_ms, created_at, \
          batch_id, external_id, lock_key FROM tasks \
-         WHERE id = $1 AND state IN ('available', 'scheduled', 'retryable') AND run_at = $2 AND priority = $3 \
+         WHERE id = $1 AND (state = 'available' OR state = 'scheduled' OR state = 'retryable') AND run_at = $2 AND priority = $3 \
          AND (run_at <= $4 OR state = 'available') AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $4)"),
         &[
             (&id_text).into(),
@@ -485,7 +485,7 @@ pub(super) fn start(
     let is_started = tx.execute(
         sql!("UPDATE tasks SET state = 'running', attempt = $2 + 1, worker = $3, attempted_at = $4, lease_expires_at = $5, \
          progress = NULL, progress_note = NULL \
-         WHERE id = $1 AND attempt = $2 AND state IN ('available', 'scheduled', 'retryable') AND run_at = $6 \
+         WHERE id = $1 AND attempt = $2 AND (state = 'available' OR state = 'scheduled' OR state = 'retryable') AND run_at = $6 \
          AND priority = $7 AND waiting_on = 0"),
         &[
             (&id_text).into(),
@@ -579,7 +579,7 @@ pub(super) fn waiting(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<Waiting>, St
     tx.row(
         sql!(
             "SELECT queue, priority, run_at, expires_at FROM tasks WHERE id = $1 \
-         AND state IN ('available', 'scheduled', 'retryable') AND waiting_on = 0"
+         AND (state = 'available' OR state = 'scheduled' OR state = 'retryable') AND waiting_on = 0"
         ),
         &[(&id.text()).into()],
         |row| {
@@ -633,7 +633,7 @@ pub(super) fn finish_waiting(
 ) -> Result<Option<Ended>, StoreError> {
     tx.row(
         sql!("UPDATE tasks SET state = $2, finished_at = $3, error = $4, waiting_on = 0 WHERE id = $1 \
-         AND state IN ('available', 'scheduled', 'retryable') \
+         AND (state = 'available' OR state = 'scheduled' OR state = 'retryable') \
          RETURNING name, queue, attempted_at, lock_key, batch_id, followers, priority, run_at"),
         &[(&id.text()).into(), state.into(), now.into(), why.into()],
         |row| {
@@ -1016,7 +1016,7 @@ pub(super) fn edit(
          max_attempts = COALESCE($7, max_attempts), timeout_ms = COALESCE($8, timeout_ms), \
          metadata = COALESCE($9, metadata), state = CASE WHEN state = 'retryable' THEN state \
          WHEN waiting_on > 0 OR COALESCE($5, run_at) > $2 THEN 'scheduled' ELSE 'available' END \
-         WHERE id = $1 AND state IN ('scheduled', 'available', 'retryable') \
+         WHERE id = $1 AND (state = 'available' OR state = 'scheduled' OR state = 'retryable') \
          RETURNING queue, priority, run_at, waiting_on"
         ),
         &[
@@ -1038,7 +1038,7 @@ pub(super) fn edit(
 pub(super) fn remove(tx: &mut Tx<'_>, id: TaskId) -> Result<bool, StoreError> {
     let text = id.text();
     let followers: Option<u32> = tx.row(
-        sql!("tasks", "DELETE FROM tasks WHERE id = $1 AND state IN ('completed', 'cancelled', 'discarded') RETURNING followers"),
+        sql!("tasks", "DELETE FROM tasks WHERE id = $1 AND (state = 'completed' OR state = 'cancelled' OR state = 'discarded') RETURNING followers"),
         &[(&text).into()],
         |row| row.get(0),
     )?;
@@ -1192,7 +1192,7 @@ pub(super) fn counts(tx: &mut Tx<'_>, most: u32) -> Result<Vec<Counted>, StoreEr
                 sql!(
                     "few",
                     "SELECT count(*) FROM (SELECT 1 FROM tasks WHERE state = $1 \
-                 AND state IN ('scheduled', 'retryable', 'cancelled', 'discarded') LIMIT $2) AS few"
+                 AND state <> 'available' AND state <> 'running' AND state <> 'completed' LIMIT $2) AS few"
                 ),
                 &[state.into(), most.into()],
                 |row| row.get(0),
@@ -1265,7 +1265,7 @@ pub(super) fn list(
             | TaskState::Retryable
             | TaskState::Cancelled
             | TaskState::Discarded,
-        ) => "state = $2 AND state IN ('scheduled', 'retryable', 'cancelled', 'discarded')",
+        ) => "state = $2 AND state <> 'available' AND state <> 'running' AND state <> 'completed'",
     };
     // The filter by state is served by an index, or the rows of other states count as looked at.
     let base = match filter.state {
@@ -1399,7 +1399,7 @@ pub(super) fn unfinished_above(
         Some(_) => {
             "SELECT id, queue, priority, run_at, state, waiting_on, attempt, lease_expires_at, \
              CASE WHEN state = 'running' THEN worker END FROM tasks \
-             WHERE state = $3 AND id > $1 AND state IN ('scheduled', 'retryable', 'cancelled', 'discarded') \
+             WHERE state = $3 AND id > $1 AND state <> 'available' AND state <> 'running' AND state <> 'completed' \
              ORDER BY id LIMIT $2"
         }
     };
