@@ -272,3 +272,56 @@ fn a_command_and_a_task_load_keys_ahead() {
     });
     assert!(lies_ready(other));
 }
+
+#[test]
+fn ids_that_were_never_given_out_need_no_statement_and_new_ones_show_at_once() {
+    let shop = Shop::open();
+    let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));
+    let statements = || {
+        let list = shop
+            .get("/api/v1/system/slow-queries?sort=calls&limit=200")
+            .token(&admin)
+            .send()
+            .expect(200);
+        let items = list["items"].as_array().expect("a list");
+        let of_shop = |name: &str| name.starts_with("product.") || name.starts_with("flash_sale.");
+        let calls = items
+            .iter()
+            .filter(|item| item["name"].as_str().is_some_and(of_shop))
+            .map(|item| item["calls"].as_u64().expect("a number"));
+        calls.sum::<u64>()
+    };
+    let product = shop.product(&staff, 10);
+    let sale = shop.sale(&staff, product, 4, json!({}));
+    // The first finds out how far the ids go.
+    shop.get(&format!("/api/v1/products/{}", product + 1))
+        .send()
+        .expect(404);
+    let next_sale = format!("/api/v1/flash-sales/{}", sale + 1);
+    shop.get(&next_sale).send().expect(404);
+    let before = statements();
+    for id in 1..=300 {
+        let id = id * 1_000_003;
+        shop.get(&format!("/api/v1/products/{id}"))
+            .send()
+            .expect(404);
+        shop.get(&format!("/api/v1/flash-sales/{id}"))
+            .send()
+            .expect(404);
+        let batch = format!("/api/v1/products?ids={id},{},{}", id + 1, i64::MAX);
+        assert_eq!(shop.get(&batch).send().expect(200)["items"], json!([]));
+    }
+    // The shop itself looks at its sales now and then.
+    let more = statements() - before;
+    assert!(more < 20, "{more} statements for 900 requests");
+
+    for _ in 0..20 {
+        let next = product + 1;
+        let made = shop.product(&staff, 3);
+        assert!(made >= next);
+        assert_eq!(shop.stock(made), 3);
+    }
+    let made = shop.sale(&staff, product + 1, 1, json!({}));
+    let path = format!("/api/v1/flash-sales/{made}");
+    shop.get(&path).send().expect(200);
+}

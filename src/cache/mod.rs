@@ -26,6 +26,7 @@
 //! ```
 
 pub mod api;
+mod ceiling;
 mod disk;
 mod entry;
 mod flight;
@@ -51,6 +52,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
 
+pub use ceiling::HighestWanted;
 pub use disk::DiskState;
 pub use entry::{Cached, Loaded, Origin, Ready};
 pub use key::{Id, Key};
@@ -59,6 +61,7 @@ pub use upkeep::{CacheStats, EntryView, HotKey, Level, Warmed};
 use crate::clock::Clock;
 use crate::config::{self, Eviction, ms};
 use crate::monitor::Metrics;
+use ceiling::Ceiling;
 use disk::Disk;
 use entry::{Entry, Stored};
 use flight::{Flight, Flights, Outcome, Part};
@@ -136,6 +139,7 @@ type Warmer =
 struct KindState {
     rules: KindRules,
     index: KindIndex,
+    ceiling: Ceiling,
     cleared: Last,
     /// Like `cleared`, for what lies on disk alone.
     cleared_on_disk: Last,
@@ -368,6 +372,7 @@ impl Cache {
         let state = Arc::new(KindState {
             rules,
             index: KindIndex(u16::try_from(kinds.len()).unwrap_or(u16::MAX)),
+            ceiling: Ceiling::new(),
             cleared: Last::default(),
             cleared_on_disk: Last::default(),
             from_disk: |bytes| Some(Box::new(entry::Held(V::from_disk(bytes)?)) as Box<dyn Stored>),
@@ -508,6 +513,7 @@ impl Inner {
 
     /// Invalidates one key; answers whether there was a value in memory.
     fn invalidate_key(&self, kind: &KindState, key: &Key) -> bool {
+        kind.ceiling.rise(&key.id);
         self.invalidate_slot_of(key);
         let was_there = self.memory.remove(key).is_some();
         if kind.rules.remembers_absent {
@@ -525,6 +531,10 @@ impl Inner {
     /// Looks into the levels in memory.
     fn look(&self, kind: &KindState, key: &Key, now_ms: u64) -> Look {
         let layers = &self.metrics.cache;
+        if kind.ceiling.excludes(&key.id) {
+            layers.absent.hits.inc();
+            return Look::Absent;
+        }
         let mut expired = None;
         if let Some(record) = self.memory.get(key)
             && self.is_valid(kind, key, record.value())
@@ -909,8 +919,16 @@ impl<V: Cached> Kind<V> {
         inner.invalidate_key(&self.state, &key);
     }
 
+    /// For a load that is about to read and may find nothing: who has it is to tell the highest id that
+    /// is there, so that ids beyond it need no load any more. For kinds alone whose ids a database hands
+    /// out in order, and of which each new row is invalidated. `None` while that is known.
+    pub fn asks_for_highest(&self) -> Option<HighestWanted> {
+        HighestWanted::of(&self.state)
+    }
+
     /// Invalidates every id of this kind; quick, and from any thread.
     pub fn invalidate_all(&self) {
+        self.state.ceiling.forget();
         self.cache.0.freshness.invalidate(&self.state.cleared);
     }
 

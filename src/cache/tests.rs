@@ -287,6 +287,31 @@ async fn a_million_unknown_ids_push_out_nothing_and_take_no_more_memory() {
 }
 
 #[tokio::test]
+async fn penetration_ids_beyond_the_highest_need_no_load() {
+    let mut loads = [0; 2];
+    for (at, tells) in [true, false].into_iter().enumerate() {
+        let shop = Shop::with(|settings| settings.absent_entries_max = 1_000, RULES);
+        for id in 1_001..=101_000 {
+            if let Some(wanted) = shop.products.asks_for_highest().filter(|_| tells) {
+                wanted.tell(Some(1_000));
+            }
+            assert!(shop.read(id, None).await.is_none());
+        }
+        loads[at] = shop.loads();
+        // One that is made is seen by the first who asks after its answer.
+        shop.products.invalidate(1_001);
+        assert!(shop.read(1_001, "made").await.is_some());
+        let before = shop.loads();
+        shop.read(1_002, None).await;
+        assert_eq!(shop.loads() - before, u64::from(!tells));
+        shop.products.invalidate_all();
+        assert!(shop.read(9_999, "made with many others").await.is_some());
+    }
+    tell("penetration by 100,000 ids: loads", loads[0], loads[1]);
+    assert_eq!(loads, [0, 100_000]);
+}
+
+#[tokio::test]
 async fn fail_safe_an_expired_value_bridges_a_database_that_is_away() {
     let mut figures = Vec::new();
     for stale_seconds in [600, 0] {

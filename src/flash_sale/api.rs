@@ -14,7 +14,7 @@ use super::{Claim, ClaimRequest, NewSale, Sale, SaleError, SaleId, SaleStatus, s
 use crate::auth::api::{Access, Tag};
 use crate::auth::idempotency::Key;
 use crate::auth::{Caller, Role, Scope};
-use crate::cache::{Cache, Cached, Id, Kind, KindRules, Loaded};
+use crate::cache::{Cache, Cached, HighestWanted, Id, Kind, KindRules, Loaded};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Settings;
 use crate::http::{Body, Created, Failure, OptionalBody, Problem, fails, read_cursor};
@@ -277,8 +277,19 @@ impl Cached for Shown {
     }
 }
 
-async fn load_sale(store: Store, id: SaleId) -> Result<Option<Loaded<Shown>>, StoreError> {
-    let found = store.point(move |tx| sql::get(tx, id)).await?;
+async fn load_sale(
+    store: Store,
+    id: SaleId,
+    wanted: Option<HighestWanted>,
+) -> Result<Option<Loaded<Shown>>, StoreError> {
+    let read = store.point(move |tx| {
+        let found = sql::get(tx, id)?;
+        if let (None, Some(wanted)) = (&found, wanted) {
+            wanted.tell(sql::highest_id(tx)?);
+        }
+        Ok::<_, StoreError>(found)
+    });
+    let found = read.await?;
     Ok(found.map(|sale| Loaded::new(Shown(Arc::new(sale)))))
 }
 
@@ -309,7 +320,7 @@ impl ReadySales {
                 let mut found = 0;
                 for id in ids {
                     let Id::Int(sale) = id else { continue };
-                    let load = || load_sale(store.clone(), SaleId(sale));
+                    let load = || load_sale(store.clone(), SaleId(sale), None);
                     found += usize::from(sales.get_or_load(sale, load).await?.is_some());
                 }
                 Ok(found)
@@ -319,7 +330,7 @@ impl ReadySales {
     }
 
     async fn get(&self, id: SaleId) -> Result<Arc<Sale>, Problem> {
-        let load = || load_sale(self.store.clone(), id);
+        let load = || load_sale(self.store.clone(), id, self.sales.asks_for_highest());
         let hit = self.sales.get_or_load(id.0, load).await?;
         let sale = hit.map(|hit| hit.value.0);
         Ok(sale.ok_or(SaleError::NotFound(id))?)

@@ -76,6 +76,14 @@ pub(super) fn get(tx: &mut Tx<'_>, id: SaleId) -> Result<Option<Sale>, StoreErro
     )
 }
 
+/// The highest key that a sale has.
+pub(super) fn highest_id(tx: &mut Tx<'_>) -> Result<Option<i64>, StoreError> {
+    let highest = tx.row(sql!("SELECT max(id) FROM flash_sales"), &[], |row| {
+        row.get(0)
+    })?;
+    Ok(highest.flatten())
+}
+
 pub(super) fn list(tx: &mut Tx<'_>, before: i64, limit: i64) -> Result<Vec<Sale>, StoreError> {
     tx.rows(
         sql!(&format!(

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::auth::api::{Access, Tag};
 use crate::auth::{Role, Scope};
-use crate::cache::{Cache, CacheError, Cached, Id, Kind, KindRules, Loaded, Ready};
+use crate::cache::{Cache, CacheError, Cached, HighestWanted, Id, Kind, KindRules, Loaded, Ready};
 use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
@@ -313,7 +313,8 @@ impl Showcase {
         products.on_warm(move |products, ids| {
             let store = of.clone();
             Box::pin(async move {
-                let found = products.get_many_or_load(&ids, |ids| load_shown(store.clone(), ids));
+                let found =
+                    products.get_many_or_load(&ids, |ids| load_shown(store.clone(), ids, None));
                 Ok(found.await?.into_iter().flatten().count())
             })
         });
@@ -326,9 +327,16 @@ impl Showcase {
 
     async fn one(&self, id: i64) -> Result<Option<Ready>, CacheError> {
         let load = || {
-            let store = self.store.clone();
+            let (store, wanted) = (self.store.clone(), self.products.asks_for_highest());
             async move {
-                let found = store.point(move |tx| sql::get(tx, ProductId(id))).await?;
+                let read = store.point(move |tx| {
+                    let found = sql::get(tx, ProductId(id))?;
+                    if let (None, Some(wanted)) = (&found, wanted) {
+                        wanted.tell(sql::highest_id(tx)?);
+                    }
+                    Ok::<_, StoreError>(found)
+                });
+                let found = read.await?;
                 found
                     .map(|product| shown(product).map(Loaded::new))
                     .transpose()
@@ -340,7 +348,7 @@ impl Showcase {
 
     /// Those of these products that there are, in this order.
     async fn many(&self, ids: &[Id]) -> Result<Vec<Option<Ready>>, CacheError> {
-        let load = |ids| load_shown(self.store.clone(), ids);
+        let load = |ids| load_shown(self.store.clone(), ids, self.products.asks_for_highest());
         let hits = self.products.get_many_or_load(ids, load).await?;
         Ok(hits
             .into_iter()
@@ -407,12 +415,25 @@ fn list_key(filter: &Filter) -> String {
     )
 }
 
-async fn load_shown(store: Store, ids: Vec<Id>) -> Result<Vec<(Id, Loaded<Ready>)>, StoreError> {
+async fn load_shown(
+    store: Store,
+    ids: Vec<Id>,
+    wanted: Option<HighestWanted>,
+) -> Result<Vec<(Id, Loaded<Ready>)>, StoreError> {
     let ids: Vec<ProductId> = ids
         .iter()
         .filter_map(|id| number(id).map(ProductId))
         .collect();
-    let found = store.point(move |tx| sql::by_ids(tx, &ids)).await?;
+    let read = store.point(move |tx| {
+        let found = sql::by_ids(tx, &ids)?;
+        if let Some(wanted) = wanted
+            && found.len() < ids.len()
+        {
+            wanted.tell(sql::highest_id(tx)?);
+        }
+        Ok::<_, StoreError>(found)
+    });
+    let found = read.await?;
     found
         .into_iter()
         .map(|product| {

@@ -33,6 +33,12 @@ pub(super) fn get(tx: &mut Tx<'_>, id: ProductId) -> Result<Option<Product>, Sto
     )
 }
 
+/// The highest key that a product has, shown or not.
+pub(super) fn highest_id(tx: &mut Tx<'_>) -> Result<Option<i64>, StoreError> {
+    let highest = tx.row(sql!("SELECT max(id) FROM products"), &[], |row| row.get(0))?;
+    Ok(highest.flatten())
+}
+
 pub(super) fn by_sku(tx: &mut Tx<'_>, sku: &str) -> Result<Option<Product>, StoreError> {
     tx.row(
         sql!(&format!("SELECT {COLUMNS} FROM products WHERE sku = $1")),
