@@ -35,6 +35,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
         "V8__cheap_checks",
         include_str!("migrations/0008_cheap_checks.sql"),
     ),
+    (
+        "V9__task_index",
+        include_str!("migrations/0009_task_index.sql"),
+    ),
 ];
 
 /// What SQLite alone needs of the eighth.

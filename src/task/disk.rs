@@ -67,6 +67,9 @@ pub(super) enum DiskError {
 /// What an orderly end leaves for the next start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Rest {
+    /// What the rows know this index by.
+    #[serde(default)]
+    pub(super) mark: String,
     /// Rows up to this id have been seen.
     pub(super) seen: Option<TaskId>,
     /// Entries on disk, by queue.

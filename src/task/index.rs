@@ -165,8 +165,8 @@ pub(super) enum Found {
 }
 
 impl Index {
-    /// Opens what an orderly end left, or begins empty.
-    pub(super) fn open(folder: &Path, rules: &config::Tasks) -> (Self, Found) {
+    /// Opens what an orderly end left, if the rows know it by its mark, or begins empty.
+    pub(super) fn open(folder: &Path, rules: &config::Tasks, mark: Option<&str>) -> (Self, Found) {
         let mut index = Self::closed(folder, rules);
         match disk::exists(folder, &index.guard) {
             Ok(true) => {}
@@ -187,6 +187,14 @@ impl Index {
                 if disk.size() > fair {
                     tracing::info!(
                         "the tasks' delivery index has grown too large; it is made anew"
+                    );
+                    drop(disk);
+                    index.start_over();
+                    return (index, Found::Unusable);
+                }
+                if mark != Some(rest.mark.as_str()) {
+                    tracing::info!(
+                        "the tasks' delivery index is of another moment than the rows; it is made anew from them"
                     );
                     drop(disk);
                     index.start_over();
@@ -721,12 +729,13 @@ impl Index {
         Ok(all)
     }
 
-    /// Ends in order: the next start takes it up from here.
-    pub(super) fn close(mut self, seen: Option<TaskId>) -> Result<(), DiskError> {
+    /// Ends in order: the next start takes it up from here, once the rows know its mark.
+    pub(super) fn close(mut self, seen: Option<TaskId>, mark: &str) -> Result<(), DiskError> {
         let Some(disk) = self.disk.take() else {
             return Ok(());
         };
         let mut rest = Rest {
+            mark: mark.to_owned(),
             seen,
             ..Rest::default()
         };
@@ -835,8 +844,10 @@ mod tests {
             .collect()
     }
 
+    const MARK: &str = "the mark in the rows";
+
     fn filled(folder: &Path, entries: &[Entry]) -> Index {
-        let (mut index, taken_up) = Index::open(folder, &rules());
+        let (mut index, taken_up) = Index::open(folder, &rules(), Some(MARK));
         assert_eq!(taken_up, Found::Nothing);
         for entry in entries {
             index.add(NOW, entry);
@@ -853,8 +864,8 @@ mod tests {
         let mut index = filled(&folder, &all);
         let mut got = Vec::new();
         index.hand_out("a", 200, 0, &mut got).expect("handed out");
-        index.close(Some(all[2_999].id)).expect("closed");
-        let (mut index, taken_up) = Index::open(&folder, &rules());
+        index.close(Some(all[2_999].id), MARK).expect("closed");
+        let (mut index, taken_up) = Index::open(&folder, &rules(), Some(MARK));
         assert_eq!(taken_up, Found::Kept(Some(all[2_999].id)));
         let later = NOW.plus_seconds(60);
         while index.ripen(later).expect("ripe") {}
@@ -870,6 +881,23 @@ mod tests {
             .collect();
         order.sort_by_key(|entry| (255 - entry.priority, entry.run_at, entry.id));
         assert_eq!(got, order[..200]);
+    }
+
+    #[test]
+    fn one_of_another_moment_than_the_rows_is_not_taken_up() {
+        for mark in [None, Some("of a start since then, or of a restored backup")] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let folder = dir.path().join("queue");
+            let all = entries(1_000);
+            filled(&folder, &all)
+                .close(Some(all[999].id), MARK)
+                .expect("closed");
+            let (index, found) = Index::open(&folder, &rules(), mark);
+            assert_eq!(found, Found::Unusable);
+            drop(index);
+            let (_, found) = Index::open(&folder, &rules(), Some(MARK));
+            assert_eq!(found, Found::Nothing, "it is gone");
+        }
     }
 
     #[test]
@@ -895,11 +923,11 @@ mod tests {
         for (what, damage) in damages {
             let dir = tempfile::tempdir().expect("a directory");
             let folder = dir.path().join("queue");
-            filled(&folder, &all).close(None).expect("closed");
+            filled(&folder, &all).close(None, MARK).expect("closed");
             let inside = std::fs::read_dir(&folder).expect("a folder");
             let inside = inside.flatten().next().expect("one").path();
             damage(&inside.join("db"));
-            let (mut index, taken_up) = Index::open(&folder, &rules());
+            let (mut index, taken_up) = Index::open(&folder, &rules(), Some(MARK));
             // Either it was noticed at once, or the contents are whole, or they fail when read.
             match (taken_up, index.drain()) {
                 (Found::Kept(_), Ok(found)) => assert_eq!(found.len(), 1_000, "{what}"),
@@ -938,8 +966,8 @@ mod tests {
         let (queues, scheduled) = index.stats();
         let ready: u64 = queues.iter().map(|queue| queue.ready).sum();
         assert_eq!(ready + scheduled, left.len() as u64, "counted rightly");
-        index.close(None).expect("closed");
-        let (mut index, found) = Index::open(&folder, &rules());
+        index.close(None, MARK).expect("closed");
+        let (mut index, found) = Index::open(&folder, &rules(), Some(MARK));
         assert_eq!(found, Found::Kept(None), "the counts are those of the disk");
         left.sort_by_key(|entry| entry.id);
         assert_eq!(index.drain().expect("drained"), left);
@@ -971,7 +999,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let folder = dir.path().join("queue");
         drop(filled(&folder, &entries(500)));
-        let (mut index, taken_up) = Index::open(&folder, &rules());
+        let (mut index, taken_up) = Index::open(&folder, &rules(), Some(MARK));
         assert_eq!(taken_up, Found::Unusable);
         assert_eq!(index.drain().expect("empty"), []);
     }
@@ -981,7 +1009,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let folder = dir.path().join("queue");
         std::fs::write(&folder, "in the way").expect("written");
-        let (mut index, taken_up) = Index::open(&folder, &rules());
+        let (mut index, taken_up) = Index::open(&folder, &rules(), Some(MARK));
         assert!(taken_up == Found::Nothing && !index.has_disk());
         for entry in entries(1_000) {
             index.add(NOW, &entry);

@@ -204,7 +204,8 @@ pub(super) struct Loop {
 impl Loop {
     /// With the index that an orderly end left, or an empty one that is filled from the rows.
     pub(super) fn new(parts: Parts, letters: Receiver<Mail>, flags: Arc<Flags>) -> Self {
-        let (index, found) = Index::open(&parts.folder, &parts.rules);
+        let mark = take_mark(&parts.store);
+        let (index, found) = Index::open(&parts.folder, &parts.rules, mark.as_deref());
         let now_ms = parts.clock.monotonic_ms();
         let mut state = Self {
             index,
@@ -794,10 +795,34 @@ impl Loop {
         }
         let empty = Index::closed(&self.parts.folder, &self.parts.rules);
         let index = std::mem::replace(&mut self.index, empty);
-        if let Err(error) = index.close(self.seen) {
+        let mark = TaskId::next().to_string();
+        let kept = index
+            .close(self.seen, &mark)
+            .map_err(|error| error.to_string())
+            .and_then(|()| {
+                let noted = self
+                    .parts
+                    .store
+                    .write_blocking(move |tx| sql::put_mark(tx, &mark));
+                noted.map_err(|error| error.to_string())
+            });
+        if let Err(error) = kept {
             tracing::info!(%error, "the tasks' delivery index was not kept; the next start makes it anew");
         }
     }
+}
+
+/// The mark of the index that an orderly end left, which fits the rows this once.
+fn take_mark(store: &Store) -> Option<String> {
+    let mark = store.read_blocking(sql::mark);
+    let taken = mark.and_then(|mark| match mark {
+        Some(_) => store.write_blocking(sql::remove_mark).map(|()| mark),
+        None => Ok(None),
+    });
+    taken.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the tasks' delivery index is made anew: its mark could not be taken");
+        None
+    })
 }
 
 /// The wall clock's lead over the time that passed, in microseconds.

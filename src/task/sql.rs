@@ -1410,6 +1410,31 @@ pub(super) fn unfinished_above(
     )
 }
 
+/// The mark of the delivery index that belongs to these rows.
+pub(super) fn mark(tx: &mut Tx<'_>) -> Result<Option<String>, StoreError> {
+    tx.row(
+        sql!("SELECT mark FROM task_index WHERE id = 1"),
+        &[],
+        |row| row.get(0),
+    )
+}
+
+pub(super) fn put_mark(tx: &mut Tx<'_>, mark: &str) -> Result<(), StoreError> {
+    tx.execute(
+        sql!(
+            "INSERT INTO task_index (id, mark) VALUES (1, $1) \
+             ON CONFLICT (id) DO UPDATE SET mark = excluded.mark"
+        ),
+        &[mark.into()],
+    )?;
+    Ok(())
+}
+
+pub(super) fn remove_mark(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    tx.execute(sql!("DELETE FROM task_index WHERE id = 1"), &[])?;
+    Ok(())
+}
+
 pub(super) fn last_id(tx: &mut Tx<'_>) -> Result<Option<TaskId>, StoreError> {
     tx.row(
         sql!("SELECT id FROM tasks ORDER BY id DESC LIMIT 1"),
