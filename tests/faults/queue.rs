@@ -357,3 +357,27 @@ fn cut(file: &Path, length: u64) {
     let open = std::fs::OpenOptions::new().write(true).open(file);
     open.and_then(|file| file.set_len(length)).expect("cut");
 }
+
+/// The index knows of nothing that waits, and has seen every row; the database is brought back from a
+/// copy in which all of them wait.
+#[test]
+fn a_database_that_is_restored_beside_a_newer_index_loses_nothing() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let dir = root.path().join("data");
+    let (sale, server) = Sale::make(launch(&dir), 10);
+    let made = enqueue(&server, &sale, 400);
+    server.stop();
+    let (database, copy) = (dir.join("onrush.db"), root.path().join("backup.db"));
+    std::fs::copy(&database, &copy).expect("a backup");
+
+    let server = sale.launch.start();
+    assert_eq!(rebuilds(&server, &sale), 0, "an orderly end is taken up");
+    assert_once(work(&server, &sale, 400), &made, "before");
+    server.stop();
+
+    std::fs::copy(&copy, &database).expect("restored");
+    let server = sale.launch.start();
+    assert_eq!(rebuilds(&server, &sale), 1);
+    assert_once(work(&server, &sale, 400), &made, "restored");
+    server.stop();
+}
