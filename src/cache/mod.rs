@@ -532,6 +532,7 @@ impl Inner {
     fn look(&self, kind: &KindState, key: &Key, now_ms: u64) -> Look {
         let layers = &self.metrics.cache;
         if kind.ceiling.excludes(&key.id) {
+            layers.memory.misses.inc();
             layers.absent.hits.inc();
             return Look::Absent;
         }

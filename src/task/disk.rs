@@ -155,7 +155,7 @@ enum Call {
         Vec<Item>,
         SyncSender<Result<Vec<Box<str>>, DiskError>>,
     ),
-    Check(SyncSender<Result<(), DiskError>>),
+    Check(SyncSender<Result<u64, DiskError>>),
     Count(SyncSender<Result<Counts, DiskError>>),
     Close(Box<Rest>, SyncSender<Result<(), DiskError>>),
 }
@@ -275,8 +275,8 @@ impl Disk {
         }
     }
 
-    /// Whether sled answers and the folder is where it was.
-    pub(super) fn check(&self) -> Result<(), DiskError> {
+    /// Whether sled answers and the folder is where it was; the bytes that it takes.
+    pub(super) fn check(&self) -> Result<u64, DiskError> {
         let (reply, checked) = sync_channel(1);
         self.send(Call::Check(reply))?;
         self.answer(&checked, self.timeout)
@@ -386,6 +386,11 @@ fn open(folder: &Path) -> Result<(Open, Option<Rest>), DiskError> {
     Ok((open, rest))
 }
 
+/// Bytes that sled takes.
+fn size_of(folder: &Path) -> u64 {
+    std::fs::metadata(folder.join("db")).map_or(0, |meta| meta.len())
+}
+
 fn serve(
     folder: &Path,
     old: &[PathBuf],
@@ -396,7 +401,7 @@ fn serve(
     let open = match open(folder) {
         Ok((open, rest)) => {
             old.iter().for_each(|path| remove(path));
-            let size = std::fs::metadata(folder.join("db")).map_or(0, |meta| meta.len());
+            let size = size_of(folder);
             if ready.send(Ok(Opened { rest, size })).is_err() {
                 return; // it took too long: nobody waits any more
             }
@@ -447,7 +452,7 @@ fn serve(
                     None if there.is_none() || there != inode => {
                         Err(DiskError::Io(std::io::ErrorKind::NotFound.into()))
                     }
-                    None => Ok(()),
+                    None => Ok(size_of(folder)),
                 };
                 drop(reply.send(state));
             }

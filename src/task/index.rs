@@ -150,6 +150,8 @@ pub(super) struct Index {
     folder: PathBuf,
     memory_max: usize,
     queues_max: usize,
+    /// What an empty folder may take.
+    spare_bytes: u64,
     guard: Guard,
 }
 
@@ -183,8 +185,7 @@ impl Index {
         match Disk::reopen(folder, &index.guard) {
             Ok((disk, rest)) => {
                 let entries = rest.scheduled + rest.ready.values().sum::<u64>();
-                let fair = EMPTY_DISK_BYTES + 4 * ENTRY_DISK_BYTES * entries;
-                if disk.size() > fair {
+                if disk.size() > index.fair_size(entries) {
                     tracing::info!(
                         "the tasks' delivery index has grown too large; it is made anew"
                     );
@@ -234,6 +235,7 @@ impl Index {
             folder: folder.to_owned(),
             memory_max: rules.index_memory_max,
             queues_max: rules.queues_max,
+            spare_bytes: EMPTY_DISK_BYTES,
             guard: Guard::new(config::ms(rules.index_timeout_ms)),
         }
     }
@@ -664,9 +666,19 @@ impl Index {
         }
     }
 
-    /// Whether the disk is still sound.
-    pub(super) fn check(&self) -> Result<(), DiskError> {
-        self.disk.as_ref().map_or(Ok(()), Disk::check)
+    /// Whether the disk is still sound; `true` when it takes more than is fair.
+    pub(super) fn check(&self) -> Result<bool, DiskError> {
+        let Some(disk) = &self.disk else {
+            return Ok(false);
+        };
+        let ready = self.queues.values().map(|queue| queue.waiting.on_disk);
+        let entries = self.scheduled.on_disk + ready.sum::<u64>();
+        Ok(disk.check()? > self.fair_size(entries))
+    }
+
+    /// Bytes that so many entries may take on disk; sled does not give back what churn takes.
+    fn fair_size(&self, entries: u64) -> u64 {
+        self.spare_bytes + 4 * ENTRY_DISK_BYTES * entries
     }
 
     /// Forgets queues of which nothing waits or runs and that are served in the ordinary way, if
@@ -881,6 +893,32 @@ mod tests {
             .collect();
         order.sort_by_key(|entry| (255 - entry.priority, entry.run_at, entry.id));
         assert_eq!(got, order[..200]);
+    }
+
+    #[test]
+    fn what_churn_leaves_on_disk_is_noticed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut index = filled(&dir.path().join("queue"), &[]);
+        index.spare_bytes = 1_048_576;
+        let mut step = |count: usize| {
+            for entry in entries(count) {
+                index.add(NOW, &entry);
+            }
+            index.ripen(NOW.plus_seconds(60)).expect("ripe");
+            index.settle().expect("written");
+            let mut got = Vec::new();
+            for queue in ["a", "b", "c"] {
+                index.hand_out(queue, 20, 0, &mut got).expect("handed out");
+            }
+            for entry in got {
+                index.over(entry.id);
+            }
+            index.check().expect("sound")
+        };
+        step(2_000);
+        assert!((0..3_000).any(|_| step(60)));
+        index.start_over();
+        assert!(!index.check().expect("sound"));
     }
 
     #[test]

@@ -453,9 +453,7 @@ impl Loop {
         }
         if self.flags.behind.swap(false, Ordering::AcqRel) {
             tracing::info!("messages to the delivery were lost; the rows are looked through");
-            self.parts.metrics.task_index_rebuilds_total.inc();
-            self.index.start_over();
-            self.walk_anew();
+            self.begin_anew();
         }
         let poll = now_ms.saturating_sub(self.polled_ms) >= self.parts.rules.poll_interval_ms;
         if self.flags.rows.swap(false, Ordering::AcqRel) || poll {
@@ -481,8 +479,13 @@ impl Loop {
         }
         if now_ms.saturating_sub(self.looked_after_ms) >= LOOK_AFTER_MS {
             self.looked_after_ms = now_ms;
-            if let Err(error) = self.index.check() {
-                self.heal(&error.to_string());
+            match self.index.check() {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::info!("queue/ has grown too large; it is made anew from the rows");
+                    self.begin_anew();
+                }
+                Err(error) => self.heal(&error.to_string()),
             }
             self.publish(now);
         }
@@ -494,6 +497,10 @@ impl Loop {
             reason,
             "the tasks' delivery index failed; it is made anew from the rows"
         );
+        self.begin_anew();
+    }
+
+    fn begin_anew(&mut self) {
         self.parts.metrics.task_index_rebuilds_total.inc();
         self.index.start_over();
         self.walk_anew();

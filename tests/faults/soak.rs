@@ -123,6 +123,15 @@ fn size(path: &Path) -> u64 {
     inside.flatten().map(|entry| size(&entry.path())).sum()
 }
 
+/// Tasks that wait for a worker.
+fn waiting(server: &Server, sale: &Sale) -> u64 {
+    let queues = Client::new(server.address).get("/api/v1/queues", &sale.admin);
+    let queues = queues.json();
+    let queues = queues["items"].as_array().expect("a list");
+    let queue = queues.iter().find(|queue| queue["name"] == "q");
+    queue.map_or(0, |queue| queue["ready"].as_u64().expect("a number"))
+}
+
 fn resident_mib(server: &Server) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid()));
     let status = status.expect("its state");
@@ -211,7 +220,8 @@ fn hours_at_half_load_let_nothing_grow() {
         (2, Load::buy),
         (1, Load::order),
         (3, Load::produce),
-        (3, Load::work),
+        // Each task takes two requests to work off: what waits must not pile up.
+        (7, Load::work),
     ];
     let mut threads = Vec::new();
     for (count, act) in clients {
@@ -225,7 +235,7 @@ fn hours_at_half_load_let_nothing_grow() {
             }));
         }
     }
-    note("     s   MiB  log MiB  queue MiB  database MiB  requests/s  p99 ms  refused");
+    note("     s   MiB  log MiB  queue MiB  waiting  database MiB  requests/s  p99 ms  refused");
     let (watch, mut samples) = (Stopwatch::start(), Vec::new());
     let mut next = every;
     while watch.elapsed() < whole {
@@ -244,11 +254,12 @@ fn hours_at_half_load_let_nothing_grow() {
             p99,
         ];
         note(&format!(
-            "{:>6.0} {:>5.0} {:>8.1} {:>10.1} {:>13.1} {:>11.0} {:>7.1} {:>8}",
+            "{:>6.0} {:>5.0} {:>8.1} {:>10.1} {:>8} {:>13.1} {:>11.0} {:>7.1} {:>8}",
             watch.elapsed().as_secs_f64(),
             row[0],
             row[1],
             row[2],
+            waiting(&server, &sale),
             mib("onrush.db"),
             micros.len() as f64 / every.as_secs_f64(),
             p99,
