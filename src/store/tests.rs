@@ -430,3 +430,68 @@ async fn a_write_knows_the_trace_of_whoever_asked_for_it_and_no_other() {
         assert_eq!(slow.expect("written").as_deref(), wanted);
     }
 }
+
+/// Waits for a condition that other threads bring about.
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let watch = Stopwatch::start();
+    while !is_so() {
+        assert!(watch.elapsed() < Duration::from_secs(30), "{what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_log_is_given_room_keeps_it_and_starts_anew_under_load() {
+    const READY: u64 = 2 * 1_048_576;
+    const WRITES: usize = 6_000;
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let settings = Database {
+        wal_ready_bytes: READY,
+        checkpoint_interval_ms: 10,
+        ..Database::default()
+    };
+    let at = |name: &str| dir.path().join(name);
+    let metrics = Metrics::new().expect("metrics");
+    let store = Store::open(&at("onrush.db"), &settings, metrics, |_| ()).expect("store opens");
+    let write = async |number: usize| {
+        let body = "x".repeat(4_000);
+        let key = format!("{number:05}");
+        let sql = "INSERT INTO idempotency_keys (key, caller, fingerprint, location, body, created_at) \
+                   VALUES ($1, 'caller', '', '', $2, 7)";
+        store
+            .write(move |tx| tx.execute(sql!(sql), &[(&key).into(), (&body).into()]))
+            .await
+            .expect("written");
+    };
+    for number in 0..100 {
+        write(number).await;
+    }
+    until("room is made in a quiet moment", || {
+        store.stats().wal_bytes >= READY
+    })
+    .await;
+    let mut most = 0;
+    for first in (100..WRITES).step_by(50) {
+        futures_util::future::join_all((first..first + 50).map(&write)).await;
+        let bytes = store.stats().wal_bytes;
+        assert!(bytes >= READY, "it was cut to {bytes}");
+        most = most.max(bytes);
+    }
+    // More than 24 MB were written, each page more than once.
+    assert!(most < 16 * 1_048_576, "it grew to {most}");
+
+    // What an end without order leaves: the log with old frames and zeros behind its end.
+    for name in ["onrush.db", "onrush.db-wal"] {
+        std::fs::copy(at(name), at(&name.replace("onrush", "copy"))).expect("copied");
+    }
+    let metrics = Metrics::new().expect("metrics");
+    let copy = Store::open(&at("copy.db"), &settings, metrics, |_| ()).expect("copy opens");
+    let count = copy.read(|tx| {
+        tx.row(sql!("SELECT count(*) FROM idempotency_keys"), &[], |row| {
+            row.get::<i64>(0)
+        })
+    });
+    assert_eq!(count.await.expect("counted"), Some(WRITES as i64));
+    copy.close();
+    store.close();
+}
