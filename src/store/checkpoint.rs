@@ -32,8 +32,12 @@ const WORTHWHILE_BYTES: u64 = 4_096_000;
 const ROOM_FROM_BYTES: u64 = 262_144;
 /// Zeros written and synced at a time; a write that comes meanwhile waits for that.
 static ZEROS: [u8; 262_144] = [0; 262_144];
-/// How long letting the log start anew may wait for readers.
-const ANEW_WAIT: Duration = Duration::from_millis(20);
+/// How long letting the log start anew may wait for readers, and the writes that come meanwhile for
+/// it: while somebody reads for long it is tried again and again.
+const ANEW_WAIT: Duration = Duration::from_millis(5);
+/// The same once the file has passed its limit, longer than most reads take: those that begin
+/// meanwhile are not in the way.
+const CUT_BACK_WAIT: Duration = Duration::from_millis(250);
 /// How long the last checkpoint may wait for readers.
 const LAST_WAIT: Duration = Duration::from_secs(2);
 /// Header of each page in the log.
@@ -148,7 +152,7 @@ impl Tender {
         }
         if file_bytes(&self.path) > self.bytes_max {
             (self.ask)(LogWork::CutBack);
-        } else if used > self.ready_bytes && used != self.seen {
+        } else if used > self.ready_bytes.max(WORTHWHILE_BYTES) && used != self.seen {
             (self.ask)(LogWork::StartAnew);
         }
         self.seen = used;
@@ -199,16 +203,16 @@ impl LogFile {
 
     /// Does what was asked for, or begins to ([`LogFile::grow`]).
     pub(super) fn work(&mut self, conn: &Connection, work: LogWork) {
-        let mode = match work {
+        let (mode, wait) = match work {
             LogWork::MakeRoom => {
                 self.growing = OpenOptions::new().append(true).open(&self.path).ok();
                 return;
             }
-            LogWork::StartAnew => "RESTART",
-            LogWork::CutBack => "TRUNCATE",
+            LogWork::StartAnew => ("RESTART", ANEW_WAIT),
+            LogWork::CutBack => ("TRUNCATE", CUT_BACK_WAIT),
         };
         let done = || {
-            conn.busy_timeout(ANEW_WAIT)?;
+            conn.busy_timeout(wait)?;
             let done = checkpoint(conn, mode).map(|_| ());
             conn.busy_timeout(sqlite::WRITER_WAIT)?;
             done
