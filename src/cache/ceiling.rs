@@ -1,7 +1,7 @@
 //! The highest id of a kind: whoever asks for a higher one asks for nothing, and no level and no
 //! database need be looked into to know that.
 //!
-//! Invariants: it is for ids that a database hands out in order; it is raised where a key is
+//! Invariants: it is for ids that a database hands out in order; it is raised where a feature has a key
 //! invalidated, so between the commit that made a row and the answer to whoever made it; what a read
 //! found to be the highest counts only if nothing was forgotten since that read began.
 

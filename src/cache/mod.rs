@@ -513,7 +513,6 @@ impl Inner {
 
     /// Invalidates one key; answers whether there was a value in memory.
     fn invalidate_key(&self, kind: &KindState, key: &Key) -> bool {
-        kind.ceiling.rise(&key.id);
         self.invalidate_slot_of(key);
         let was_there = self.memory.remove(key).is_some();
         if kind.rules.remembers_absent {
@@ -917,6 +916,8 @@ impl<V: Cached> Kind<V> {
     pub fn invalidate(&self, id: impl Into<Id>) {
         let inner = &*self.cache.0;
         let key = inner.key(&self.state, id.into());
+        // A row of this id may be new. What people invalidate by hand makes none.
+        self.state.ceiling.rise(&key.id);
         inner.invalidate_key(&self.state, &key);
     }
 

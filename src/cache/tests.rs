@@ -298,6 +298,12 @@ async fn penetration_ids_beyond_the_highest_need_no_load() {
             assert!(shop.read(id, None).await.is_none());
         }
         loads[at] = shop.loads();
+        // By hand anything may be invalidated; nothing is made by that.
+        shop.cache.invalidate_text("product:200000");
+        assert_eq!(shop.products.asks_for_highest().is_some(), !tells);
+        let before = shop.loads();
+        shop.read(150_000, None).await;
+        assert_eq!(shop.loads() - before, u64::from(!tells));
         // One that is made is seen by the first who asks after its answer.
         shop.products.invalidate(1_001);
         assert!(shop.read(1_001, "made").await.is_some());
