@@ -105,6 +105,24 @@ impl<'de> serde::Deserialize<'de> for Timestamp {
     }
 }
 
+/// One moment by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// By the wall clock, which may be set.
+    pub wall: Timestamp,
+    /// By [`Clock::monotonic_ms`].
+    pub monotonic_ms: u64,
+}
+
+impl Moment {
+    /// The wall clock's lead over the time that passed, in microseconds: it changes only when that
+    /// clock is set.
+    pub fn wall_lead_micros(self) -> i64 {
+        let passed = i64::try_from(self.monotonic_ms).unwrap_or(i64::MAX);
+        self.wall.0.saturating_sub(passed.saturating_mul(1_000))
+    }
+}
+
 /// Where the time comes from: the machine, or a hand that a test moves.
 #[derive(Clone, Debug)]
 pub struct Clock(Source);
@@ -169,6 +187,14 @@ impl Clock {
             Source::Manual { now_micros, .. } => {
                 u64::try_from(now_micros.load(Ordering::Acquire) / 1_000).unwrap_or(0)
             }
+        }
+    }
+
+    /// Now, by both clocks.
+    pub fn moment(&self) -> Moment {
+        Moment {
+            wall: self.now(),
+            monotonic_ms: self.monotonic_ms(),
         }
     }
 

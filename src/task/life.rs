@@ -493,15 +493,17 @@ pub(super) fn require_lease(tx: &mut Tx<'_>, id: TaskId, attempt: u32) -> Result
     }
 }
 
-/// Renews an outside worker's lease, though not beyond the longest run that the task may have.
+/// Renews an outside worker's lease, though not beyond the longest run that the task may have. Its row
+/// is behind the clock by `rows_behind` microseconds, if that was set a moment ago.
 pub fn heartbeat(
     tx: &mut Tx<'_>,
     now: Timestamp,
     id: TaskId,
     attempt: u32,
     lease_ms: i64,
+    rows_behind: i64,
 ) -> Result<Beat, TaskError> {
-    match sql::heartbeat(tx, id, attempt, plus_ms(now, lease_ms))? {
+    match sql::heartbeat(tx, id, attempt, plus_ms(now, lease_ms), rows_behind)? {
         Some((lease_expires_at, cancel_requested)) => Ok(Beat {
             lease_expires_at,
             cancel_requested,

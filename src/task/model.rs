@@ -155,6 +155,7 @@ struct World {
     rules: Arc<config::Tasks>,
     dir: tempfile::TempDir,
     state: Option<Loop>,
+    flags: Arc<Flags>,
     worker: u32,
     known: BTreeMap<TaskId, Known>,
 }
@@ -170,6 +171,7 @@ impl World {
             }),
             dir: tempfile::tempdir().expect("a directory"),
             state: None,
+            flags: Arc::default(),
             worker: 0,
             known: BTreeMap::new(),
         };
@@ -191,7 +193,8 @@ impl World {
             is_away: Arc::default(),
             on_changes: Arc::new(|_| ()),
         };
-        self.state = Some(Loop::new(parts, letters, Arc::<Flags>::default()));
+        self.flags = Arc::default();
+        self.state = Some(Loop::new(parts, letters, Arc::clone(&self.flags)));
         self.settle();
     }
 
@@ -258,7 +261,8 @@ impl World {
                 reply,
             }));
             let entry = offer.try_recv().ok()?.pop().expect("one");
-            let (now, id, name) = (self.now(), entry.id, worker.clone());
+            let (at, id, name) = (self.clock.moment(), entry.id, worker.clone());
+            let now = at.wall;
             let lease = (!is_own).then_some(LEASE_MS);
             let rules = Arc::clone(&self.rules);
             let begun = self
@@ -294,6 +298,7 @@ impl World {
                             attempt: run.attempt,
                             queue: run.queue.clone(),
                             ends,
+                            at,
                         });
                     }
                     return Some((id, run.attempt, false));
@@ -439,11 +444,14 @@ impl World {
                 let attempt = self.known[&id].attempt;
                 let beat = self
                     .store
-                    .write_blocking(move |tx| super::heartbeat(tx, now, id, attempt, LEASE_MS))
+                    .write_blocking(move |tx| super::heartbeat(tx, now, id, attempt, LEASE_MS, 0))
                     .expect("a beat");
+                let at = self.clock.moment();
                 self.delivery().handle(Mail::Renewed {
                     id,
+                    attempt,
                     ends: beat.lease_expires_at,
+                    at,
                 });
                 let known = self.known.get_mut(&id).expect("known");
                 assert_eq!(beat.cancel_requested, known.is_cancelled);
@@ -662,5 +670,148 @@ fn an_old_entry_of_a_running_task_does_it_no_harm() {
     }
     assert_eq!(world.known[&id].crashes, 1);
     world.verify();
+    store.close();
+}
+
+/// What is between two looks at the clock when that is set.
+#[derive(Clone, Copy, Debug)]
+enum Late {
+    /// The message of the start, which speaks of the old time.
+    Start,
+    /// That of a renewal, which speaks of the old time.
+    OldRenewal,
+    /// That of a renewal, which speaks of the new time, though the others do not yet.
+    NewRenewal,
+}
+
+impl World {
+    fn lease_ends(&self, id: TaskId) -> Option<Timestamp> {
+        let running = move |tx: &mut crate::store::Tx<'_>| super::sql::running(tx, id, 1);
+        let run = self.store.read_blocking(running).expect("a row")?;
+        run.lease_expires_at
+    }
+
+    fn assert_a_lease_lasts(&mut self, late: Late, seconds: i64) {
+        let what = format!("{late:?}, set by {seconds} s");
+        self.run(Step::Enqueue {
+            queue: 0,
+            priority: 100,
+            delay: 0,
+            expires: None,
+            max_attempts: 9,
+        });
+        let id = *self.known.last_key_value().expect("one").0;
+        let (reply, mut offer) = oneshot::channel();
+        let take = Take {
+            queues: Arc::from([QUEUES[0].to_owned()]),
+            most: 1,
+            waits: false,
+            reply,
+        };
+        self.delivery().handle(Mail::Take(take));
+        let entry = offer.try_recv().expect("an answer").pop().expect("one");
+        assert_eq!(entry.id, id);
+        let mut at = self.clock.moment();
+        let (started, wall) = (at, at.wall);
+        let begin = move |tx: &mut crate::store::Tx<'_>| {
+            super::start(tx, wall, &entry, "w", Some(LEASE_MS))
+        };
+        let Start::Run(run) = self.store.write_blocking(begin).expect("a start") else {
+            panic!("{what}: not started");
+        };
+        let leased = Mail::Leased {
+            id,
+            attempt: 1,
+            queue: run.queue.clone(),
+            ends: run.lease_expires_at.expect("a lease"),
+            at,
+        };
+        let beat = |world: &Self| {
+            let at = world.clock.moment();
+            let behind = world.flags.rows_behind(at);
+            let beat = move |tx: &mut crate::store::Tx<'_>| {
+                super::heartbeat(tx, at.wall, id, 1, LEASE_MS, behind)
+            };
+            let ends = world
+                .store
+                .write_blocking(beat)
+                .expect("a beat")
+                .lease_expires_at;
+            (
+                at,
+                Mail::Renewed {
+                    id,
+                    attempt: 1,
+                    ends,
+                    at,
+                },
+            )
+        };
+        match late {
+            Late::Start => {
+                self.clock.jump_seconds(seconds);
+                self.delivery().round();
+                self.delivery().handle(leased);
+            }
+            Late::OldRenewal => {
+                self.delivery().handle(leased);
+                self.clock.advance(Duration::from_secs(10));
+                let renewed = beat(self);
+                self.clock.jump_seconds(seconds);
+                self.delivery().round();
+                at = renewed.0;
+                self.delivery().handle(renewed.1);
+            }
+            Late::NewRenewal => {
+                self.delivery().handle(leased);
+                self.clock.advance(Duration::from_secs(10));
+                self.clock.jump_seconds(seconds);
+                let renewed = beat(self);
+                at = renewed.0;
+                self.delivery().handle(renewed.1);
+            }
+        }
+        self.settle();
+        let passed = i64::try_from(at.monotonic_ms - started.monotonic_ms).expect("small");
+        let until = started.wall.0 + (passed + LEASE_MS) * 1_000 + seconds * 1_000_000;
+        assert_eq!(self.lease_ends(id), Some(Timestamp(until)), "{what}");
+        self.clock
+            .advance(Duration::from_millis(LEASE_MS as u64 - 1));
+        self.settle();
+        assert_eq!(
+            self.lease_ends(id),
+            Some(Timestamp(until)),
+            "{what}: too soon"
+        );
+        self.clock.advance(Duration::from_millis(1));
+        self.settle();
+        assert_eq!(self.lease_ends(id), None, "{what}: too late");
+        let (task, ..) = self
+            .store
+            .read_blocking(move |tx| super::get(tx, Timestamp(until), id))
+            .expect("a task");
+        assert_eq!(
+            (task.state, task.crashes),
+            (TaskState::Available, 1),
+            "{what}"
+        );
+        self.store
+            .write_blocking(super::sql::clear)
+            .expect("an empty table");
+        *self = Self::new(&self.store.clone());
+    }
+}
+
+/// The messages of leases and the setting of the clock come in any order.
+#[test]
+fn a_message_from_before_a_jump_of_the_clock_neither_ends_a_lease_nor_prolongs_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = store(dir.path());
+    let mut world = World::new(&store);
+    for late in [Late::Start, Late::OldRenewal, Late::NewRenewal] {
+        for seconds in [3_600, -3_600, 0] {
+            world.assert_a_lease_lasts(late, seconds);
+        }
+    }
     store.close();
 }

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -22,7 +22,7 @@ pub use super::index::QueueStats;
 use super::index::{Found, Index};
 use super::life::recover;
 use super::{Changes, ENQUEUED, Entry, QueueRow, TaskError, TaskId, TaskState, sql};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Moment, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::{Store, StoreError};
@@ -49,15 +49,19 @@ pub type Stats = (Vec<QueueStats>, u64);
 pub(super) enum Mail {
     Wake,
     Changed(Changes),
+    /// An outside worker has the task until `ends`, by the wall clock as it was at `at`.
     Leased {
         id: TaskId,
         attempt: u32,
         queue: String,
         ends: Timestamp,
+        at: Moment,
     },
     Renewed {
         id: TaskId,
+        attempt: u32,
         ends: Timestamp,
+        at: Moment,
     },
     Take(Take),
     /// Handed out, but not started: they wait again, and may be started at once.
@@ -88,6 +92,23 @@ pub(super) struct Flags {
     rows: AtomicBool,
     /// A message was lost: the rows have to be looked through.
     behind: AtomicBool,
+    /// The wall clock's lead over the time that passed, in microseconds, of which the rows of leased
+    /// tasks speak.
+    wall_lead: AtomicI64,
+}
+
+impl Flags {
+    /// By how many microseconds the rows of leased tasks are behind the wall clock as it is at `at`;
+    /// none, unless that was set and they have not moved along yet.
+    pub(super) fn rows_behind(&self, at: Moment) -> i64 {
+        let by = at.wall_lead_micros() - self.wall_lead.load(Ordering::Acquire);
+        if by.abs() < JUMP_MICROS { 0 } else { by }
+    }
+
+    fn follow(&self, at: Moment) {
+        self.wall_lead
+            .store(at.wall_lead_micros(), Ordering::Release);
+    }
 }
 
 /// The thread, as others see it.
@@ -122,6 +143,7 @@ impl Delivery {
     pub(super) fn start(parts: Parts) -> Result<Self, StoreError> {
         let (mail, letters) = sync_channel(parts.rules.index_queue_max);
         let flags = Arc::new(Flags::default());
+        flags.follow(parts.clock.moment());
         let told = Arc::clone(&flags);
         let waker = mail.clone();
         parts.store.on_commit(ENQUEUED, move || {
@@ -157,6 +179,11 @@ impl Delivery {
             TrySendError::Full(_) => TaskError::Overloaded,
             TrySendError::Disconnected(_) => TaskError::Stopped,
         })
+    }
+
+    /// As [`Flags::rows_behind`].
+    pub(super) fn rows_behind(&self, at: Moment) -> i64 {
+        self.flags.rows_behind(at)
     }
 
     /// Ends it; in order, so that the next start takes up from here. Blocks.
@@ -195,8 +222,6 @@ pub(super) struct Loop {
     again_ms: Option<u64>,
     polled_ms: u64,
     looked_after_ms: u64,
-    /// The wall clock's lead over the time that passed, in microseconds.
-    wall_offset: i64,
     has_more: bool,
     stop: Option<bool>,
 }
@@ -204,6 +229,7 @@ pub(super) struct Loop {
 impl Loop {
     /// With the index that an orderly end left, or an empty one that is filled from the rows.
     pub(super) fn new(parts: Parts, letters: Receiver<Mail>, flags: Arc<Flags>) -> Self {
+        flags.follow(parts.clock.moment());
         let mark = take_mark(&parts.store);
         let (index, found) = Index::open(&parts.folder, &parts.rules, mark.as_deref());
         let now_ms = parts.clock.monotonic_ms();
@@ -218,7 +244,6 @@ impl Loop {
             again_ms: None,
             polled_ms: 0,
             looked_after_ms: now_ms,
-            wall_offset: wall_offset(&parts.clock),
             has_more: true,
             stop: None,
             parts,
@@ -229,7 +254,7 @@ impl Loop {
             Found::Kept(seen) => {
                 state.seen = seen;
                 for (id, _, ends) in state.index.leases() {
-                    let deadline = state.deadline(ends);
+                    let deadline = state.deadline(ends, state.parts.clock.moment());
                     state.index.renew(id, deadline, ends);
                 }
             }
@@ -276,13 +301,13 @@ impl Loop {
         });
     }
 
-    /// Monotonic end of a lease that the row ends at `ends`: a jump of the clock does not end it, and
-    /// does not keep it longer than a lease may be.
-    fn deadline(&self, ends: Timestamp) -> u64 {
-        let left_ms = ends.micros_since(self.parts.clock.now()) / 1_000;
+    /// Monotonic end of a lease that the row ends at `ends`, by the wall clock as it was at `at`: a jump
+    /// of the clock does not end it, and does not keep it longer than a lease may be.
+    fn deadline(&self, ends: Timestamp, at: Moment) -> u64 {
+        let left_ms = ends.micros_since(at.wall) / 1_000;
         let most = self.parts.rules.lease_seconds_max.saturating_mul(1_000);
         let left = u64::try_from(left_ms).unwrap_or(0).min(most);
-        self.parts.clock.monotonic_ms().saturating_add(left)
+        at.monotonic_ms.saturating_add(left)
     }
 
     fn run(&mut self) {
@@ -352,14 +377,24 @@ impl Loop {
                 attempt,
                 queue,
                 ends,
+                at,
             } => {
-                let deadline = self.deadline(ends);
+                let deadline = self.deadline(ends, at);
+                let by = -self.flags.rows_behind(at);
+                let ends = self.catch_up(id, attempt, ends, (by, by));
                 self.index.lease(id, attempt, &queue, deadline, ends);
             }
-            Mail::Renewed { id, ends } => {
+            Mail::Renewed {
+                id,
+                attempt,
+                ends,
+                at,
+            } => {
                 // Not sooner than before, though the row may say so: the clock may have been set.
                 let before = self.index.lease_deadline(id).unwrap_or(0);
-                let deadline = self.deadline(ends).max(before);
+                let deadline = self.deadline(ends, at).max(before);
+                let by = -self.flags.rows_behind(at);
+                let ends = self.catch_up(id, attempt, ends, (0, by));
                 self.index.renew(id, deadline, ends);
             }
             Mail::Take(take) => self.take(take),
@@ -582,7 +617,7 @@ impl Loop {
             let id = row.entry.id;
             match row.lease_expires_at {
                 Some(ends) => {
-                    let deadline = self.deadline(ends);
+                    let deadline = self.deadline(ends, self.parts.clock.moment());
                     self.index
                         .lease(id, row.attempt, &row.entry.queue, deadline, ends);
                 }
@@ -650,17 +685,17 @@ impl Loop {
     }
 
     /// How long outside workers' runs and leases last is counted in time that passed; their rows speak
-    /// of the wall clock. When that is set, the rows move along. What was started or renewed since then
-    /// speaks of the new time, and its message has not been read yet.
+    /// of the wall clock. When that is set, the rows of all known leases move along; for a lease whose
+    /// message is read later, or speaks of the new time already, [`Self::catch_up`] does it.
     fn follow_the_clock(&mut self) {
-        let offset = wall_offset(&self.parts.clock);
-        let jump = offset - self.wall_offset;
-        if jump.abs() >= JUMP_MICROS {
+        let at = self.parts.clock.moment();
+        let jump = self.flags.rows_behind(at);
+        if jump != 0 {
             let leases = self.index.leases();
             let moved = self.parts.store.write_blocking(move |tx| {
-                leases
-                    .into_iter()
-                    .try_for_each(|(id, attempt, ends)| sql::shift_run(tx, id, attempt, ends, jump))
+                leases.into_iter().try_for_each(|(id, attempt, ends)| {
+                    sql::shift_run(tx, id, attempt, ends, jump, jump)
+                })
             });
             if let Err(error) = moved {
                 tracing::warn!(%error, "runs could not follow the clock; it is tried again");
@@ -672,7 +707,33 @@ impl Loop {
             );
             self.index.shift_leases(jump);
         }
-        self.wall_offset = offset;
+        self.flags.follow(at);
+    }
+
+    /// Makes a lease's row, which ends at `ends`, speak of the time that the other rows speak of, if its
+    /// message comes from before or after a jump of the clock: by how many microseconds the run's
+    /// beginning and the lease's end are behind. Answers the end that the row shows now.
+    fn catch_up(
+        &self,
+        id: TaskId,
+        attempt: u32,
+        ends: Timestamp,
+        (begun, lease): (i64, i64),
+    ) -> Timestamp {
+        if lease == 0 {
+            return ends;
+        }
+        let moved = self
+            .parts
+            .store
+            .write_blocking(move |tx| sql::shift_run(tx, id, attempt, ends, begun, lease));
+        match moved {
+            Ok(()) => Timestamp(ends.0.saturating_add(lease)),
+            Err(error) => {
+                tracing::warn!(%error, "a run could not follow the clock; its lease may end late");
+                ends
+            }
+        }
     }
 
     /// Takes back what outside workers did not answer for in time.
@@ -708,7 +769,7 @@ impl Loop {
                 for (id, lease) in left {
                     match lease {
                         Some(ends) => {
-                            let deadline = self.deadline(ends);
+                            let deadline = self.deadline(ends, self.parts.clock.moment());
                             self.index.renew(id, deadline, ends);
                         }
                         None => {
@@ -830,12 +891,6 @@ fn take_mark(store: &Store) -> Option<String> {
         tracing::warn!(%error, "the tasks' delivery index is made anew: its mark could not be taken");
         None
     })
-}
-
-/// The wall clock's lead over the time that passed, in microseconds.
-fn wall_offset(clock: &Clock) -> i64 {
-    let passed = i64::try_from(clock.monotonic_ms()).unwrap_or(i64::MAX);
-    clock.now().0.saturating_sub(passed.saturating_mul(1_000))
 }
 
 /// Whether a row in this state may be delivered, now or at its time.

@@ -799,19 +799,25 @@ pub(super) fn state(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<(TaskState, u3
     )
 }
 
-/// Renews a lease, though not beyond the end of the longest run; answers its end, and whether the
-/// task was cancelled.
+/// Renews a lease, though not beyond the end of the longest run, whose beginning is behind the clock by
+/// `begun_behind` microseconds; answers its end, and whether the task was cancelled.
 pub(super) fn heartbeat(
     tx: &mut Tx<'_>,
     id: TaskId,
     attempt: u32,
     lease: Timestamp,
+    begun_behind: i64,
 ) -> Result<Option<(Timestamp, bool)>, StoreError> {
     tx.row(
-        sql!("UPDATE tasks SET lease_expires_at = CASE WHEN attempted_at + timeout_ms * 1000 < $3 \
-         THEN attempted_at + timeout_ms * 1000 ELSE $3 END WHERE id = $1 AND attempt = $2 AND state = 'running' \
+        sql!("UPDATE tasks SET lease_expires_at = CASE WHEN attempted_at + $4 + timeout_ms * 1000 < $3 \
+         THEN attempted_at + $4 + timeout_ms * 1000 ELSE $3 END WHERE id = $1 AND attempt = $2 AND state = 'running' \
          AND lease_expires_at IS NOT NULL RETURNING lease_expires_at, cancel_requested_at"),
-        &[(&id.text()).into(), attempt.into(), lease.into()],
+        &[
+            (&id.text()).into(),
+            attempt.into(),
+            lease.into(),
+            begun_behind.into(),
+        ],
         |row| Ok((row.get(0)?, row.get::<Option<Timestamp>>(1)?.is_some())),
     )
 }
@@ -869,26 +875,28 @@ pub(super) fn insert_log(
     Ok(())
 }
 
-/// Moves the times of an outside worker's run along with a clock that was set; not the lease, if that
-/// was renewed since.
+/// Moves the times of an outside worker's run along with a clock that was set: its beginning, and the
+/// lease, unless that was renewed since.
 pub(super) fn shift_run(
     tx: &mut Tx<'_>,
     id: TaskId,
     attempt: u32,
     lease: Timestamp,
-    by_micros: i64,
+    begun_micros: i64,
+    lease_micros: i64,
 ) -> Result<(), StoreError> {
     tx.execute(
         sql!(
             "UPDATE tasks SET attempted_at = attempted_at + $4, lease_expires_at = \
-         CASE WHEN lease_expires_at = $3 THEN lease_expires_at + $4 ELSE lease_expires_at END \
+         CASE WHEN lease_expires_at = $3 THEN lease_expires_at + $5 ELSE lease_expires_at END \
          WHERE id = $1 AND attempt = $2 AND state = 'running'"
         ),
         &[
             (&id.text()).into(),
             attempt.into(),
             lease.into(),
-            by_micros.into(),
+            begun_micros.into(),
+            lease_micros.into(),
         ],
     )?;
     Ok(())

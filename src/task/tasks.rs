@@ -21,7 +21,7 @@ use super::{
     Beat, Changes, Enqueued, Entry, Failure, NewTask, QueueRow, Registry, Start, Started,
     TaskError, TaskId, sql,
 };
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Moment, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::{Store, StoreError, Tx};
@@ -310,7 +310,8 @@ impl Tasks {
         worker: &str,
         lease_ms: Option<i64>,
     ) -> Result<Vec<Started>, TaskError> {
-        let (now, worker) = (self.0.clock.now(), worker.to_owned());
+        let (at, worker) = (self.0.clock.moment(), worker.to_owned());
+        let now = at.wall;
         let (tasks, asked) = (self.clone(), entries.clone());
         let inner = Arc::clone(&self.0);
         let (answer, mut started) = oneshot::channel();
@@ -336,7 +337,7 @@ impl Tasks {
         };
         let after = move |done: &Result<Vec<(Entry, Begun)>, TaskError>| match done {
             Ok(begun) => {
-                if let Err(unclaimed) = answer.send(tasks.after_start(begun)) {
+                if let Err(unclaimed) = answer.send(tasks.after_start(begun, at)) {
                     tasks.release_all(unclaimed);
                 }
             }
@@ -350,7 +351,7 @@ impl Tasks {
         }
     }
 
-    fn after_start(&self, begun: &[(Entry, Begun)]) -> Vec<Started> {
+    fn after_start(&self, begun: &[(Entry, Begun)], at: Moment) -> Vec<Started> {
         fail::fail_point!("task.started");
         let mut running = Vec::new();
         let mut changed = Changes::default();
@@ -370,6 +371,7 @@ impl Tasks {
                             attempt: started.attempt,
                             queue: started.queue.clone(),
                             ends,
+                            at,
                         });
                     }
                     running.push((**started).clone());
@@ -449,15 +451,21 @@ impl Tasks {
         attempt: u32,
         lease_ms: i64,
     ) -> Result<Beat, TaskError> {
-        let (now, tasks) = (self.0.clock.now(), self.clone());
+        let (at, tasks) = (self.0.clock.moment(), self.clone());
+        let behind = self.delivery().map_or(0, |thread| thread.rows_behind(at));
         self.0
             .store
             .write_then(
-                move |tx| super::heartbeat(tx, now, id, attempt, lease_ms),
+                move |tx| super::heartbeat(tx, at.wall, id, attempt, lease_ms, behind),
                 move |done| {
                     if let Ok(beat) = done {
                         let ends = beat.lease_expires_at;
-                        tasks.post(Mail::Renewed { id, ends });
+                        tasks.post(Mail::Renewed {
+                            id,
+                            attempt,
+                            ends,
+                            at,
+                        });
                     }
                 },
             )
