@@ -252,7 +252,7 @@ impl Writer {
         metrics: Metrics,
         on_fatal: OnFatal,
     ) -> Result<Self, StoreError> {
-        let (queue, jobs) = sync_channel(queue_max);
+        let (queue, messages) = sync_channel(queue_max);
         let waiting = Arc::new(AtomicUsize::new(0));
         let in_batch = Arc::new(AtomicUsize::new(0));
         let broken = Arc::new(AtomicBool::new(false));
@@ -261,10 +261,13 @@ impl Writer {
             conn,
             log,
             statements,
-            jobs,
-            batch_max,
-            waiting: Arc::clone(&waiting),
-            in_batch: Arc::clone(&in_batch),
+            inbox: Inbox {
+                messages,
+                put_off: None,
+                batch_max,
+                waiting: Arc::clone(&waiting),
+                in_batch: Arc::clone(&in_batch),
+            },
             broken: Arc::clone(&broken),
             listeners: Arc::clone(&listeners),
             touched: Touched::default(),
@@ -400,14 +403,50 @@ fn refuse(mut job: Box<dyn Job>, error: StoreError) {
     job.answer(None);
 }
 
+/// What the thread is asked to do.
+struct Inbox {
+    messages: Receiver<Message>,
+    /// What came while a batch ran and is no job.
+    put_off: Option<Message>,
+    batch_max: usize,
+    waiting: Arc<AtomicUsize>,
+    in_batch: Arc<AtomicUsize>,
+}
+
+impl Inbox {
+    /// A job that has left the queue, unless nobody waits for it any more.
+    fn wanted(&self, job: Box<dyn Job>) -> Option<Box<dyn Job>> {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        if job.is_abandoned() {
+            refuse(job, StoreError::Timeout);
+            return None;
+        }
+        self.in_batch.fetch_add(1, Ordering::Relaxed);
+        Some(job)
+    }
+
+    /// The next job for a batch of `len`, if one waits. What is no job comes after the batch.
+    fn next_of_batch(&mut self, len: usize) -> Option<Box<dyn Job>> {
+        while len < self.batch_max && self.put_off.is_none() {
+            match self.messages.try_recv() {
+                Ok(Message::Run(job)) => {
+                    if let Some(job) = self.wanted(job) {
+                        return Some(job);
+                    }
+                }
+                Ok(other) => self.put_off = Some(other),
+                Err(_) => break,
+            }
+        }
+        None
+    }
+}
+
 struct Loop {
     conn: Connection,
     log: LogFile,
     statements: Arc<Statements>,
-    jobs: Receiver<Message>,
-    batch_max: usize,
-    waiting: Arc<AtomicUsize>,
-    in_batch: Arc<AtomicUsize>,
+    inbox: Inbox,
     broken: Arc<AtomicBool>,
     listeners: Arc<Mutex<Vec<Listener>>>,
     /// What the batch in hand touched, as far as it was not undone.
@@ -419,27 +458,26 @@ struct Loop {
 
 impl Loop {
     fn run(&mut self) {
-        let mut batch: Vec<Box<dyn Job>> = Vec::with_capacity(self.batch_max);
-        while let Some(first) = self.next() {
-            let mut stop = !self.take(first, &mut batch);
-            while !stop && batch.len() < self.batch_max {
-                match self.jobs.try_recv() {
-                    Ok(message) => stop = !self.take(message, &mut batch),
-                    Err(_) => break,
+        let mut batch: Vec<Box<dyn Job>> = Vec::with_capacity(self.inbox.batch_max);
+        while let Some(message) = self.next() {
+            match message {
+                Message::Run(job) => {
+                    if let Some(job) = self.inbox.wanted(job) {
+                        self.commit(job, &mut batch);
+                    }
                 }
+                Message::Log(work) => self.log.work(&self.conn, work),
+                Message::Stop => break,
             }
-            if !batch.is_empty() {
-                self.commit(&mut batch);
-            }
-            if stop || self.broken.load(Ordering::Acquire) {
+            if self.broken.load(Ordering::Acquire) {
                 break;
             }
         }
         self.broken.store(true, Ordering::Release);
         // Whoever slipped in behind the end hears that it came too late.
-        while let Ok(message) = self.jobs.try_recv() {
+        while let Ok(message) = self.inbox.messages.try_recv() {
             if let Message::Run(job) = message {
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.inbox.waiting.fetch_sub(1, Ordering::Relaxed);
                 refuse(job, StoreError::Stopped);
             }
         }
@@ -447,8 +485,11 @@ impl Loop {
 
     /// The next message; `None` when nobody is left to send one.
     fn next(&mut self) -> Option<Message> {
+        if let Some(message) = self.inbox.put_off.take() {
+            return Some(message);
+        }
         while self.log.is_growing() {
-            match self.jobs.try_recv() {
+            match self.inbox.messages.try_recv() {
                 Ok(message) => return Some(message),
                 Err(TryRecvError::Disconnected) => return None,
                 Err(TryRecvError::Empty) => {
@@ -458,40 +499,19 @@ impl Loop {
             }
         }
         while let Some(wait) = self.outbox.patience() {
-            match self.jobs.recv_timeout(wait) {
+            match self.inbox.messages.recv_timeout(wait) {
                 Ok(message) => return Some(message),
                 Err(RecvTimeoutError::Timeout) => self.outbox.wake(),
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
-        self.jobs.recv().ok()
+        self.inbox.messages.recv().ok()
     }
 
-    /// Puts a job into the batch; `false` for the order to stop.
-    fn take(&mut self, message: Message, batch: &mut Vec<Box<dyn Job>>) -> bool {
-        match message {
-            Message::Run(job) => {
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
-                if job.is_abandoned() {
-                    refuse(job, StoreError::Timeout);
-                } else {
-                    batch.push(job);
-                }
-                true
-            }
-            Message::Log(work) => {
-                self.log.work(&self.conn, work);
-                true
-            }
-            Message::Stop => false,
-        }
-    }
-
-    /// Runs the batch in one transaction and answers everyone.
-    fn commit(&mut self, batch: &mut Vec<Box<dyn Job>>) {
+    /// Runs a job, and those that wait by then, in one transaction and answers everyone.
+    fn commit(&mut self, first: Box<dyn Job>, batch: &mut Vec<Box<dyn Job>>) {
+        let outcome = self.transaction(first, batch);
         self.metrics.db_write_batch_size.observe(batch.len() as f64);
-        self.in_batch.store(batch.len(), Ordering::Relaxed);
-        let outcome = self.transaction(batch);
         if let Err(error) = &outcome {
             if !self.conn.is_autocommit() && self.conn.execute_batch("ROLLBACK").is_err() {
                 tracing::error!("the failed batch could not be rolled back");
@@ -506,7 +526,7 @@ impl Loop {
         for job in batch.iter_mut() {
             job.settle(outcome.clone());
         }
-        self.in_batch.store(0, Ordering::Relaxed);
+        self.inbox.in_batch.store(0, Ordering::Relaxed);
         self.outbox.post(batch.drain(..));
         if let Err(error) = outcome
             && error.is_fatal()
@@ -518,14 +538,21 @@ impl Loop {
         }
     }
 
-    fn transaction(&mut self, batch: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+    /// Whoever comes while others of the batch run joins it: nobody is waited for, and a commit is
+    /// shared by more. Each job is in `batch` before it runs, so that it is answered whatever happens.
+    fn transaction(
+        &mut self,
+        first: Box<dyn Job>,
+        batch: &mut Vec<Box<dyn Job>>,
+    ) -> Result<(), StoreError> {
         let conn = &self.conn;
         self.touched.clear();
+        batch.push(first);
         run(conn, &mut conn.prepare_cached("BEGIN IMMEDIATE")?)?;
         fail::fail_point!("writer.begun");
         let mut savepoint = conn.prepare_cached("SAVEPOINT job")?;
         let mut release = conn.prepare_cached("RELEASE job")?;
-        for job in batch.iter_mut() {
+        while let Some(job) = batch.last_mut() {
             run(conn, &mut savepoint)?;
             let mut tx = Tx::new(conn, &self.statements, job.take_caller());
             let keep = job.run(&mut tx);
@@ -540,6 +567,10 @@ impl Loop {
                 run(conn, &mut conn.prepare_cached("ROLLBACK TO job")?)?;
             }
             run(conn, &mut release)?;
+            match self.inbox.next_of_batch(batch.len()) {
+                Some(job) => batch.push(job),
+                None => break,
+            }
         }
         fail::fail_point!("writer.before_commit");
         let watch = Stopwatch::start();
