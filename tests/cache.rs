@@ -161,6 +161,56 @@ fn each_way_to_change_a_product_or_a_sale_shows_at_once() {
 }
 
 #[test]
+fn a_tag_takes_back_all_that_shows_a_category_or_sells_a_product() {
+    let shop = Shop::open();
+    let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));
+    let (fruit, tool) = (shop.product(&staff, 9), shop.product(&staff, 9));
+    for (id, category) in [(fruit, "Fruit 水果"), (tool, "Tools")] {
+        let patch = shop.ask("PATCH", &format!("/api/v1/products/{id}"));
+        let patch = patch.token(&staff).json(&json!({"category": category}));
+        patch.send().expect(200);
+    }
+    let sale = shop.sale(&staff, fruit, 4, json!({}));
+    let paths = [
+        format!("/api/v1/products/{fruit}"),
+        format!("/api/v1/products/{tool}"),
+        "/api/v1/products?category=Fruit%20%E6%B0%B4%E6%9E%9C".to_owned(),
+        "/api/v1/products?category=Tools".to_owned(),
+        "/api/v1/products?sort=newest".to_owned(),
+        format!("/api/v1/flash-sales/{sale}"),
+    ];
+    let loads = || {
+        let stats = shop.get("/api/v1/cache/stats").token(&admin).send();
+        stats.expect(200)["loads"].as_i64().expect("a number")
+    };
+    // Which of them have to be loaded again.
+    let loaded = || -> Vec<usize> {
+        let is_loaded = |path: &String| {
+            let before = loads();
+            shop.get(path).send().expect(200);
+            loads() > before
+        };
+        let loaded = paths.iter().enumerate();
+        loaded
+            .filter_map(|(at, path)| is_loaded(path).then_some(at))
+            .collect()
+    };
+    loaded();
+    assert_eq!(loaded(), [0usize; 0], "all of it lies ready");
+    let invalidate = |tag: &str| {
+        let asked = shop.post("/api/v1/cache/invalidate").token(&admin);
+        asked.json(&json!({"tag": tag})).send().expect(200);
+    };
+    invalidate("category:Fruit 水果");
+    assert_eq!(loaded(), [0, 2]);
+    invalidate(&format!("product:{fruit}"));
+    assert_eq!(loaded(), [5]);
+    let entry = shop.get(&format!("/api/v1/cache/entries/product:{tool}"));
+    let entry = entry.token(&admin).send().expect(200);
+    assert_eq!(entry["tags"], json!(["category:Tools"]));
+}
+
+#[test]
 fn the_figures_tell_reads_and_limits() {
     for is_on in [true, false] {
         let shop = Shop::open_with(|settings| {

@@ -209,7 +209,8 @@ struct InvalidateBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[oai(validator(min_length = 1, max_length = 1024))]
     pattern: Option<String>,
-    /// A tag that values bear
+    /// A tag that values bear: `category:Food` for that category's products and the lists of them,
+    /// `product:7` for its sales
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[oai(validator(min_length = 1, max_length = 1024))]
     tag: Option<String>,

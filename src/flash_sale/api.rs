@@ -290,7 +290,10 @@ async fn load_sale(
         Ok::<_, StoreError>(found)
     });
     let found = read.await?;
-    Ok(found.map(|sale| Loaded::new(Shown(Arc::new(sale)))))
+    Ok(found.map(|sale| {
+        let tag = format!("product:{}", sale.product_id);
+        Loaded::new(Shown(Arc::new(sale))).tag(tag)
+    }))
 }
 
 /// Sales, kept ready to be shown. What a commit changed is gone from here before its caller hears

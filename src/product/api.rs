@@ -337,9 +337,7 @@ impl Showcase {
                     Ok::<_, StoreError>(found)
                 });
                 let found = read.await?;
-                found
-                    .map(|product| shown(product).map(Loaded::new))
-                    .transpose()
+                found.map(loaded).transpose()
             }
         };
         let hit = self.products.get_or_load(id, load).await?;
@@ -363,7 +361,7 @@ impl Showcase {
         let brought: Arc<OnceLock<(Listed, Vec<Ready>)>> = Arc::default();
         let bringing = Arc::clone(&brought);
         let load = || async move {
-            let (sort, limit) = (filter.sort, filter.limit);
+            let (sort, limit, of) = (filter.sort, filter.limit, filter.category.clone());
             let products = store.read(move |tx| sql::list(tx, &filter)).await?;
             let cursor = products
                 .last()
@@ -377,7 +375,11 @@ impl Showcase {
             let listed = Listed(Arc::new((ids, cursor)));
             // Set once: a load runs once.
             let _first = bringing.set((listed.clone(), items?));
-            Ok::<_, StoreError>(Some(Loaded::new(listed)))
+            let loaded = Loaded::new(listed);
+            Ok::<_, StoreError>(Some(match &of {
+                Some(category) => loaded.tag(category_tag(category)),
+                None => loaded,
+            }))
         };
         let listed = self.lists.get_or_load(key, load).await?;
         let listed = listed.map(|hit| hit.value.0).unwrap_or_default();
@@ -415,6 +417,16 @@ fn list_key(filter: &Filter) -> String {
     )
 }
 
+/// The tag of what shows a category: its products, and the lists of them.
+fn category_tag(category: &str) -> String {
+    format!("category:{category}")
+}
+
+fn loaded(product: Product) -> Result<Loaded<Ready>, StoreError> {
+    let tag = category_tag(&product.category);
+    shown(product).map(|shown| Loaded::new(shown).tag(tag))
+}
+
 async fn load_shown(
     store: Store,
     ids: Vec<Id>,
@@ -438,7 +450,7 @@ async fn load_shown(
         .into_iter()
         .map(|product| {
             let id = Id::from(product.id.0);
-            Ok((id, Loaded::new(shown(product)?)))
+            Ok((id, loaded(product)?))
         })
         .collect()
 }

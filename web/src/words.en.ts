@@ -598,7 +598,7 @@ export const en = {
   pattern: 'Pattern',
   pattern_hint: '* stands for any characters. Kinds: {kinds}',
   tag: 'Tag',
-  tag_hint: 'An entry’s tags stand with it',
+  tag_hint: 'category:Food, or product:7 for its sales; an entry’s tags stand with it',
   invalidate_title: 'Invalidate {text}?',
   invalidate_text: 'The next read loads it anew from the database.',
   invalidate_all_title: 'Invalidate everything?',

@@ -580,7 +580,7 @@ export const zh: Record<keyof typeof en, string> = {
   pattern: '模式',
   pattern_hint: '* 匹配任意字符。类别：{kinds}',
   tag: '标签',
-  tag_hint: '条目的标签见其详情',
+  tag_hint: 'category:Food，或 product:7（其秒杀活动）；条目的标签见其详情',
   invalidate_title: '确定使 {text} 失效？',
   invalidate_text: '下次读取时将从数据库重新加载。',
   invalidate_all_title: '确定使全部缓存失效？',
