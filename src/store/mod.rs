@@ -30,6 +30,7 @@ use crate::config::{Database, ms};
 use crate::monitor::Metrics;
 use crate::monitor::statements::{Called, Statements, caller};
 use checkpoint::{Checkpointer, LogFile};
+use tokio::sync::oneshot;
 use writer::{Answer, OnFatal, Writer};
 
 /// What can go wrong with the database, as far as a caller can act on it.
@@ -124,6 +125,31 @@ pub struct StoreStats {
     pub writes_waiting: usize,
     /// Size of the write-ahead log file in bytes.
     pub wal_bytes: u64,
+}
+
+/// The end of a write's answer that goes to whoever finds out what is to be written.
+pub struct Promise<T, E> {
+    reply: oneshot::Sender<Answer<T, E>>,
+    caller: Option<Called>,
+}
+
+impl<T, E> Promise<T, E> {
+    /// Whether nobody waits for the answer any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+}
+
+/// The end of a write's answer that stays with whoever waits for it.
+pub struct Promised<T, E>(oneshot::Receiver<Answer<T, E>>);
+
+impl<T, E: From<StoreError>> Promised<T, E> {
+    /// The answer, however long it takes; [`StoreError::Stopped`] if nothing will be written. It can be
+    /// asked again after a call that was given up.
+    pub async fn wait(&mut self) -> Result<T, E> {
+        let answer = (&mut self.0).await;
+        answer.map_or_else(|_| Err(E::from(StoreError::Stopped)), Answer::result)
+    }
 }
 
 impl Store {
@@ -287,6 +313,37 @@ impl Store {
             |_| Err(E::from(StoreError::Stopped)),
             writer::Answer::result,
         )
+    }
+
+    /// Both ends of a write's answer, before anybody knows what is to be written: whoever finds that
+    /// out, on any thread, calls [`Store::write_promised`]. The write is in the name of whoever asks now.
+    pub fn promise<T, E: From<StoreError>>() -> (Promise<T, E>, Promised<T, E>) {
+        let (reply, answer) = oneshot::channel();
+        let promise = Promise {
+            reply,
+            caller: caller(),
+        };
+        (promise, Promised(answer))
+    }
+
+    /// Like [`Store::write_then`] for whoever holds the other end of `promise`. Never blocks.
+    pub fn write_promised<T, E>(
+        &self,
+        promise: Promise<T, E>,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+        after: impl FnOnce(&Result<T, E>) + Send + 'static,
+    ) where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        self.0
+            .writer
+            .queue(false, promise.caller, work, after, Some(promise.reply));
+    }
+
+    /// How long an answer is waited for before it is [`StoreError::Timeout`].
+    pub fn write_timeout(&self) -> Duration {
+        self.0.write_timeout
     }
 
     /// Queues a write that nobody waits for; only `after` hears of it. For threads that must not wait.

@@ -323,7 +323,8 @@ impl Writer {
         self.queue(false, None, work, after, None);
     }
 
-    fn queue<T, E>(
+    /// As [`Writer::submit`], with a channel that there is already, or none.
+    pub(super) fn queue<T, E>(
         &self,
         patience: bool,
         caller: Option<Called>,

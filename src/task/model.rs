@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::handler::{Effect, TaskFailure};
 use super::life::do_at_once;
-use super::relay::{Flags, Loop, Mail, Parts, Take};
+use super::relay::{Flags, Loop, Mail, Parts, Take, Taker};
 use super::{AttemptOutcome, Failure, NewTask, RetryPolicy, Start, TaskError, TaskId, TaskState};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
@@ -258,7 +258,7 @@ impl World {
                 queues: Arc::from([QUEUES[queue].to_owned()]),
                 most: 1,
                 waits: true,
-                reply,
+                taker: Taker::Entries(reply),
             }));
             let entry = offer.try_recv().ok()?.pop().expect("one");
             let (at, id, name) = (self.clock.moment(), entry.id, worker.clone());
@@ -706,7 +706,7 @@ impl World {
             queues: Arc::from([QUEUES[0].to_owned()]),
             most: 1,
             waits: false,
-            reply,
+            taker: Taker::Entries(reply),
         };
         self.delivery().handle(Mail::Take(take));
         let entry = offer.try_recv().expect("an answer").pop().expect("one");

@@ -172,8 +172,7 @@ impl Pool {
         let (tasks, ended) = (self.tasks.clone(), ended.clone());
         // On a task of its own, so that the next ones are looked for while these are committed.
         tokio::spawn(async move {
-            let worker = Arc::clone(tasks.worker());
-            match tasks.start(entries, &worker, None).await {
+            match tasks.start(entries).await {
                 Ok(starts) => {
                     for (started, permit) in starts.into_iter().zip(permits) {
                         let started = Arc::new(started);

@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 pub use super::index::QueueStats;
 use super::index::{Found, Index};
 use super::life::recover;
+use super::tasks::Starter;
 use super::{Changes, ENQUEUED, Entry, QueueRow, TaskError, TaskId, TaskState, sql};
 use crate::clock::{Clock, Moment, Timestamp};
 use crate::config;
@@ -83,7 +84,25 @@ pub(super) struct Take {
     pub(super) most: usize,
     /// Whether to wait until there is one; otherwise the answer comes at once and may be empty.
     pub(super) waits: bool,
-    pub(super) reply: oneshot::Sender<Vec<Entry>>,
+    pub(super) taker: Taker,
+}
+
+/// What becomes of tasks that are handed out.
+pub(super) enum Taker {
+    /// Whoever asked starts them.
+    Entries(oneshot::Sender<Vec<Entry>>),
+    /// They are started from here: each switch from thread to thread on the way costs more than the
+    /// start itself.
+    Runs(Box<Starter>),
+}
+
+impl Taker {
+    fn is_gone(&self) -> bool {
+        match self {
+            Taker::Entries(reply) => reply.is_closed(),
+            Taker::Runs(starter) => starter.is_gone(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -433,6 +452,9 @@ impl Loop {
     }
 
     fn take(&mut self, take: Take) {
+        if take.taker.is_gone() {
+            return;
+        }
         let now_ms = self.parts.clock.monotonic_ms();
         let mut entries = Vec::new();
         for queue in take.queues.iter() {
@@ -472,9 +494,14 @@ impl Loop {
 
     fn give(&mut self, take: Take, entries: Vec<Entry>) {
         fail::fail_point!("task.handed_out");
-        if let Err(entries) = take.reply.send(entries) {
-            // Whoever wanted them went away.
-            self.handle(Mail::Back(entries));
+        match take.taker {
+            Taker::Entries(reply) => {
+                if let Err(entries) = reply.send(entries) {
+                    // Whoever wanted them went away.
+                    self.handle(Mail::Back(entries));
+                }
+            }
+            Taker::Runs(starter) => starter.start(entries),
         }
     }
 
@@ -820,7 +847,7 @@ impl Loop {
         let line = self.lines.get_mut(name)?;
         while let Some(number) = line.front() {
             match self.takers.get(number) {
-                Some(take) if !take.reply.is_closed() => return Some(*number),
+                Some(take) if !take.taker.is_gone() => return Some(*number),
                 Some(_) => {
                     self.takers.remove(number);
                 }
@@ -832,7 +859,7 @@ impl Loop {
     }
 
     fn publish(&mut self, now: Timestamp) {
-        self.takers.retain(|_, take| !take.reply.is_closed());
+        self.takers.retain(|_, take| !take.taker.is_gone());
         self.index.forget_idle();
         let (queues, scheduled) = self.index.stats();
         let names = queues.iter().map(|queue| queue.name.clone()).collect();

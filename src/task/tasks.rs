@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use super::life::do_at_once;
-use super::relay::{Delivery, IsAway, Mail, Parts, Stats, Take};
+use super::relay::{Delivery, IsAway, Mail, Parts, Stats, Take, Taker};
 use super::{
     Beat, Changes, Enqueued, Entry, Failure, NewTask, QueueRow, Registry, Start, Started,
     TaskError, TaskId, sql,
@@ -24,7 +24,7 @@ use super::{
 use crate::clock::{Clock, Moment, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
-use crate::store::{Store, StoreError, Tx};
+use crate::store::{Promise, Promised, Store, StoreError, Tx};
 
 /// See the module; clones share it.
 #[derive(Clone)]
@@ -248,28 +248,62 @@ impl Tasks {
             .ok_or(TaskError::Overloaded)?;
         let queues: Arc<[String]> = queues.into();
         let mut turned_away = self.0.turned_away.subscribe();
-        let until = tokio::time::sleep(wait);
+        let patience = self.0.store.write_timeout();
+        let until = tokio::time::sleep(if wait.is_zero() { patience } else { wait });
         tokio::pin!(until);
         loop {
-            let mut offer = self.take(Arc::clone(&queues), 1, !wait.is_zero())?;
-            let entries = tokio::select! {
-                biased;
-                entries = offer.wait() => entries?,
-                () = &mut until, if !wait.is_zero() => return Ok(None),
-                _ = turned_away.wait_for(|is| *is) => return Ok(None),
+            let (starter, mut starting) = self.starter(worker, Some(lease_ms));
+            let has_begun = Arc::clone(&starter.has_begun);
+            let take = Take {
+                queues: Arc::clone(&queues),
+                most: 1,
+                waits: !wait.is_zero(),
+                taker: Taker::Runs(Box::new(starter)),
             };
-            if entries.is_empty() {
-                return Ok(None);
-            }
-            if let Some(started) = self
-                .start(entries, worker, Some(lease_ms))
-                .await?
-                .into_iter()
-                .next()
-            {
+            self.ask(Mail::Take(take))?;
+            let started = tokio::select! {
+                biased;
+                started = starting.wait() => Some(started?),
+                () = &mut until => None,
+                _ = turned_away.wait_for(|is| *is) => None,
+            };
+            let started = match started {
+                Some(started) => started,
+                // One is on its way.
+                None if has_begun.load(Ordering::Acquire) => {
+                    let started = tokio::time::timeout(patience, starting.wait()).await;
+                    started.map_err(|_| StoreError::Timeout)??
+                }
+                None => return Ok(None),
+            };
+            if let Some(started) = started.into_iter().next() {
                 return Ok(Some(started));
             }
+            // None, or it was not to be started any more.
+            if !has_begun.load(Ordering::Acquire) {
+                return Ok(None);
+            }
         }
+    }
+
+    fn ask(&self, mail: Mail) -> Result<(), TaskError> {
+        self.delivery().ok_or(TaskError::Stopped)?.ask(mail)
+    }
+
+    /// What starts tasks for a worker, and the end that hears of it. Without a lease they are this
+    /// process's own, and those that only write are done with it.
+    fn starter(&self, worker: &str, lease_ms: Option<i64>) -> (Starter, Starting) {
+        let (promise, done) = Store::promise();
+        let (answer, started) = oneshot::channel();
+        let starter = Starter {
+            tasks: self.clone(),
+            worker: worker.to_owned(),
+            lease_ms,
+            has_begun: Arc::default(),
+            answer,
+            promise,
+        };
+        (starter, Starting { done, started })
     }
 
     /// Asks for up to `most` tasks; the answer comes when there is at least one,
@@ -285,11 +319,9 @@ impl Tasks {
             queues,
             most,
             waits,
-            reply,
+            taker: Taker::Entries(reply),
         };
-        self.delivery()
-            .ok_or(TaskError::Stopped)?
-            .ask(Mail::Take(take))?;
+        self.ask(Mail::Take(take))?;
         Ok(Offer {
             tasks: self,
             offer: Some(offer),
@@ -301,54 +333,14 @@ impl Tasks {
         self.post(Mail::Back(entries));
     }
 
-    /// Starts tasks that were handed out, in one transaction; answers those that the worker has now.
-    /// If nobody waits for the answer any more, they wait again. Without a lease they are this
-    /// process's own, and those that only write are done with it.
-    pub(super) async fn start(
-        &self,
-        entries: Vec<Entry>,
-        worker: &str,
-        lease_ms: Option<i64>,
-    ) -> Result<Vec<Started>, TaskError> {
-        let (at, worker) = (self.0.clock.moment(), worker.to_owned());
-        let now = at.wall;
-        let (tasks, asked) = (self.clone(), entries.clone());
-        let inner = Arc::clone(&self.0);
-        let (answer, mut started) = oneshot::channel();
-        let work = move |tx: &mut Tx<'_>| {
-            fail::fail_point!("task.start");
-            asked
-                .into_iter()
-                .map(|entry| {
-                    let done = match lease_ms {
-                        None if entry.id > inner.first => {
-                            let effect = |name: &str, args: &str| inner.registry.effect(name, args);
-                            do_at_once(tx, now, &inner.rules, &entry, &worker, effect)?
-                        }
-                        _ => None,
-                    };
-                    let begun = match done {
-                        Some(changes) => Begun::Done(changes),
-                        None => Begun::Start(super::start(tx, now, &entry, &worker, lease_ms)?),
-                    };
-                    Ok((entry, begun))
-                })
-                .collect::<Result<Vec<_>, TaskError>>()
-        };
-        let after = move |done: &Result<Vec<(Entry, Begun)>, TaskError>| match done {
-            Ok(begun) => {
-                if let Err(unclaimed) = answer.send(tasks.after_start(begun, at)) {
-                    tasks.release_all(unclaimed);
-                }
-            }
-            Err(_) => tasks.give_back(entries),
-        };
-        // The runs come by `answer`, which notices when nobody waits any more; by then `after` has
-        // been called, because that comes before the write's own answer.
-        match self.0.store.write_then(work, after).await {
-            Ok(_) => started.try_recv().map_err(|_| TaskError::Stopped),
-            Err(error) => Err(error),
-        }
+    /// Starts tasks that were handed out, in one transaction; answers those that this process runs now.
+    /// If nobody waits for the answer any more, they wait again.
+    pub(super) async fn start(&self, entries: Vec<Entry>) -> Result<Vec<Started>, TaskError> {
+        let (starter, mut starting) = self.starter(&self.0.worker, None);
+        starter.start(entries);
+        let patience = self.0.store.write_timeout();
+        let started = tokio::time::timeout(patience, starting.wait()).await;
+        started.map_err(|_| StoreError::Timeout)?
     }
 
     fn after_start(&self, begun: &[(Entry, Begun)], at: Moment) -> Vec<Started> {
@@ -540,6 +532,96 @@ enum Begun {
     Start(Start),
 }
 
+type Starts = Vec<(Entry, Begun)>;
+
+/// What starts tasks for somebody once they are handed out, on whichever thread that is.
+pub(super) struct Starter {
+    tasks: Tasks,
+    worker: String,
+    lease_ms: Option<i64>,
+    /// Whether tasks were handed out to it.
+    has_begun: Arc<AtomicBool>,
+    /// Carries the runs, because it notices when nobody takes them any more.
+    answer: oneshot::Sender<Vec<Started>>,
+    promise: Promise<Starts, TaskError>,
+}
+
+impl Starter {
+    /// Whether nobody waits for it any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.promise.is_abandoned()
+    }
+
+    /// Starts the tasks in one transaction. Never blocks. If nobody waits for the answer any more, they
+    /// wait again.
+    pub(super) fn start(self, entries: Vec<Entry>) {
+        let Self {
+            tasks,
+            worker,
+            lease_ms,
+            has_begun,
+            answer,
+            promise,
+        } = self;
+        if entries.is_empty() {
+            drop(answer.send(Vec::new()));
+            return;
+        }
+        has_begun.store(true, Ordering::Release);
+        let at = tasks.0.clock.moment();
+        let (inner, asked) = (Arc::clone(&tasks.0), entries.clone());
+        let work = move |tx: &mut Tx<'_>| {
+            fail::fail_point!("task.start");
+            asked
+                .into_iter()
+                .map(|entry| {
+                    let done = match lease_ms {
+                        None if entry.id > inner.first => {
+                            let effect = |name: &str, args: &str| inner.registry.effect(name, args);
+                            do_at_once(tx, at.wall, &inner.rules, &entry, &worker, effect)?
+                        }
+                        _ => None,
+                    };
+                    let begun = match done {
+                        Some(changes) => Begun::Done(changes),
+                        None => Begun::Start(super::start(tx, at.wall, &entry, &worker, lease_ms)?),
+                    };
+                    Ok((entry, begun))
+                })
+                .collect()
+        };
+        let store = tasks.0.store.clone();
+        store.write_promised(promise, work, move |done| match done {
+            Ok(begun) => {
+                if let Err(unclaimed) = answer.send(tasks.after_start(begun, at)) {
+                    tasks.release_all(unclaimed);
+                }
+            }
+            Err(_) => tasks.give_back(entries),
+        });
+    }
+}
+
+/// Whoever waits for a [`Starter`].
+struct Starting {
+    done: Promised<Starts, TaskError>,
+    started: oneshot::Receiver<Vec<Started>>,
+}
+
+impl Starting {
+    /// What runs now; nothing, if there was nothing. It can be asked again after a call that was given
+    /// up.
+    async fn wait(&mut self) -> Result<Vec<Started>, TaskError> {
+        // The runs come first: what is done after a commit comes before the write's own answer.
+        let done = self.done.wait().await;
+        match (done, self.started.try_recv()) {
+            (_, Ok(started)) => Ok(started),
+            (Err(error), Err(_)) => Err(error),
+            (Ok(_), Err(_)) => Err(TaskError::Stopped),
+        }
+    }
+}
+
 /// A request for a task. When it is dropped before its answer was taken, what came goes back.
 pub(super) struct Offer<'a> {
     tasks: &'a Tasks,
@@ -601,5 +683,118 @@ fn count(metrics: &Metrics, registry: &Registry, changes: &Changes) {
         let name = label(registry, &over.name);
         let seconds = over.micros.map(|micros| micros as f64 / 1_000_000.0);
         metrics.count_task(name, over.state.word(), seconds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE_MS: i64 = 60_000;
+
+    struct World {
+        tasks: Tasks,
+        _dir: tempfile::TempDir,
+    }
+
+    impl World {
+        fn open() -> Self {
+            let dir = tempfile::tempdir().expect("a directory");
+            let metrics = Metrics::new().expect("metrics");
+            let path = dir.path().join("onrush.db");
+            let settings = config::Database::default();
+            let store = Store::open(&path, &settings, metrics.clone(), |_| ()).expect("a store");
+            let (clock, rules) = (Clock::system(), Arc::new(config::Tasks::default()));
+            let tasks = Tasks::new(store, clock, rules, metrics, Registry::builder().build());
+            tasks.deliver(dir.path().join("queue")).expect("delivery");
+            Self { tasks, _dir: dir }
+        }
+
+        async fn enqueue(&self) -> TaskId {
+            let new = NewTask::named("resize".to_owned(), "images".to_owned(), "{}".to_owned());
+            self.tasks.enqueue(new).await.expect("enqueued").id()
+        }
+
+        async fn fetch(&self, wait: Duration) -> Option<Started> {
+            let queues = ["images".to_owned()];
+            let fetched = self.tasks.fetch(&queues, "w", LEASE_MS, wait).await;
+            fetched.expect("an answer")
+        }
+
+        /// Until the delivery has this many to give, and this many given out.
+        async fn until(&self, ready: u64, running: u32) {
+            loop {
+                let (queues, _) = self.tasks.stats().await.expect("figures");
+                let found = queues.iter().find(|queue| queue.name == "images");
+                if found.is_some_and(|queue| (queue.ready, queue.running) == (ready, running)) {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+
+        /// Holds the writer until what it answers is dropped.
+        fn hold_writer(&self) -> std::sync::mpsc::Sender<()> {
+            let (held, freed) = std::sync::mpsc::channel();
+            let wait = move |_: &mut Tx<'_>| {
+                let _freed = freed.recv();
+                Ok::<_, StoreError>(())
+            };
+            self.tasks.store().begin_write(wait, |_| ());
+            held
+        }
+
+        async fn close(self) {
+            let tasks = self.tasks.clone();
+            let ended = tokio::task::spawn_blocking(move || {
+                tasks.stop();
+                tasks.store().close();
+            });
+            ended.await.expect("closed");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_start_that_is_under_way_when_the_wait_is_over_is_waited_for() {
+        let world = World::open();
+        assert!(world.fetch(Duration::from_millis(5)).await.is_none());
+        assert!(world.fetch(Duration::ZERO).await.is_none());
+        let id = world.enqueue().await;
+        world.until(1, 0).await;
+        let held = world.hold_writer();
+        {
+            let fetch = world.fetch(Duration::from_millis(5));
+            let free = async {
+                world.until(0, 1).await;
+                // Its wait is over by then: the timers of one runtime fire in order.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                drop(held);
+            };
+            let (started, ()) = tokio::join!(fetch, free);
+            let started = started.expect("the task");
+            assert_eq!((started.id, started.attempt), (id, 1));
+        }
+        world.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_task_whose_asker_went_away_before_its_start_waits_again_unstarted() {
+        let world = World::open();
+        let id = world.enqueue().await;
+        world.until(1, 0).await;
+        let held = world.hold_writer();
+        {
+            let fetch = world.fetch(Duration::from_secs(60));
+            tokio::pin!(fetch);
+            tokio::select! {
+                started = &mut fetch => panic!("it can't have been started: {started:?}"),
+                () = world.until(0, 1) => {}
+            }
+        }
+        drop(held);
+        let started = world.fetch(Duration::from_secs(60)).await;
+        let started = started.expect("the task");
+        assert_eq!((started.id, started.attempt), (id, 1), "never begun before");
+        world.close().await;
     }
 }
