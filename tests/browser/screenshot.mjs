@@ -171,7 +171,7 @@ async function someWork() {
     queues: 'queues',
     schedules: 'schedules',
     schedule: 'schedules/nightly_check',
-    'new-schedule': 'schedules/new',
+    'new-schedule': 'schedules/+new',
     webhooks: 'webhooks',
     webhook: 'webhooks/1',
     report: `reports?from=${range.start_date}&to=${range.end_date}&task=${report.id}`,

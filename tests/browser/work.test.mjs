@@ -298,7 +298,7 @@ describe('what works for the shop', { concurrency: false }, () => {
   });
 
   test('times are told in words where there are any', async () => {
-    await go('schedules/new');
+    await go('schedules/+new');
     const cron = page.getByLabel('Cron expression');
     const plain = 'Minute, hour, day, month, weekday; seconds in front if there are six';
     for (const [expression, words] of [
@@ -321,7 +321,7 @@ describe('what works for the shop', { concurrency: false }, () => {
 
   test('a schedule is made, run now, paused, changed and removed', async () => {
     tab.expectStatuses(422);
-    await go('schedules/new');
+    await go('schedules/+new');
     await field('Name').fill('night.check');
     await page.getByLabel('Cron expression').fill('61 3 * * *');
     await field('Time zone').fill('Asia/Shanghaj');
@@ -364,6 +364,13 @@ describe('what works for the shop', { concurrency: false }, () => {
     await confirm('Remove');
     await says('The schedule is removed');
     assert.equal((await call(server.url, 'GET', 'schedules/night.check', { token })).status, 404);
+    // Its page is its own, whatever it is called.
+    await ask('POST', 'schedules', { name: 'new', cron: '@daily', task: 'verify_stock' });
+    await go('schedules');
+    await page.getByRole('link', { name: 'new', exact: true }).click();
+    await heading(/^new/).waitFor();
+    await says('every day at 00:00');
+    await ask('DELETE', 'schedules/new');
   });
 
   let order;
@@ -493,7 +500,7 @@ describe('what works for the shop', { concurrency: false }, () => {
     await link('Schedules').click();
     await says('verify_stock');
     assert.equal(await link('New schedule').count(), 0);
-    for (const view of ['webhooks', 'webhooks/1', 'tasks/new', 'schedules/new']) {
+    for (const view of ['webhooks', 'webhooks/1', 'tasks/new', 'schedules/+new']) {
       await go(view);
       await heading('There is nothing at this address').waitFor();
     }
@@ -517,7 +524,7 @@ describe('what works for the shop', { concurrency: false }, () => {
     const { items } = await ask('GET', 'tasks?limit=1');
     await ask('POST', 'webhooks', { url: `${receiver.url}/hook`, events: ['*'] });
     const { id } = (await ask('GET', 'webhooks')).items[0];
-    const views = ['', 'tasks', 'tasks/new', `tasks/${items[0].id}`, 'queues', 'schedules', 'schedules/new', 'schedules/verify_stock', 'webhooks', `webhooks/${id}`, 'reports', 'keys'];
+    const views = ['', 'tasks', 'tasks/new', `tasks/${items[0].id}`, 'queues', 'schedules', 'schedules/+new', 'schedules/verify_stock', 'webhooks', `webhooks/${id}`, 'reports', 'keys'];
     await go('');
     await button('中文').click();
     await heading('概览').waitFor();
@@ -529,7 +536,7 @@ describe('what works for the shop', { concurrency: false }, () => {
       await page.waitForFunction(() => !document.querySelector('.loading'));
       const left = (await page.locator('#main').innerText()).split('\n').filter((line) => own.test(line));
       // What the schema of a task's arguments says comes from the server.
-      assert.deepEqual(left.filter((line) => view !== 'tasks/new' && view !== 'schedules/new'), [], view);
+      assert.deepEqual(left.filter((line) => view !== 'tasks/new' && view !== 'schedules/+new'), [], view);
       await assertFits(page, view);
     }
   });

@@ -42,8 +42,8 @@ function nameIn(part: string): string {
 
 function view(path: string) {
   const [, area = '', name = ''] = /^\/([a-z]*)(?:\/([^/]+))?$/.exec(path) ?? [undefined, '?'];
-  // These are called by names, and a name may look like a number.
-  if (name !== '' && name !== 'new') {
+  // These are called by names, and a name may look like a number; none begins with a plus sign.
+  if (name !== '' && name !== (area === 'tasks' ? 'new' : '+new')) {
     const called = nameIn(name);
     if (area === 'tasks') return <TaskDetail key={called} id={called} />;
     if (area === 'schedules') return <ScheduleDetail key={called} name={called} />;
@@ -87,7 +87,7 @@ function view(path: string) {
       return <Queues />;
     case 'schedules/':
       return <Schedules />;
-    case 'schedules/new':
+    case 'schedules/+new':
       return <NewSchedule />;
     case 'webhooks/':
       return isAdmin() ? <Webhooks /> : <NotFound />;

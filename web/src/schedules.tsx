@@ -46,7 +46,7 @@ export function Schedules() {
       title={t('schedules')}
       actions={
         isAdmin() && (
-          <Link to="/schedules/new" class="button primary">
+          <Link to="/schedules/+new" class="button primary">
             {t('new_schedule')}
           </Link>
         )
