@@ -253,7 +253,7 @@ fn add_zeros(file: &mut File, bytes: u64) -> std::io::Result<bool> {
     Ok(end + ZEROS.len() as u64 >= bytes)
 }
 
-fn log_of(database: &Path) -> PathBuf {
+pub(super) fn log_of(database: &Path) -> PathBuf {
     let mut log = database.as_os_str().to_owned();
     log.push("-wal");
     log.into()

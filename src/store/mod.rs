@@ -7,6 +7,7 @@
 //! reads a second).
 
 mod checkpoint;
+mod damage;
 mod dir;
 mod migrate;
 mod sqlite;
@@ -30,6 +31,7 @@ use crate::config::{Database, ms};
 use crate::monitor::Metrics;
 use crate::monitor::statements::{Called, Statements, caller};
 use checkpoint::{Checkpointer, LogFile};
+use damage::Damage;
 use tokio::sync::oneshot;
 use writer::{Answer, OnFatal, Writer};
 
@@ -200,6 +202,21 @@ impl Store {
             return Ok(true);
         }
         sqlite::quick_check(path, budget)
+    }
+
+    /// Looks over the write-ahead log that an unclean stop left, before anybody opens the database:
+    /// [`StoreError::Corrupt`] if commits that were synced stand behind a damaged place in it, where
+    /// SQLite does not read them.
+    pub fn check_log(path: &Path) -> Result<(), StoreError> {
+        let log = checkpoint::log_of(path);
+        let found =
+            damage::find(&log).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        match found {
+            None => Ok(()),
+            Some(Damage { frame }) => Err(StoreError::Corrupt(format!(
+                "its write-ahead log does not check at frame {frame}, and commits stand behind that"
+            ))),
+        }
     }
 
     /// Opens an existing database for reading alone, beside a process that serves it.

@@ -1,0 +1,287 @@
+//! Tells damage in the write-ahead log from the end of a write that was cut off.
+//!
+//! SQLite reads a log up to its first frame that does not check, whatever lies behind that. A write
+//! that a crash cut off looks like that, and so does a flipped bit in the middle, which would take
+//! all later commits along in silence. Invariants: every commit is synced before the next one begins,
+//! so of all frames that SQLite does not read, at most the last transaction's may be missing their
+//! base; a commit on which further frames were built was complete, and if it is not read, it is lost.
+//! What an undone transaction left behind is not taken for a commit, nor what is left of the time
+//! before the log started anew. Nothing is written here.
+//!
+//! The format: <https://sqlite.org/fileformat2.html#walformat>.
+
+use std::fs::File;
+use std::io::{BufReader, ErrorKind, Read};
+use std::path::Path;
+
+const HEADER_BYTES: usize = 32;
+const FRAME_HEADER_BYTES: usize = 24;
+/// The magic number; the lowest bit says in which order the bytes are summed up.
+const MAGIC: u32 = 0x377f_0682;
+const PAGE_BYTES: std::ops::RangeInclusive<usize> = 512..=65_536;
+/// Where the header does not say it.
+const PAGE_BYTES_DEFAULT: usize = 4_096;
+
+type Sum = (u32, u32);
+
+/// Where a log is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Damage {
+    /// The first frame that does not check, from 1; 0 for the header.
+    pub(super) frame: u64,
+}
+
+/// Looks a log over that nobody has open. A log that is not there has nothing to be damaged.
+pub(super) fn find(log: &Path) -> std::io::Result<Option<Damage>> {
+    let file = match File::open(log) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    scan(BufReader::with_capacity(1 << 20, file))
+}
+
+/// The header, as far as it can be trusted.
+struct Header {
+    page_bytes: usize,
+    is_big_endian: bool,
+    /// What every frame of this log bears, and the sum on which the first one builds.
+    valid: Option<([u8; 8], Sum)>,
+}
+
+impl Header {
+    fn read(bytes: &[u8; HEADER_BYTES]) -> Self {
+        let (magic, page_bytes) = (word(bytes, 0), word(bytes, 8) as usize);
+        let is_big_endian = magic == MAGIC | 1;
+        let sum = summed((0, 0), &bytes[..24], is_big_endian);
+        let fits = PAGE_BYTES.contains(&page_bytes) && page_bytes.is_power_of_two();
+        let holds = magic & !1 == MAGIC && fits && sum == (word(bytes, 24), word(bytes, 28));
+        let mut salts = [0; 8];
+        salts.copy_from_slice(&bytes[16..24]);
+        Self {
+            page_bytes: if fits { page_bytes } else { PAGE_BYTES_DEFAULT },
+            is_big_endian,
+            valid: holds.then_some((salts, sum)),
+        }
+    }
+}
+
+fn scan(mut log: impl Read) -> std::io::Result<Option<Damage>> {
+    let mut bytes = [0; HEADER_BYTES];
+    if !fill(&mut log, &mut bytes)? || bytes == [0; HEADER_BYTES] {
+        return Ok(None); // not begun
+    }
+    let header = Header::read(&bytes);
+    let mut salts = header.valid.map(|(salts, _)| salts);
+    // What SQLite reads builds on this; `None` once something did not check.
+    let mut base = header.valid.map(|(_, sum)| sum);
+    let mut damage = Damage { frame: 0 };
+    // Of the frame before: the sum that it bears, or should bear, and whether it ends a commit. It need
+    // not check itself: a frame that builds on its sum shows that it was of this log.
+    let (mut before, mut is_after_commit) = (Vec::new(), false);
+    let mut frame = vec![0; FRAME_HEADER_BYTES + header.page_bytes];
+    for number in 1.. {
+        if !fill(&mut log, &mut frame)? {
+            return Ok(None);
+        }
+        let (head, page) = frame.split_at(FRAME_HEADER_BYTES);
+        let salts = *salts.get_or_insert_with(|| {
+            let mut first = [0; 8];
+            first.copy_from_slice(&head[8..16]);
+            first
+        });
+        let is_of_this_log = word(head, 0) != 0 && head[8..16] == salts;
+        let is_commit = word(head, 4) != 0;
+        let borne = (word(head, 16), word(head, 20));
+        let from = |sum: Sum| {
+            let sum = summed(sum, &head[..8], header.is_big_endian);
+            summed(sum, page, header.is_big_endian)
+        };
+        let builds_on = |sum: &Sum| is_of_this_log && from(*sum) == borne;
+        if let Some(sum) = base {
+            if builds_on(&sum) {
+                base = Some(borne);
+                continue;
+            }
+            base = None;
+            damage.frame = number;
+            before = vec![borne, from(sum)];
+        } else {
+            if is_after_commit && before.iter().any(builds_on) {
+                return Ok(Some(damage));
+            }
+            before = vec![borne];
+        }
+        is_after_commit = is_commit;
+    }
+    Ok(None)
+}
+
+/// Reads exactly as much; `false` at the end, even if a part was there.
+fn fill(log: &mut impl Read, into: &mut [u8]) -> std::io::Result<bool> {
+    match log.read_exact(into) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_be_bytes(word)
+}
+
+/// The log's checksum, continued over `bytes`, whose number is a multiple of eight.
+fn summed((mut one, mut two): Sum, bytes: &[u8], is_big_endian: bool) -> Sum {
+    let number = |bytes: &[u8]| {
+        let mut word = [0; 4];
+        word.copy_from_slice(bytes);
+        match is_big_endian {
+            true => u32::from_be_bytes(word),
+            false => u32::from_le_bytes(word),
+        }
+    };
+    for pair in bytes.chunks_exact(8) {
+        one = one.wrapping_add(number(&pair[..4])).wrapping_add(two);
+        two = two.wrapping_add(number(&pair[4..])).wrapping_add(one);
+    }
+    (one, two)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rusqlite::Connection;
+
+    use super::*;
+
+    fn open(path: &Path) -> Connection {
+        let conn = Connection::open(path).expect("opened");
+        let set = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; \
+                   PRAGMA cache_size = 8; CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, x BLOB)";
+        conn.execute_batch(set).expect("set");
+        conn
+    }
+
+    fn write(conn: &Connection, rows: u32, ends: &str) {
+        conn.execute_batch("BEGIN IMMEDIATE").expect("begun");
+        for _ in 0..rows {
+            conn.execute("INSERT INTO t (x) VALUES (randomblob(700))", [])
+                .expect("written");
+        }
+        conn.execute_batch(ends).expect("ended");
+    }
+
+    fn log(path: &Path) -> Vec<u8> {
+        std::fs::read(path.with_extension("db-wal")).expect("the log")
+    }
+
+    /// Frames up to the end of the last commit, as SQLite counts them.
+    fn frames(conn: &Connection) -> u64 {
+        let count: i64 = conn
+            .query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get(1))
+            .expect("a count");
+        count as u64
+    }
+
+    fn found(log: &[u8]) -> Option<Damage> {
+        scan(log).expect("read")
+    }
+
+    #[test]
+    fn a_log_that_is_sound_cut_off_or_begun_anew_is_not_damaged() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("t.db");
+        let conn = open(&path);
+        assert_eq!(
+            find(&path.with_extension("db-nothing")).expect("read"),
+            None
+        );
+        for rows in [1, 40, 3, 200, 1] {
+            write(&conn, rows, "COMMIT");
+            // Larger than its cache, so that it comes to the log before it is undone.
+            write(&conn, 100, "ROLLBACK");
+            write(&conn, 1, "COMMIT");
+        }
+        let whole = log(&path);
+        assert_eq!(found(&whole), None);
+        assert_eq!(
+            found(&[&whole[..], &[0; 100_000]].concat()),
+            None,
+            "zeros behind it"
+        );
+        for end in (0..whole.len()).step_by(1_000) {
+            assert_eq!(found(&whole[..end]), None, "cut at {end}");
+            // The file may have its size before it has its content.
+            let mut torn = whole.clone();
+            torn[end..].fill(0);
+            assert_eq!(found(&torn), None, "zeros from {end}");
+        }
+        // The next round overwrites what is there, and what is left of this one fits it no more.
+        for round in 0..20 {
+            let mut anew = "PRAGMA wal_checkpoint(RESTART)".to_owned();
+            anew.push_str(if round % 2 == 0 {
+                "; BEGIN; COMMIT"
+            } else {
+                ""
+            });
+            conn.execute_batch(&anew).expect("begun anew");
+            write(&conn, 1 + round % 7, "COMMIT");
+            assert_eq!(found(&log(&path)), None);
+        }
+        assert_eq!(
+            found(b"no log at all, but longer than a header would be, and than a page"),
+            None
+        );
+        assert_eq!(found(&[0xa5; 20_000]), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+
+        /// A write that a power cut left incomplete, whichever of its blocks came to the disk, is no
+        /// damage; a flipped bit is, unless it is in what was written last.
+        #[test]
+        fn one_bit_in_what_was_synced_is_found_and_a_torn_last_write_is_not(
+            sizes in prop::collection::vec((1u32..30, any::<bool>()), 2..12),
+            at in any::<prop::sample::Index>(),
+            bit in 0u8..8,
+            lost in prop::collection::vec(any::<bool>(), 200),
+        ) {
+            let dir = tempfile::tempdir().expect("a directory");
+            let path = dir.path().join("t.db");
+            let conn = open(&path);
+            let (mut earlier, mut last) = (0, frames(&conn));
+            for (rows, is_undone) in sizes {
+                if is_undone {
+                    write(&conn, 60, "ROLLBACK");
+                }
+                write(&conn, rows, "COMMIT");
+                (earlier, last) = (last, frames(&conn));
+            }
+            let whole = log(&path);
+            let size = FRAME_HEADER_BYTES + PAGE_BYTES_DEFAULT;
+            let place = |frame: u64| HEADER_BYTES + frame as usize * size;
+            prop_assert_eq!(found(&whole), None);
+
+            let mut torn = whole.clone();
+            for (block, is_lost) in torn[place(earlier)..place(last)].chunks_mut(512).zip(lost.iter().cycle()) {
+                if *is_lost {
+                    block.fill(0);
+                }
+            }
+            prop_assert_eq!(found(&torn), None);
+
+            let at = at.index(place(earlier));
+            let mut flipped = whole;
+            flipped[at] ^= 1 << bit;
+            // A commit that seems to be none, with one more behind it, may be a write that was cut off.
+            let is_unmade = |at: usize| flipped[at..at + 4] == [0; 4];
+            prop_assume!(earlier == 0 || !is_unmade(place(earlier - 1) + 4));
+            let frame = at.checked_sub(HEADER_BYTES).map_or(0, |at| (at / size) as u64 + 1);
+            let expected = Some(Damage { frame });
+            prop_assert_eq!(found(&flipped), expected, "byte {} of {}, commits to {} and {}", at, place(last), earlier, last);
+        }
+    }
+}
