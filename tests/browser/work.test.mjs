@@ -326,6 +326,8 @@ describe('what works for the shop', { concurrency: false }, () => {
     await page.getByLabel('Cron expression').fill('61 3 * * *');
     await field('Time zone').fill('Asia/Shanghaj');
     await field('Task').selectOption('verify_stock');
+    await says('It takes no arguments.');
+    assert.equal(await page.getByLabel('Arguments').count(), 0);
     await button('Create').click();
     await page.getByText(/Shanghaj/).filter({ hasText: 'did you mean Asia/Shanghai' }).waitFor();
     await field('Time zone').fill('Asia/Shanghai');

@@ -67,7 +67,7 @@ function Fields({ schedule, onDone, onCancel, types }: FormProps & { types: Task
       ...(hasTask && {
         ...(differs('task', textOf(data, 'task')) && { task: textOf(data, 'task') }),
         ...(typed('queue') && differs('queue', textOf(data, 'queue')) && { queue: textOf(data, 'queue') }),
-        ...(textOf(data, 'args') !== (schedule && jsonText(schedule.args)) && { args: jsonOf(data, 'args') ?? {} }),
+        ...((textOf(data, 'args') || '{}') !== (schedule && jsonText(schedule.args)) && { args: jsonOf(data, 'args') ?? {} }),
         ...number('priority'),
         ...number('max_attempts'),
         ...number('timeout_seconds'),
@@ -134,7 +134,7 @@ function Fields({ schedule, onDone, onCancel, types }: FormProps & { types: Task
       {hasTask && (
         <>
           <TaskChoice types={types} name="task" chosen={chosen} onChoose={choose} other={schedule?.task} />
-          <ArgsField text={args} />
+          <ArgsField text={args} type={type} />
           <Field name="queue" label={t('queue')} hint={t('schedule_queue_hint')} isOptional>
             <input type="text" autocomplete="off" maxLength={100} defaultValue={schedule?.queue} />
           </Field>

@@ -51,7 +51,7 @@ function TaskForm({ types }: { types: TaskType[] }) {
   return (
     <Form class="card form" submit={t('enqueue')} onSubmit={send} onCancel={() => go('/tasks')}>
       <TaskChoice types={types} name="name" chosen={chosen} onChoose={choose} />
-      <ArgsField text={skeletonOf(type)} />
+      <ArgsField text={skeletonOf(type)} type={type} />
       {!type && (
         <Field name="queue" label={t('queue')} hint={t('queue_hint')}>
           <input type="text" autocomplete="off" maxLength={100} required defaultValue="default" />

@@ -116,10 +116,14 @@ export function skeletonOf(type: TaskType | undefined): string {
   return needed.length === 0 ? '{}' : jsonText(Object.fromEntries(needed));
 }
 
+function fieldsOf(type: TaskType): [string, Schema][] {
+  return Object.entries((type.args_schema as Schema).properties ?? {});
+}
+
 /** What a built-in task does and takes. */
 export function TypeHelp({ type }: { type: TaskType }) {
   const schema = type.args_schema as Schema;
-  const fields = Object.entries(schema.properties ?? {});
+  const fields = fieldsOf(type);
   return (
     <div class="full help">
       <p class="quiet">{aboutOf(type.name, type.about)}</p>
@@ -202,8 +206,9 @@ export function TaskChoice({ types, name, chosen, onChoose, other }: TaskChoiceP
   );
 }
 
-/** Arguments as JSON, begun with what the task needs. */
-export function ArgsField({ text }: { text: string }) {
+/** Arguments as JSON, begun with what the task needs; nothing for one that takes none. */
+export function ArgsField({ text, type }: { text: string; type: TaskType | undefined }) {
+  if (type && fieldsOf(type).length === 0) return null;
   return (
     <Field name="args" label={t('args')} hint={t('json_hint')} class="full">
       <textarea key={text} class="code" rows={Math.min(12, Math.max(4, text.split('\n').length))} spellcheck={false} defaultValue={text} />
