@@ -10,6 +10,9 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::clock::Stopwatch;
 
 /// Why a data directory can't be used; each message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +56,11 @@ pub enum DirError {
 
 /// What a process that ended left in the lock file for the time between opening and closing.
 const OPEN: &str = "open";
+
+/// How long the lock may be another's: a command that reads what an unclean stop left has it for a
+/// moment ([`left_behind`]).
+const LOCK_WAIT: Duration = Duration::from_millis(500);
+const LOCK_STEP: Duration = Duration::from_millis(10);
 
 /// A data directory that this process holds.
 #[derive(Debug)]
@@ -109,7 +117,13 @@ impl DataDir {
             .open(&path)
             .map_err(|error| unusable(&path, error))?;
         let mut holder = String::new();
-        match lock.try_lock() {
+        let watch = Stopwatch::start();
+        let mut taken = lock.try_lock();
+        while matches!(taken, Err(TryLockError::WouldBlock)) && watch.elapsed() < LOCK_WAIT {
+            std::thread::sleep(LOCK_STEP);
+            taken = lock.try_lock();
+        }
+        match taken {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let read = lock.read_to_string(&mut holder);
@@ -244,4 +258,14 @@ impl Drop for DataDir {
             tracing::warn!(%error, "the stop could not be noted in the lock file");
         }
     }
+}
+
+/// The lock of a directory whose last process did not end in order and which nobody has by now; while
+/// it is held, nobody opens that. `None` otherwise, and where it can't be told.
+pub(super) fn left_behind(root: &Path) -> Option<File> {
+    let mut lock = File::open(root.join("onrush.lock")).ok()?;
+    lock.try_lock_shared().ok()?;
+    let mut holder = String::new();
+    lock.read_to_string(&mut holder).ok()?;
+    (!holder.trim().is_empty()).then_some(lock)
 }

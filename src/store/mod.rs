@@ -219,18 +219,29 @@ impl Store {
         }
     }
 
+    /// The same, for whoever only reads: nobody may have the database, and its last process must not
+    /// have ended in order.
+    fn check_what_was_left(path: &Path) -> Result<(), StoreError> {
+        match path.parent().and_then(dir::left_behind) {
+            Some(_held) => Self::check_log(path),
+            None => Ok(()),
+        }
+    }
+
     /// Opens an existing database for reading alone, beside a process that serves it.
     pub fn read_alone<T, E: From<StoreError>>(
         path: &Path,
         settings: &Database,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
+        Self::check_what_was_left(path).map_err(E::from)?;
         read_alone(path, settings, &Statements::new(settings), None, work)
     }
 
     /// Writes a copy of the database at `path`, of one consistent moment and beside its server if
     /// need be, to `target`, which must not exist.
     pub fn copy_alone(path: &Path, settings: &Database, target: &Path) -> Result<(), StoreError> {
+        Self::check_what_was_left(path)?;
         migrate::check_header(path)?;
         let pool = sqlite::open_readers(
             path,

@@ -260,6 +260,12 @@ fn a_flipped_bit_in_the_log_is_refused_or_costs_the_last_write_alone() {
                 ended.assert_refusal(69, "commits stand behind that");
                 ended.assert_refusal(69, "remove onrush.lock");
                 refusals += 1;
+                let (status, _) = launch.run(&["stock", "verify"], "");
+                assert_eq!(
+                    status.code(),
+                    Some(69),
+                    "{what}: a command that reads is refused"
+                );
                 fs::remove_file(dir.join("onrush.lock")).expect("removed");
                 (launch.start(), fixture.buyers.len())
             }
