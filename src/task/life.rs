@@ -275,10 +275,26 @@ pub fn complete(
     attempt: u32,
     result: Option<&str>,
 ) -> Result<Changes, TaskError> {
+    match sql::ending(tx, id, attempt)? {
+        Some(ended) => complete_found(tx, now, rules, id, attempt, ended, result),
+        None => Err(refusal(tx, id, attempt)?),
+    }
+}
+
+/// [`complete`] for whoever has read the row in this transaction.
+pub(super) fn complete_found(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    rules: &config::Tasks,
+    id: TaskId,
+    attempt: u32,
+    ended: Ended,
+    result: Option<&str>,
+) -> Result<Changes, TaskError> {
     let default = i64::try_from(rules.result_seconds).unwrap_or(i64::MAX);
-    let Some(ended) = sql::complete(tx, now, id, attempt, result, default)? else {
+    if !sql::complete(tx, now, id, attempt, ended.followers, result, default)? {
         return Err(refusal(tx, id, attempt)?);
-    };
+    }
     let mut changes = Changes::default();
     settle(tx, now, id, ended, TaskState::Completed, &mut changes)?;
     fail::fail_point!("task.completed");

@@ -652,42 +652,46 @@ pub(super) fn finish_waiting(
     )
 }
 
-/// Read first, as [`start`] does.
+/// What is left of a run when it ends: for [`complete`], which only changes what is still so, as
+/// [`start`] does.
+pub(super) fn ending(
+    tx: &mut Tx<'_>,
+    id: TaskId,
+    attempt: u32,
+) -> Result<Option<Ended>, StoreError> {
+    tx.row(
+        sql!(
+            "SELECT name, queue, attempted_at, lock_key, batch_id, followers FROM tasks \
+             WHERE id = $1 AND attempt = $2 AND state = 'running'"
+        ),
+        &[(&id.text()).into(), attempt.into()],
+        |row| ended(row, true),
+    )
+}
+
+/// Notes that a run succeeded; `false` if it is over, or more wait for it.
 pub(super) fn complete(
     tx: &mut Tx<'_>,
     now: Timestamp,
     id: TaskId,
     attempt: u32,
+    followers: u32,
     result: Option<&str>,
     result_seconds: i64,
-) -> Result<Option<Ended>, StoreError> {
-    let id_text = id.text();
-    let found = tx.row(
-        sql!(
-            "find",
-            "SELECT name, queue, attempted_at, lock_key, batch_id, followers FROM tasks \
-             WHERE id = $1 AND attempt = $2 AND state = 'running'"
-        ),
-        &[(&id_text).into(), attempt.into()],
-        |row| ended(row, true),
-    )?;
-    let Some(ended) = found else {
-        return Ok(None);
-    };
-    let is_completed = tx.execute(
+) -> Result<bool, StoreError> {
+    Ok(tx.execute(
         sql!("UPDATE tasks SET state = 'completed', finished_at = $3, result = $4, result_expires_at = \
          CASE WHEN $4 IS NULL THEN NULL ELSE $3 + COALESCE(result_seconds, $5) * 1000000 END, \
          error = NULL, lease_expires_at = NULL WHERE id = $1 AND attempt = $2 AND state = 'running' AND followers = $6"),
         &[
-            (&id_text).into(),
+            (&id.text()).into(),
             attempt.into(),
             now.into(),
             result.into(),
             result_seconds.min(i64::from(u32::MAX)).into(),
-            ended.followers.into(),
+            followers.into(),
         ],
-    )? == 1;
-    Ok(is_completed.then_some(ended))
+    )? == 1)
 }
 
 /// What deciding about a failed run takes.

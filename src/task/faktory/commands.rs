@@ -23,10 +23,10 @@ use crate::config::ms;
 use crate::store::{StoreError, Tx};
 use crate::task::enqueue::{add_to_batch, open_batch, seal_batch};
 use crate::task::handler::{DEFAULT_QUEUE, queue_name};
-use crate::task::life::plus_ms;
+use crate::task::life::{complete_found, plus_ms};
 use crate::task::{
     AttemptOutcome, Changes, Enqueued, Failure, LogLevel, NewTask, Started, TaskError, TaskState,
-    append_logs, complete, enqueue, fail, progress,
+    append_logs, enqueue, fail, progress,
 };
 
 /// Lines of a backtrace that are kept at most.
@@ -348,7 +348,9 @@ impl Session {
             .tasks
             .change(move |tx| match running(tx, &asked, &worker)? {
                 Ok(found) => {
-                    let changes = complete(tx, now, &rules, found.id, found.attempt, None)?;
+                    let (id, attempt) = (found.id, found.attempt);
+                    let changes =
+                        complete_found(tx, now, &rules, id, attempt, found.ending(), None)?;
                     Ok((Ended::Done, changes))
                 }
                 Err(other) => Ok((other, Changes::default())),

@@ -3,6 +3,7 @@
 use crate::clock::Timestamp;
 use crate::sql;
 use crate::store::{Row, StoreError, Tx};
+use crate::task::life::Ended;
 use crate::task::{TaskId, TaskState};
 
 /// A job as an answer to it needs it.
@@ -15,6 +16,26 @@ pub(super) struct Found {
     pub(super) metadata: Option<String>,
     pub(super) lease_expires_at: Option<Timestamp>,
     pub(super) attempted_at: Option<Timestamp>,
+    name: String,
+    lock_key: Option<String>,
+    batch_id: Option<String>,
+    followers: u32,
+}
+
+impl Found {
+    /// What is left of its run when that ends.
+    pub(super) fn ending(self) -> Ended {
+        Ended {
+            name: self.name,
+            queue: self.queue,
+            was_running: true,
+            started_at: self.attempted_at,
+            lock_key: self.lock_key,
+            batch_id: self.batch_id,
+            followers: self.followers,
+            place: None,
+        }
+    }
 }
 
 fn found(row: &Row<'_>) -> Result<Found, StoreError> {
@@ -27,21 +48,30 @@ fn found(row: &Row<'_>) -> Result<Found, StoreError> {
         metadata: row.get(5)?,
         lease_expires_at: row.get(6)?,
         attempted_at: row.get(7)?,
+        name: row.get(8)?,
+        lock_key: row.get(9)?,
+        batch_id: row.get(10)?,
+        followers: row.get(11)?,
     })
 }
 
 /// The job of this id: the one that it came with, or the task's own if it came with none.
 pub(super) fn find(tx: &mut Tx<'_>, jid: &str) -> Result<Option<Found>, StoreError> {
     let by_jid = tx.row(
-        sql!("by_jid", "SELECT id, attempt, state, queue, worker, metadata, lease_expires_at, attempted_at FROM tasks \
-         WHERE external_id = $1"),
+        sql!(
+            "by_jid",
+            "SELECT id, attempt, state, queue, worker, metadata, lease_expires_at, attempted_at, \
+         name, lock_key, batch_id, followers FROM tasks \
+         WHERE external_id = $1"
+        ),
         &[jid.into()],
         found,
     )?;
     match (by_jid, jid.parse::<TaskId>()) {
         (Some(job), _) => Ok(Some(job)),
         (None, Ok(id)) => tx.row(
-            sql!("by_id", "SELECT id, attempt, state, queue, worker, metadata, lease_expires_at, attempted_at FROM tasks \
+            sql!("by_id", "SELECT id, attempt, state, queue, worker, metadata, lease_expires_at, attempted_at, \
+         name, lock_key, batch_id, followers FROM tasks \
              WHERE id = $1 AND external_id IS NULL"),
             &[id.to_string().as_str().into()],
             found,
