@@ -303,7 +303,12 @@ impl Tasks {
             answer,
             promise,
         };
-        (starter, Starting { done, started })
+        let starting = Starting {
+            tasks: self.clone(),
+            done,
+            started,
+        };
+        (starter, starting)
     }
 
     /// Asks for up to `most` tasks; the answer comes when there is at least one,
@@ -380,7 +385,7 @@ impl Tasks {
         running
     }
 
-    /// Gives runs back that nobody will do. On the writer's thread, so it only begins it.
+    /// Gives runs back that nobody will do. On any thread, the writer's as well, so it only begins it.
     fn release_all(&self, starts: Vec<Started>) {
         if starts.is_empty() {
             return;
@@ -602,8 +607,10 @@ impl Starter {
     }
 }
 
-/// Whoever waits for a [`Starter`].
+/// Whoever waits for a [`Starter`]. When it is dropped before it took what was started, that is handed
+/// back.
 struct Starting {
+    tasks: Tasks,
     done: Promised<Starts, TaskError>,
     started: oneshot::Receiver<Vec<Started>>,
 }
@@ -618,6 +625,15 @@ impl Starting {
             (_, Ok(started)) => Ok(started),
             (Err(error), Err(_)) => Err(error),
             (Ok(_), Err(_)) => Err(TaskError::Stopped),
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.started.close();
+        if let Ok(unclaimed) = self.started.try_recv() {
+            self.tasks.release_all(unclaimed);
         }
     }
 }
@@ -688,7 +704,10 @@ fn count(metrics: &Metrics, registry: &Registry, changes: &Changes) {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::task::TaskState;
 
     const LEASE_MS: i64 = 60_000;
 
@@ -795,6 +814,29 @@ mod tests {
         let started = world.fetch(Duration::from_secs(60)).await;
         let started = started.expect("the task");
         assert_eq!((started.id, started.attempt), (id, 1), "never begun before");
+        world.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_task_whose_asker_went_away_after_its_start_is_handed_back() {
+        let world = World::open();
+        let id = world.enqueue().await;
+        world.until(1, 0).await;
+        let mut fetch = Box::pin(world.fetch(Duration::from_secs(60)));
+        // It asks, and is never looked at again.
+        assert!(fetch.as_mut().now_or_never().is_none());
+        let is_running = || {
+            let state = move |tx: &mut Tx<'_>| sql::state(tx, id);
+            let state = world.tasks.store().read_blocking(state).expect("a row");
+            state.is_some_and(|(state, _)| state == TaskState::Running)
+        };
+        while !is_running() {
+            tokio::task::yield_now().await;
+        }
+        drop(fetch);
+        let started = world.fetch(Duration::from_secs(60)).await;
+        let started = started.expect("the task");
+        assert_eq!((started.id, started.attempt), (id, 2));
         world.close().await;
     }
 }
