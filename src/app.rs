@@ -113,20 +113,28 @@ pub fn open_data(settings: &Settings) -> anyhow::Result<OpenData> {
 fn open(settings: &Settings, metrics: &Metrics) -> anyhow::Result<OpenData> {
     let dir = DataDir::open(&settings.data.dir)?;
     let path = dir.database();
-    if !dir.was_clean() {
-        Store::check_log(&path).map_err(|error| match error {
-            StoreError::Corrupt(_) => anyhow::anyhow!(
+    match Store::check_log(&path) {
+        Ok(()) => {}
+        Err(StoreError::Corrupt(what)) if dir.was_clean() => {
+            // Somebody removed the lock file, as they were told.
+            tracing::warn!(what, "the start goes on without those commits");
+            Store::fold_log(&path)?;
+        }
+        Err(error @ StoreError::Corrupt(_)) => {
+            anyhow::bail!(
                 "{}; or go on without those commits: remove onrush.lock, and start",
                 damaged(error, &dir)
-            ),
-            other => other.into(),
-        })?;
-        if !Store::check(&path, CHECK_AT_START).map_err(|error| damaged(error, &dir))? {
-            tracing::info!(
-                "the last stop was not orderly; the database is being checked while it serves"
             );
-            check_behind(path.clone())?;
         }
+        Err(error) => return Err(error.into()),
+    }
+    if !dir.was_clean()
+        && !Store::check(&path, CHECK_AT_START).map_err(|error| damaged(error, &dir))?
+    {
+        tracing::info!(
+            "the last stop was not orderly; the database is being checked while it serves"
+        );
+        check_behind(path.clone())?;
     }
     let store = Store::open(&path, &settings.database, metrics.clone(), |error| {
         tracing::error!(%error, "the disk failed under a commit; ending so that a new start can recover");

@@ -253,6 +253,12 @@ fn add_zeros(file: &mut File, bytes: u64) -> std::io::Result<bool> {
     Ok(end + ZEROS.len() as u64 >= bytes)
 }
 
+/// Folds all of the log into the database and empties it; for a database that nobody has open.
+pub(super) fn fold(database: &Path) -> Result<(), StoreError> {
+    let conn = sqlite::open_checkpointer(database)?;
+    checkpoint(&conn, "TRUNCATE").map(|_| ())
+}
+
 pub(super) fn log_of(database: &Path) -> PathBuf {
     let mut log = database.as_os_str().to_owned();
     log.push("-wal");

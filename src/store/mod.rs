@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
+use tokio::sync::oneshot;
 
 pub use dir::{DataDir, DirError, database_in};
 pub use statement::Sql;
@@ -32,7 +33,6 @@ use crate::monitor::Metrics;
 use crate::monitor::statements::{Called, Statements, caller};
 use checkpoint::{Checkpointer, LogFile};
 use damage::Damage;
-use tokio::sync::oneshot;
 use writer::{Answer, OnFatal, Writer};
 
 /// What can go wrong with the database, as far as a caller can act on it.
@@ -204,7 +204,7 @@ impl Store {
         sqlite::quick_check(path, budget)
     }
 
-    /// Looks over the write-ahead log that an unclean stop left, before anybody opens the database:
+    /// Looks over the write-ahead log that was left, before anybody opens the database:
     /// [`StoreError::Corrupt`] if commits that were synced stand behind a damaged place in it, where
     /// SQLite does not read them.
     pub fn check_log(path: &Path) -> Result<(), StoreError> {
@@ -219,7 +219,14 @@ impl Store {
         }
     }
 
-    /// The same, for whoever only reads: nobody may have the database, and its last process must not
+    /// Folds what can be read of the log into the database and empties it, so that what lies behind a
+    /// damaged place is not found again once new commits have been written before it.
+    pub fn fold_log(path: &Path) -> Result<(), StoreError> {
+        migrate::check_header(path)?;
+        checkpoint::fold(path)
+    }
+
+    /// [`Store::check_log`] for whoever only reads: nobody may have the database, and its last process must not
     /// have ended in order.
     fn check_what_was_left(path: &Path) -> Result<(), StoreError> {
         match path.parent().and_then(dir::left_behind) {

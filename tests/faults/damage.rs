@@ -288,8 +288,14 @@ fn a_flipped_bit_in_the_log_is_refused_or_costs_the_last_write_alone() {
         assert!(kept.is_sorted_by(|a, b| a >= b), "{what}: {kept:?}");
         let gone = kept.iter().filter(|is_kept| !**is_kept).count();
         assert!(gone <= spared, "{what}: {gone} claims are gone");
+        // What lay behind the damage is not found again behind what was written since.
+        let late = serde_json::json!({"email": "late@example.com", "name": "Late",
+            "password": "a long enough password"});
+        let made = client.post("/api/v1/auth/register", "", &late);
+        assert_eq!(made.expect("an answer").status, 201, "{what}");
         let ended = server.kill();
         assert!(!ended.log.contains("panicked"), "{what}: {ended:?}");
+        launch.start().kill().assert_killed();
     }
     assert!(refusals > 0, "seed {seed}: none was in the way of others");
 }
