@@ -225,7 +225,7 @@ pub(super) async fn hold(
         }
     };
     show(common, &card)?;
-    let broken = card.broken();
+    let broken = card.broken;
     if exit || broken.is_some() {
         app.stop().await;
     } else {
@@ -300,7 +300,7 @@ async fn sell(app: &App, sale: &Sale, crowd: &Crowd, quiet: bool) -> Result<Card
         Store::read_alone::<_, StoreError>(&path, &settings, |tx| stock::verify(tx, |_| Ok(())))
     })
     .await??;
-    rehearsal::add_verdict(&mut card, &verdict);
+    card.conclude(&verdict);
     Ok(card)
 }
 
@@ -322,13 +322,18 @@ fn show(common: &Common, card: &Card) -> Outcome {
     );
     row("oversold", card.oversold.to_string());
     row("accepted but lost", card.accepted_lost.to_string());
+    row("doubled and granted twice", card.doubled.to_string());
     row(
         "attempts",
         format!("{} in {:.2} s", card.attempts, card.seconds),
     );
+    // These lines add up to the attempts.
+    row("  accepted", card.accepted.to_string());
+    row("  answered again", card.replayed.to_string());
     for (code, count) in &card.refused {
-        row(&format!("refused: {code}"), count.to_string());
+        row(&format!("  refused: {code}"), count.to_string());
     }
+    row("  unanswered", card.unanswered.to_string());
     row(
         "stock ledger",
         if card.ledger_ok {
@@ -344,6 +349,13 @@ fn show(common: &Common, card: &Card) -> Outcome {
     row(
         "p50 / p99",
         format!("{:.1} ms / {:.1} ms", card.p50_ms, card.p99_ms),
+    );
+    row(
+        "verdict",
+        match &card.broken {
+            None => "kept: every promise held".to_owned(),
+            Some(promise) => format!("BROKEN: {promise}"),
+        },
     );
     print(&table.to_string());
     Ok(())

@@ -396,7 +396,11 @@ impl FlashSaleApi {
             .transpose()?;
         let result = self.decide(caller, sale_id, quantity, key).await;
         let outcome = match &result {
-            Ok(_) => "accepted",
+            Ok(claimed) if claimed.is_replay() => "replayed",
+            Ok(_) => {
+                self.metrics.orders_created_total.inc();
+                "accepted"
+            }
             Err(problem) => problem.code(),
         };
         self.metrics

@@ -43,9 +43,9 @@ pub struct Plan {
 /// What the buyers have done so far.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Requests answered.
+    /// Requests sent.
     pub attempts: AtomicU64,
-    /// Of them 201.
+    /// Claims granted, each counted once.
     pub accepted: AtomicU64,
 }
 
@@ -58,10 +58,12 @@ pub struct Card {
     pub sold: i64,
     /// Units left, by the row.
     pub remaining: i64,
-    /// Requests answered.
+    /// Requests sent: `accepted` and `replayed` and `unanswered` and all of `refused`.
     pub attempts: u64,
     /// Claims that were answered 201, each counted once.
     pub accepted: u64,
+    /// Requests that got the answer of the accepted claim before them, under the same key.
+    pub replayed: u64,
     /// Units sold beyond the allotment: must be 0.
     pub oversold: i64,
     /// Accepted claims without an order: must be 0.
@@ -84,13 +86,39 @@ pub struct Card {
     pub p50_ms: f64,
     /// The 99th of 100.
     pub p99_ms: f64,
+    /// What all of it comes to.
+    pub verdict: Verdict,
+    /// The promise that broke, if one did.
+    pub broken: Option<String>,
     #[serde(skip)]
     units_may_return: bool,
 }
 
+/// What a card comes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// A promise broke, or the promises were not looked at yet.
+    #[default]
+    Broken,
+    /// Every promise was kept.
+    Kept,
+}
+
 impl Card {
+    /// Adds what the stock ledger says, and with it the verdict.
+    pub fn conclude(&mut self, ledger: &stock::Verdict) {
+        self.ledger_ok = ledger.problems_total == 0;
+        self.drift_units = ledger.drift_units;
+        self.broken = self.find_broken();
+        self.verdict = match self.broken {
+            Some(_) => Verdict::Broken,
+            None => Verdict::Kept,
+        };
+    }
+
     /// The promise that broke, if one did.
-    pub fn broken(&self) -> Option<String> {
+    fn find_broken(&self) -> Option<String> {
         if self.oversold > 0 {
             return Some(format!("{} units were sold too often", self.oversold));
         }
@@ -118,16 +146,24 @@ impl Card {
                 self.remaining
             ));
         }
-        let accepted = i64::try_from(self.accepted).unwrap_or(i64::MAX);
-        let differs = if self.units_may_return {
-            self.sold > accepted
-        } else {
-            self.sold != accepted
+        // A claim whose answer was lost may have been granted; what was granted may have come back.
+        let count = |requests: u64| i64::try_from(requests).unwrap_or(i64::MAX);
+        let most = count(self.accepted.saturating_add(self.unanswered));
+        let least = match self.units_may_return {
+            true => 0,
+            false => count(self.accepted),
         };
-        if differs && self.unanswered == 0 {
+        if !(least..=most).contains(&self.sold) {
             return Some(format!(
                 "{} units are sold, but {} claims were accepted",
                 self.sold, self.accepted
+            ));
+        }
+        let outcomes = self.accepted + self.replayed + self.unanswered;
+        if outcomes + self.refused.values().sum::<u64>() != self.attempts {
+            return Some(format!(
+                "the answers do not add up to {} attempts",
+                self.attempts
             ));
         }
         None
@@ -137,6 +173,7 @@ impl Card {
 /// What one connection saw.
 struct Seen {
     accepted: BTreeMap<String, i64>,
+    replayed: u64,
     doubled: u64,
     unanswered: u64,
     refused: BTreeMap<String, u64>,
@@ -220,6 +257,7 @@ pub async fn run(plan: Plan, store: &Store, progress: Arc<Progress>) -> anyhow::
         }
         while let Some(seen) = connections.join_next().await {
             let seen = seen??;
+            card.replayed += seen.replayed;
             card.doubled += seen.doubled;
             card.unanswered += seen.unanswered;
             latencies.add(&seen.latencies)?;
@@ -232,7 +270,7 @@ pub async fn run(plan: Plan, store: &Store, progress: Arc<Progress>) -> anyhow::
     card.seconds = watch.elapsed_seconds();
     card.attempts = progress.attempts.load(Ordering::Relaxed);
     card.accepted = accepted.len() as u64;
-    card.requests_per_second = card.attempts as f64 / card.seconds.max(1e-9);
+    card.requests_per_second = latencies.len() as f64 / card.seconds.max(1e-9);
     card.p50_ms = latencies.value_at_quantile(0.5) as f64 / 1_000.0;
     card.p99_ms = latencies.value_at_quantile(0.99) as f64 / 1_000.0;
     let (sale_id, sold_before) = (plan.sale_id, plan.sold_before);
@@ -268,12 +306,6 @@ pub async fn run(plan: Plan, store: &Store, progress: Arc<Progress>) -> anyhow::
 /// One buyer in so many comes late.
 const LATE_COMERS: usize = 20;
 
-/// Adds the ledger's verdict to a card.
-pub fn add_verdict(card: &mut Card, verdict: &stock::Verdict) {
-    card.ledger_ok = verdict.problems_total == 0;
-    card.drift_units = verdict.drift_units;
-}
-
 fn histogram() -> anyhow::Result<Histogram<u64>> {
     Ok(Histogram::new_with_bounds(1, 60_000_000, 3)?)
 }
@@ -287,6 +319,7 @@ async fn buy(
 ) -> anyhow::Result<Seen> {
     let mut seen = Seen {
         accepted: BTreeMap::new(),
+        replayed: 0,
         doubled: 0,
         unanswered: 0,
         refused: BTreeMap::new(),
@@ -309,6 +342,7 @@ async fn buy(
         };
         let mut claims = Vec::new();
         for _ in 0..tries {
+            progress.attempts.fetch_add(1, Ordering::Relaxed);
             let watch = Stopwatch::start();
             let answer = match connection
                 .post(&path, token, keyed.then_some(key.as_str()), "{}")
@@ -323,12 +357,13 @@ async fn buy(
             };
             let micros = u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX);
             seen.latencies.saturating_record(micros);
-            progress.attempts.fetch_add(1, Ordering::Relaxed);
             if answer.status == 201 {
                 let claim: ClaimAnswer = serde_json::from_str(&answer.body)?;
-                progress
-                    .accepted
-                    .fetch_add(u64::from(claims.is_empty()), Ordering::Relaxed);
+                if claims.contains(&claim.claim_id) {
+                    seen.replayed += 1;
+                    continue;
+                }
+                progress.accepted.fetch_add(1, Ordering::Relaxed);
                 claims.push(claim.claim_id.clone());
                 seen.accepted.insert(claim.claim_id, claim.order_id);
             } else {
@@ -339,9 +374,53 @@ async fn buy(
                 *seen.refused.entry(code).or_default() += 1;
             }
         }
-        claims.dedup();
         if keyed {
             seen.doubled += (claims.len() as u64).saturating_sub(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(card: Card) -> Verdict {
+        let mut card = Card {
+            attempts: card.accepted + card.replayed + card.unanswered,
+            ..card
+        };
+        card.conclude(&stock::Verdict::default());
+        assert_eq!(card.broken.is_none(), card.verdict == Verdict::Kept);
+        card.verdict
+    }
+
+    #[test]
+    fn what_is_sold_lies_between_what_was_accepted_and_what_got_no_answer() {
+        let card = |accepted, unanswered, sold, units_may_return| Card {
+            accepted,
+            unanswered,
+            sold,
+            units_may_return,
+            ..Card::default()
+        };
+        for (accepted, unanswered, sold, units_may_return, expected) in [
+            (5, 0, 5, false, Verdict::Kept),
+            (5, 0, 4, false, Verdict::Broken),
+            (5, 0, 6, false, Verdict::Broken),
+            // A claim may have been granted though its answer was lost, but only one for each.
+            (5, 1, 6, false, Verdict::Kept),
+            (5, 1, 7, false, Verdict::Broken),
+            (5, 1, 4, false, Verdict::Broken),
+            // An unpaid unit comes back.
+            (5, 0, 3, true, Verdict::Kept),
+            (5, 0, 6, true, Verdict::Broken),
+        ] {
+            let card = card(accepted, unanswered, sold, units_may_return);
+            assert_eq!(verdict(card.clone()), expected, "{card:?}");
+        }
+        let mut card = card(5, 0, 5, false);
+        card.attempts = 6;
+        card.conclude(&stock::Verdict::default());
+        assert_eq!(card.verdict, Verdict::Broken, "an attempt is missing");
     }
 }

@@ -275,6 +275,11 @@ impl<T> Created<T> {
             content: CreatedContent::Text(text),
         }
     }
+
+    /// Whether it is the answer of an earlier request: nothing was made now.
+    pub fn is_replay(&self) -> bool {
+        self.replayed
+    }
 }
 
 /// Marks an answer that was given before.

@@ -88,9 +88,10 @@ pub struct Handles {
     /// Size of the write-ahead log.
     pub db_wal_bytes: IntGauge,
 
-    /// Orders created.
+    /// Orders created, by claims too. An answer that was given again created none.
     pub orders_created_total: IntCounter,
-    /// Claims of flash sales by outcome: `granted`, `sold_out`, `limit_reached`, ….
+    /// Attempts at claims by outcome: `accepted`, `replayed` (a granted claim's answer, given again
+    /// under its idempotency key), or the code of the refusal: `sold_out`, `limit_reached`, ….
     pub flash_sale_claims_total: IntCounterVec,
     flash_sale_remaining: IntGaugeVec,
     /// Units by which the ledger and the stock differ; must read 0.
@@ -230,11 +231,15 @@ impl Metrics {
                 "Writes waiting for the writer.",
             )?,
             db_wal_bytes: int_gauge(r, "db_wal_bytes", "Size of the write-ahead log.")?,
-            orders_created_total: int_counter(r, "orders_created_total", "Orders created.")?,
+            orders_created_total: int_counter(
+                r,
+                "orders_created_total",
+                "Orders created, by claims too; an answer given again created none.",
+            )?,
             flash_sale_claims_total: int_counter_vec(
                 r,
                 "flash_sale_claims_total",
-                "Claims of flash sales.",
+                "Attempts at claims: accepted, replayed (the answer given again), or why refused.",
                 &["outcome"],
             )?,
             flash_sale_remaining: int_gauge_vec(

@@ -262,7 +262,9 @@ impl OrderApi {
             })
             .await
             .map_err(Problem::from)?;
-        self.metrics.orders_created_total.inc();
+        if !created.is_replay() {
+            self.metrics.orders_created_total.inc();
+        }
         Ok(created)
     }
 

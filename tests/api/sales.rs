@@ -240,3 +240,107 @@ fn the_server_checks_the_ledger_and_tells_what_it_found() {
     shop.wait_until("a check", || metrics().contains("\nstock_drift_units 0"));
     assert!(metrics().contains("\nstock_ledger_problems 0"));
 }
+
+/// A counter's value on `/metrics`; 0 where it has no line.
+fn counted(shop: &Shop, line: &str) -> u64 {
+    let page = shop.get("/metrics").token(&shop.token(Role::Staff)).send();
+    assert_eq!(page.status, 200, "{page:?}");
+    let value = page.body.lines().find_map(|found| {
+        let value = found.strip_prefix(line)?.strip_prefix(' ')?;
+        value.parse().ok()
+    });
+    value.unwrap_or(0)
+}
+
+#[test]
+fn an_answer_given_again_counts_neither_as_a_claim_nor_as_an_order() {
+    let shop = Shop::open();
+    let (staff, anna) = (shop.token(Role::Staff), shop.token(Role::Customer));
+    let product = shop.product(&staff, 10);
+    let claims = |outcome: &str| {
+        counted(
+            &shop,
+            &format!("flash_sale_claims_total{{outcome=\"{outcome}\"}}"),
+        )
+    };
+    let orders = || counted(&shop, "orders_created_total");
+    let sale = shop.sale(&staff, product, 2, json!({}));
+    let path = format!("/api/v1/flash-sales/{sale}/claims");
+    let claim = |token: &str, key: &str| {
+        let ask = shop.post(&path).token(token);
+        ask.header("Idempotency-Key", key).send()
+    };
+    // With a unit left the row knows the key; sold out, the gate has refused before.
+    assert_eq!(claim(&anna, "a").status, 201);
+    assert_eq!(claim(&anna, "a").status, 201);
+    assert_eq!(claim(&shop.token(Role::Customer), "b").status, 201);
+    assert_eq!(claim(&anna, "a").status, 201);
+    let late = claim(&shop.token(Role::Customer), "c");
+    assert_eq!(late.outcome(), "409 sold_out");
+    assert_eq!((claims("accepted"), claims("replayed")), (2, 2));
+    assert_eq!(claims("sold_out"), 1);
+    assert_eq!(orders(), 2, "a claim is an order");
+
+    let body = json!({"items": [{"product_id": product, "quantity": 1}]});
+    for _ in 0..3 {
+        let order = shop.post("/api/v1/orders").token(&anna).json(&body);
+        order.header("Idempotency-Key", "o").send().expect(201);
+    }
+    assert_eq!(orders(), 3);
+}
+
+/// One connection, so that it is known who comes when: of ten buyers two send their request twice.
+#[test]
+fn the_report_card_adds_up_to_the_attempts_and_ends_in_one_verdict() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    let product = shop.product(&staff, 50).to_string();
+    let rehearse = |more: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_onrush"))
+            .arg("--data-dir")
+            .arg(shop.data_dir())
+            .args(["rehearse", "--product", &product, "--units", "20"])
+            .args(["--buyers", "60", "--connections", "1", "--exit"])
+            .args(more)
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        said
+    };
+    let card: serde_json::Value = serde_json::from_str(&rehearse(&["--json"])).expect("a card");
+    let count = |name: &str| card[name].as_u64().expect(name);
+    let refused: u64 = card["refused"]
+        .as_object()
+        .expect("refusals")
+        .values()
+        .map(|count| count.as_u64().expect("a count"))
+        .sum();
+    assert_eq!((count("sold"), count("accepted")), (20, 20), "{card}");
+    assert_eq!(count("replayed"), 4, "{card}");
+    assert_eq!(count("attempts"), 20 + 4 + count("unanswered") + refused);
+    assert_eq!(count("attempts"), 6 * (6 + 4 + 3 + 6));
+    assert_eq!(card["verdict"], "kept");
+    assert_eq!(card["broken"], serde_json::Value::Null);
+
+    let shown = rehearse(&[]);
+    let row = |name: &str| -> u64 {
+        let line = shown.lines().find(|line| line.contains(name)).expect(name);
+        let digits = line.split_once(name).expect("a row").1;
+        let digits = digits.trim_matches(|c: char| !c.is_ascii_digit());
+        let end = digits.find(|c: char| !c.is_ascii_digit());
+        digits[..end.unwrap_or(digits.len())]
+            .parse()
+            .expect("a number")
+    };
+    let outcomes = ["  accepted ", "  answered again ", "  unanswered "];
+    let outcomes: u64 = outcomes.iter().map(|name| row(name)).sum();
+    let refusals: u64 = shown
+        .lines()
+        .filter_map(|line| line.split_once("  refused: "))
+        .map(|(_, rest)| row(rest.split_whitespace().next().expect("a code")))
+        .sum();
+    assert_eq!(outcomes + refusals, row("attempts"), "{shown}");
+    let last = shown.lines().rev().find(|line| line.contains("verdict"));
+    assert!(last.expect("a verdict").contains("kept"), "{shown}");
+}

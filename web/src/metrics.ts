@@ -43,7 +43,9 @@ export function parse(text: string, at: number): Sample {
     const [, name = '', labels = '', text = ''] = match;
     const value = Number(text);
     if (name === 'flash_sale_claims_total') {
-      add(labels.includes('outcome="accepted"') ? 'accepted' : 'refused', value);
+      // An answer given again under its key is neither: its claim was counted when it was granted.
+      if (labels.includes('outcome="accepted"')) add('accepted', value);
+      else if (!labels.includes('outcome="replayed"')) add('refused', value);
     } else {
       add(name, value);
       // Each read asks memory first.
