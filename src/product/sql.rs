@@ -131,8 +131,9 @@ pub(super) fn insert(
 ) -> Result<ProductId, StoreError> {
     tx.touch(LISTED);
     let id = tx.insert(
-        sql!("INSERT INTO products (sku, name, description, category, unit_amount, currency, stock, popularity, status, \
-         created_at, last_updated) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'active', $9, $9)"),
+        sql!("INSERT INTO products (sku, name, description, category, unit_amount, currency, stock, popularity, \
+         imported_popularity, status, created_at, last_updated) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8, 'active', $9, $9)"),
         &[
             new.sku.as_deref().into(),
             (&new.name).into(),
@@ -440,6 +441,22 @@ pub(super) fn each_popular(
         sql!("SELECT id, popularity FROM products WHERE status = 'active' AND popularity > 0 ORDER BY popularity, id"),
         &[],
         |row| visit(row.get(0)?, row.get(1)?),
+    )
+}
+
+/// [`each_popular`] with the popularity that each came with. Of a product that is older than this
+/// column nothing is known, so what it has counts as imported.
+pub(super) fn each_popular_imported(
+    tx: &mut Tx<'_>,
+    mut visit: impl FnMut(ProductId, i64, i64) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    tx.each(
+        sql!(
+            "SELECT id, popularity, COALESCE(imported_popularity, popularity) FROM products \
+         WHERE status = 'active' AND popularity > 0 ORDER BY popularity, id"
+        ),
+        &[],
+        |row| visit(row.get(0)?, row.get(1)?, row.get(2)?),
     )
 }
 

@@ -4,9 +4,10 @@
 //! Invariants: what is to change is found out beside the writer, which is then told of those products
 //! alone, some at a time; a run that finds nothing new writes nothing.
 //!
-//! A popularity that came by import is a shop's history until its own takes over: it stays until
-//! orders were made here before the window as well as in it. And where nothing at all was ordered
-//! within the window, what stood stays: the order of last week beats none.
+//! Orders count from the first one on. A popularity that came by import is a shop's history until its
+//! own takes over: where it is higher it stays, until orders were made here before the window as well
+//! as in it. And where nothing at all was ordered within the window, what stood stays: the order of
+//! last week beats none.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -141,9 +142,7 @@ pub(super) fn plan(
     let window = i64::try_from(rules.popularity_window_seconds).unwrap_or(i64::MAX);
     let since = now.plus_seconds(-window);
     let history = now.plus_seconds(-window.saturating_mul(OWN_HISTORY_WINDOWS));
-    if !sql::any_own_order(tx, history, since)? {
-        return Ok(Plan::Keep("no order was made here before this window"));
-    }
+    let has_whole_window = sql::any_own_order(tx, history, since)?;
     let mut rows = 0u32;
     let mut look = || {
         rows = rows.wrapping_add(1);
@@ -163,13 +162,21 @@ pub(super) fn plan(
         return Ok(Plan::Keep("nothing was ordered within this window"));
     }
     let mut changes = Vec::new();
-    sql::each_popular(tx, |id, popularity| {
-        let units = sold.remove(&id).unwrap_or(0);
+    let mut compare = |id, popularity, least| {
+        let units = sold.remove(&id).unwrap_or(0).max(least);
         if units != popularity {
             changes.push((id, units));
         }
         look()
-    })?;
+    };
+    if has_whole_window {
+        sql::each_popular(tx, |id, popularity| compare(id, popularity, 0))?;
+    } else {
+        // Kept, never brought back: what the shop's own orders have replaced before is gone.
+        sql::each_popular_imported(tx, |id, popularity, imported| {
+            compare(id, popularity, popularity.min(imported))
+        })?;
+    }
     changes.extend(sold);
     // Neighbours in the table together: fewer pages for each write.
     changes.sort_unstable();

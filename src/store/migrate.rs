@@ -39,6 +39,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
         "V9__task_index",
         include_str!("migrations/0009_task_index.sql"),
     ),
+    (
+        "V10__imported_popularity",
+        include_str!("migrations/0010_imported_popularity.sql"),
+    ),
 ];
 
 /// What SQLite alone needs of the eighth.

@@ -201,7 +201,7 @@ fn days_begin_at_the_shops_own_midnight() {
 }
 
 #[test]
-fn popularity_is_what_was_ordered_within_a_day_once_the_shop_has_a_history() {
+fn popularity_is_what_was_ordered_within_a_day_and_an_imported_one_until_then() {
     let shop = Shop::open_with(|settings| settings.schedules.enabled = false);
     let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));
     let csv = "sku,name,price,currency,stock,popularity\nA,Mug,7,CNY,50,900\nB,Pen,1,CNY,50,800\nC,Cup,1,CNY,50,0\n";
@@ -230,13 +230,31 @@ fn popularity_is_what_was_ordered_within_a_day_once_the_shop_has_a_history() {
     run(&shop, &admin, "update_product_popularity");
     is(imported, "no order yet");
     order(&shop, &customer, cup, 3);
+    order(&shop, &customer, pen, 5);
+    let counted = run(&shop, &admin, "update_product_popularity");
+    assert_eq!(counted["changed"], 1, "own orders from the first one on");
+    is([("A", 900), ("B", 800), ("C", 3)], "the higher one stays");
+    let many = order(&shop, &customer, cup, 10);
+    let more = order(&shop, &customer, pen, 30);
     run(&shop, &admin, "update_product_popularity");
-    is(imported, "the shop's first day");
+    is([("A", 900), ("B", 800), ("C", 13)], "the shop's first day");
+    for given_up in [many, more] {
+        let cancel = format!("/api/v1/orders/{given_up}/cancel");
+        shop.post(&cancel).token(&customer).send().expect(200);
+    }
+    run(&shop, &admin, "update_product_popularity");
+    is(
+        [("A", 900), ("B", 800), ("C", 3)],
+        "what was given up does not count, on the first day either",
+    );
 
     shop.clock.advance(DAY + HOUR);
     let (customer, admin) = (shop.token(Role::Customer), shop.token(Role::Admin));
     run(&shop, &admin, "update_product_popularity");
-    is(imported, "nothing was ordered within the day");
+    is(
+        [("A", 900), ("B", 800), ("C", 3)],
+        "nothing was ordered within the day",
+    );
     order(&shop, &customer, pen, 2);
     order(&shop, &customer, cup, 4);
     let given_up = order(&shop, &customer, pen, 9);
@@ -247,6 +265,42 @@ fn popularity_is_what_was_ordered_within_a_day_once_the_shop_has_a_history() {
     is([("C", 4), ("B", 2), ("A", 0)], "the shop's own orders");
     let counted = run(&shop, &admin, "update_product_popularity");
     assert_eq!(counted["changed"], 0, "nothing new, nothing written");
+}
+
+#[test]
+fn hot_products_are_there_on_the_day_of_the_first_sale() {
+    let shop = Shop::open_with(|settings| settings.schedules.enabled = false);
+    let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));
+    let products = [(); 3].map(|()| shop.product(&staff, 50));
+    let hot = || -> Vec<(i64, i64)> {
+        let page = shop.get("/api/v1/products/hot").send().expect(200);
+        let items = page["items"].as_array().expect("a list");
+        let number = |value: &Value| value.as_i64().expect("a number");
+        let row = |item: &Value| (number(&item["id"]), number(&item["popularity"]));
+        items.iter().map(row).collect()
+    };
+    let [first, second, third] = products;
+    assert_eq!(
+        hot(),
+        [(third, 0), (second, 0), (first, 0)],
+        "and cached so"
+    );
+    for _ in 0..7 {
+        order(&shop, &shop.token(Role::Customer), first, 1);
+    }
+    order(&shop, &shop.token(Role::Customer), second, 2);
+    let counted = run(&shop, &admin, "update_product_popularity");
+    assert_eq!(counted, json!({"changed": 2}));
+    assert_eq!(hot(), [(first, 7), (second, 2), (third, 0)]);
+    let read = shop.get(&format!("/api/v1/products/{first}")).send();
+    assert_eq!(read.expect(200)["popularity"], 7);
+
+    // A second hour of the same day goes on counting, from nothing that an import brought.
+    shop.clock.advance(HOUR);
+    order(&shop, &shop.token(Role::Customer), third, 9);
+    let admin = shop.token(Role::Admin);
+    run(&shop, &admin, "update_product_popularity");
+    assert_eq!(hot(), [(third, 9), (first, 7), (second, 2)]);
 }
 
 #[test]
