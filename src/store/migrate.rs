@@ -43,6 +43,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
         "V10__imported_popularity",
         include_str!("migrations/0010_imported_popularity.sql"),
     ),
+    (
+        "V11__batches_count_again",
+        include_str!("migrations/0011_batches_count_again.sql"),
+    ),
 ];
 
 /// What SQLite alone needs of the eighth.

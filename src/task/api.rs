@@ -391,8 +391,9 @@ impl TaskApi {
     /// Retry a task
     ///
     /// One that was cancelled, is dead, or waits for its time runs now. One that was given up takes its unique
-    /// key again (`task_key_held` if another task has it), counts in its batch again unless that is complete,
-    /// and what was cancelled because of it waits for it again.
+    /// key again (`task_key_held` if another task has it), counts in its batch again, and what was cancelled
+    /// because of it waits for it again. The batch's `on_success` comes once all have succeeded, its
+    /// `on_complete` does not come a second time.
     #[oai(path = "/tasks/:id/retry", method = "post")]
     async fn retry(
         &self,

@@ -406,9 +406,9 @@ pub struct NewBatch {
     pub description: Option<String>,
     /// The tasks.
     pub tasks: Vec<NewTask>,
-    /// Enqueued once all are completed.
+    /// Enqueued once all are completed, be it that some were tried again by hand.
     pub on_success: Option<NewTask>,
-    /// Enqueued once all are completed, cancelled or dead.
+    /// Enqueued when all are completed, cancelled or dead for the first time.
     pub on_complete: Option<NewTask>,
 }
 
@@ -489,16 +489,19 @@ pub fn seal_batch(tx: &mut Tx<'_>, now: Timestamp, batch_id: &str) -> Result<(),
     close_batch_if_done(tx, now, batch_id)
 }
 
-/// Enqueues a batch's callbacks if nothing of it is pending. Done once: closing is conditional.
+/// Enqueues a batch's callbacks if nothing of it is pending. Closing is conditional, so each comes
+/// once: `on_complete` with the first closing, and `on_success` with the one that finds no failed task,
+/// after which nothing of the batch can be tried again.
 pub(super) fn close_batch_if_done(
     tx: &mut Tx<'_>,
     now: Timestamp,
     batch_id: &str,
 ) -> Result<(), TaskError> {
-    let Some((failed, on_success, on_complete)) = sql::close_batch(tx, now, batch_id)? else {
+    let Some(closed) = sql::close_batch(tx, now, batch_id)? else {
         return Ok(());
     };
-    let on_success = on_success.filter(|_| failed == 0);
+    let on_success = closed.on_success.filter(|_| closed.failed == 0);
+    let on_complete = closed.on_complete.filter(|_| !closed.is_again);
     for text in [on_success, on_complete].into_iter().flatten() {
         let mut task: NewTask =
             serde_json::from_str(&text).map_err(|error| StoreError::Corrupt(error.to_string()))?;

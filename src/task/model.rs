@@ -15,13 +15,18 @@ use tokio::sync::oneshot;
 use super::handler::{Effect, TaskFailure};
 use super::life::do_at_once;
 use super::relay::{Flags, Loop, Mail, Parts, Take, Taker};
-use super::{AttemptOutcome, Failure, NewTask, RetryPolicy, Start, TaskError, TaskId, TaskState};
+use super::{
+    AttemptOutcome, Failure, Filter, NewBatch, NewTask, RetryPolicy, Start, TaskError, TaskId,
+    TaskState,
+};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::Store;
 
 const QUEUES: [&str; 2] = ["a", "b"];
+/// Where what follows batches waits; nothing is fetched from it.
+const CALLBACKS: &str = "callbacks";
 const LEASE_MS: i64 = 30_000;
 const RETRY_MS: i64 = 5_000;
 
@@ -32,6 +37,12 @@ enum Step {
         priority: u8,
         delay: i64,
         expires: Option<i64>,
+        max_attempts: u32,
+    },
+    /// Tasks that are counted together, with a task to follow in either case.
+    Batch {
+        queue: usize,
+        tasks: usize,
         max_attempts: u32,
     },
     Fetch {
@@ -71,6 +82,8 @@ fn step() -> impl Strategy<Value = Step> {
               prop::option::weighted(0.2, 1..60i64), 1..4u32)
             .prop_map(|(queue, priority, delay, expires, max_attempts)| Step::Enqueue {
                 queue, priority, delay, expires: expires.map(|more| delay + more), max_attempts }),
+        3 => (0..2usize, 1..4usize, 1..3u32)
+            .prop_map(|(queue, tasks, max_attempts)| Step::Batch { queue, tasks, max_attempts }),
         8 => (0..2usize, any::<bool>()).prop_map(|(queue, is_own)| Step::Fetch { queue, is_own }),
         4 => (0..2usize, prop::bool::weighted(0.7)).prop_map(|(queue, succeeds)| Step::Do { queue, succeeds }),
         4 => pick().prop_map(Step::Complete),
@@ -101,6 +114,19 @@ struct Known {
     is_cancelled: bool,
     /// Of a running task: when its lease ends, or `None` for this process's own.
     lease: Option<Timestamp>,
+    /// The place of the batch that counts it.
+    batch: Option<usize>,
+}
+
+/// What the model knows of a batch.
+#[derive(Clone, Debug)]
+struct KnownBatch {
+    /// A task of it, by which it is found.
+    member: TaskId,
+    /// Whether all its tasks were finished at some time.
+    was_complete: bool,
+    /// Whether all have succeeded.
+    was_success: bool,
 }
 
 impl Known {
@@ -158,6 +184,7 @@ struct World {
     flags: Arc<Flags>,
     worker: u32,
     known: BTreeMap<TaskId, Known>,
+    batches: Vec<KnownBatch>,
 }
 
 impl World {
@@ -174,6 +201,7 @@ impl World {
             flags: Arc::default(),
             worker: 0,
             known: BTreeMap::new(),
+            batches: Vec::new(),
         };
         world.start();
         world
@@ -363,6 +391,7 @@ impl World {
                     crashes: 0,
                     is_cancelled: false,
                     lease: None,
+                    batch: None,
                 };
                 let id = self
                     .store
@@ -370,6 +399,51 @@ impl World {
                     .expect("a task")
                     .id();
                 self.known.insert(id, known);
+            }
+            Step::Batch {
+                queue,
+                tasks,
+                max_attempts,
+            } => {
+                let place = self.batches.len();
+                let task = |name: String, queue: &str| {
+                    let mut new = NewTask::named(name, queue.to_owned(), "{}".to_owned());
+                    new.max_attempts = max_attempts;
+                    new.retry_policy = Some(RetryPolicy::Fixed { delay_ms: RETRY_MS });
+                    new
+                };
+                let new = NewBatch {
+                    description: None,
+                    tasks: vec![task("x".to_owned(), QUEUES[queue]); tasks],
+                    on_success: Some(task(format!("success {place}"), CALLBACKS)),
+                    on_complete: Some(task(format!("complete {place}"), CALLBACKS)),
+                };
+                let priority = new.tasks[0].priority;
+                let made = self
+                    .store
+                    .write_blocking(move |tx| super::enqueue_batch(tx, now, &new))
+                    .expect("a batch");
+                for enqueued in &made.tasks {
+                    let known = Known {
+                        queue,
+                        priority,
+                        run_at: now,
+                        expires_at: None,
+                        state: TaskState::Available,
+                        attempt: 0,
+                        max_attempts,
+                        crashes: 0,
+                        is_cancelled: false,
+                        lease: None,
+                        batch: Some(place),
+                    };
+                    self.known.insert(enqueued.id(), known);
+                }
+                self.batches.push(KnownBatch {
+                    member: made.tasks[0].id(),
+                    was_complete: false,
+                    was_success: false,
+                });
             }
             Step::Fetch { queue, is_own } => {
                 let expected = self.expected(queue);
@@ -541,6 +615,68 @@ impl World {
             }
         }
         self.settle();
+        self.look_at_batches();
+    }
+
+    /// States of a batch's tasks.
+    fn members(&self, place: usize) -> Vec<TaskState> {
+        let all = self.known.values();
+        all.filter(|known| known.batch == Some(place))
+            .map(|known| known.state)
+            .collect()
+    }
+
+    fn look_at_batches(&mut self) {
+        for place in 0..self.batches.len() {
+            let members = self.members(place);
+            let batch = &mut self.batches[place];
+            batch.was_complete |= members.iter().all(|state| state.is_final());
+            batch.was_success |= members.iter().all(|state| *state == TaskState::Completed);
+        }
+    }
+
+    /// Each batch counts as the model does, and each of its callbacks came once if it was due.
+    fn verify_batches(&self) {
+        for (place, batch) in self.batches.iter().enumerate() {
+            let (now, member) = (self.now(), batch.member);
+            let callbacks = |name: String| {
+                let filter = Filter {
+                    queue: Some(CALLBACKS.to_owned()),
+                    name: Some(name),
+                    limit: 200,
+                    ..Filter::default()
+                };
+                let list = self.store.read_blocking(move |tx| super::list(tx, &filter));
+                list.expect("a list").0.len()
+            };
+            let seen = (
+                callbacks(format!("complete {place}")),
+                callbacks(format!("success {place}")),
+            );
+            let due = (
+                usize::from(batch.was_complete),
+                usize::from(batch.was_success),
+            );
+            assert_eq!(seen, due, "{batch:?}: {:?}", self.members(place));
+            let state = self
+                .store
+                .read_blocking(move |tx| {
+                    let (task, ..) = super::get(tx, now, member)?;
+                    super::ties(tx, &task)
+                })
+                .expect("a task")
+                .batch
+                .expect("its batch");
+            let members = self.members(place);
+            let count = |fits: fn(&TaskState) -> bool| {
+                u32::try_from(members.iter().filter(|state| fits(state)).count()).expect("few")
+            };
+            let pending = count(|state| !state.is_final());
+            let failed =
+                count(|state| matches!(state, TaskState::Cancelled | TaskState::Discarded));
+            assert_eq!((state.pending, state.failed), (pending, failed));
+            assert_eq!(state.finished_at.is_some(), pending == 0);
+        }
     }
 
     fn release(&mut self, id: TaskId) {
@@ -575,6 +711,7 @@ impl World {
             assert_eq!(seen, expected, "{id}");
             assert!(attempts.len() <= known.attempt as usize);
         }
+        self.verify_batches();
         self.clock.advance(Duration::from_secs(100));
         self.run(Step::Advance(0));
         for queue in 0..QUEUES.len() {

@@ -358,12 +358,14 @@ pub(super) fn count_down_batch(
     Ok(())
 }
 
-/// A failed task of a batch is tried again by hand; `false` when the batch is complete.
+/// A failed task of a batch is tried again by hand: the batch is no longer complete, if it was.
+/// `false` when there is no such batch any more.
 pub(super) fn count_up_batch(tx: &mut Tx<'_>, id: &str) -> Result<bool, StoreError> {
     Ok(tx.execute(
         sql!(
-            "UPDATE task_batches SET pending = pending + 1, failed = failed - 1 \
-         WHERE id = $1 AND finished_at IS NULL AND failed > 0"
+            "UPDATE task_batches SET pending = pending + 1, failed = failed - 1, \
+         first_finished_at = COALESCE(first_finished_at, finished_at), finished_at = NULL \
+         WHERE id = $1 AND failed > 0"
         ),
         &[id.into()],
     )? == 1)
@@ -377,10 +379,19 @@ pub(super) fn seal_batch(tx: &mut Tx<'_>, now: Timestamp, id: &str) -> Result<()
     Ok(())
 }
 
-/// Failed tasks of a batch, and the tasks to follow it.
-type ClosedBatch = (i64, Option<String>, Option<String>);
+/// A batch that was closed just now.
+pub(super) struct ClosedBatch {
+    /// Tasks of it that were cancelled or died.
+    pub(super) failed: i64,
+    /// The task to follow it if there is no such task.
+    pub(super) on_success: Option<String>,
+    /// The task to follow it in any case.
+    pub(super) on_complete: Option<String>,
+    /// Whether it had been closed before, and a task of it was tried again since.
+    pub(super) is_again: bool,
+}
 
-/// Closes a batch of which nothing is pending.
+/// Closes a batch of which nothing is pending, if it is not closed.
 pub(super) fn close_batch(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -388,18 +399,37 @@ pub(super) fn close_batch(
 ) -> Result<Option<ClosedBatch>, StoreError> {
     tx.row(
         sql!("UPDATE task_batches SET finished_at = $2 WHERE id = $1 AND pending = 0 AND sealed_at IS NOT NULL \
-         AND finished_at IS NULL RETURNING failed, on_success, on_complete"),
+         AND finished_at IS NULL RETURNING failed, on_success, on_complete, first_finished_at"),
         &[id.into(), now.into()],
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        |row| {
+            Ok(ClosedBatch {
+                failed: row.get(0)?,
+                on_success: row.get(1)?,
+                on_complete: row.get(2)?,
+                is_again: row.get::<Option<Timestamp>>(3)?.is_some(),
+            })
+        },
     )
 }
 
-pub(super) fn purge_batches(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, StoreError> {
+/// Drops batches that were closed by `until`, a bounded number at a time. One with failed tasks stays
+/// until `dead_until`: as long as one of them may be tried again.
+pub(super) fn purge_batches(
+    tx: &mut Tx<'_>,
+    until: Timestamp,
+    dead_until: Timestamp,
+) -> Result<(), StoreError> {
     tx.execute(
-        sql!("DELETE FROM task_batches WHERE id IN (SELECT id FROM task_batches WHERE finished_at <= $1 \
-         ORDER BY finished_at LIMIT 500)"),
+        sql!("successful", "DELETE FROM task_batches WHERE id IN (SELECT id FROM task_batches WHERE finished_at <= $1 \
+         AND failed = 0 ORDER BY finished_at LIMIT 500)"),
         &[until.into()],
-    )
+    )?;
+    tx.execute(
+        sql!("failed", "DELETE FROM task_batches WHERE id IN (SELECT id FROM task_batches WHERE finished_at <= $1 \
+         AND failed > 0 ORDER BY finished_at LIMIT 500)"),
+        &[dead_until.into()],
+    )?;
+    Ok(())
 }
 
 /// Drops batches that were begun and never committed, a bounded number at a time. One of which tasks
@@ -423,14 +453,32 @@ pub(super) fn any_old_open_batch(tx: &mut Tx<'_>, until: Timestamp) -> Result<bo
         .is_some())
 }
 
-pub(super) fn any_old_batch(tx: &mut Tx<'_>, until: Timestamp) -> Result<bool, StoreError> {
-    Ok(tx
-        .row(
-            sql!("SELECT 1 FROM task_batches WHERE finished_at <= $1 LIMIT 1"),
-            &[until.into()],
-            |_| Ok(()),
-        )?
-        .is_some())
+/// Whether [`purge_batches`] would find one.
+pub(super) fn any_old_batch(
+    tx: &mut Tx<'_>,
+    until: Timestamp,
+    dead_until: Timestamp,
+) -> Result<bool, StoreError> {
+    let successful = tx.row(
+        sql!(
+            "successful",
+            "SELECT 1 FROM task_batches WHERE finished_at <= $1 AND failed = 0 LIMIT 1"
+        ),
+        &[until.into()],
+        |_| Ok(()),
+    )?;
+    if successful.is_some() {
+        return Ok(true);
+    }
+    let failed = tx.row(
+        sql!(
+            "failed",
+            "SELECT 1 FROM task_batches WHERE finished_at <= $1 AND failed > 0 LIMIT 1"
+        ),
+        &[dead_until.into()],
+        |_| Ok(()),
+    )?;
+    Ok(failed.is_some())
 }
 
 /// The run, and the key that the task holds. A lease never lasts longer than the longest run. What is
@@ -1558,11 +1606,12 @@ pub(super) fn queue_row(
     )
 }
 
-/// Removes every task. For tests.
+/// Removes every task and batch. For tests.
 #[cfg(test)]
 pub(super) fn clear(tx: &mut Tx<'_>) -> Result<(), StoreError> {
     tx.execute(sql!("tasks", "DELETE FROM tasks"), &[])?;
     tx.execute(sql!("task_attempts", "DELETE FROM task_attempts"), &[])?;
     tx.execute(sql!("task_logs", "DELETE FROM task_logs"), &[])?;
+    tx.execute(sql!("task_batches", "DELETE FROM task_batches"), &[])?;
     Ok(())
 }

@@ -53,7 +53,7 @@ pub struct BatchState {
     pub pending: u32,
     /// Of these, those that were cancelled or died.
     pub failed: u32,
-    /// When the last of them was finished.
+    /// When the last of them was finished; none while one that failed is tried again.
     pub finished_at: Option<Timestamp>,
 }
 
@@ -149,8 +149,7 @@ fn state_error(tx: &mut Tx<'_>, id: TaskId) -> Result<TaskError, TaskError> {
 /// is allowed; its crashes are forgotten.
 ///
 /// One that was given up takes its key again ([`TaskError::KeyHeld`] if another has it), counts in
-/// its batch again as long as that is not complete, and what was cancelled because of it waits for
-/// it again. What was made after it had failed, and what was to run in any case and did, stays as it
+/// its batch again, and what was cancelled because of it waits for it again. What was made after it had failed, and what was to run in any case and did, stays as it
 /// is.
 pub fn retry(tx: &mut Tx<'_>, now: Timestamp, id: TaskId) -> Result<Changes, TaskError> {
     let given_up = sql::find_given_up(tx, id)?;
@@ -198,7 +197,7 @@ fn count_in_batch_again(tx: &mut Tx<'_>, id: TaskId, before: &GivenUp) -> Result
     if let Some(batch) = &before.batch_id
         && !sql::count_up_batch(tx, batch)?
     {
-        sql::leave_batch(tx, id)?; // it is complete
+        sql::leave_batch(tx, id)?; // it is kept no longer
     }
     Ok(())
 }

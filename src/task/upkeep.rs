@@ -123,13 +123,15 @@ impl Upkeep {
         rules: &config::Tasks,
     ) -> Result<(), TaskError> {
         let until = seconds_ago(now, rules.retention_seconds);
+        let kept_seconds = rules.dead_retention_seconds.max(rules.retention_seconds);
+        let dead_until = seconds_ago(now, kept_seconds);
         let begun = seconds_ago(now, rules.batch_open_seconds);
         let store = self.tasks.store();
         let (locks, batches, open_batches) = store
             .point(move |tx| {
                 Ok::<_, TaskError>((
                     sql::any_old_lock(tx, now)?,
-                    sql::any_old_batch(tx, until)?,
+                    sql::any_old_batch(tx, until, dead_until)?,
                     sql::any_old_open_batch(tx, begun)?,
                 ))
             })
@@ -141,7 +143,7 @@ impl Upkeep {
         }
         if batches {
             store
-                .write(move |tx| sql::purge_batches(tx, until).map_err(TaskError::from))
+                .write(move |tx| sql::purge_batches(tx, until, dead_until).map_err(TaskError::from))
                 .await?;
         }
         if open_batches {

@@ -919,3 +919,76 @@ fn a_batch_that_is_never_committed_is_dropped_once_nothing_of_it_is_pending() {
         "of the one that was committed"
     );
 }
+
+#[test]
+fn a_job_that_is_requeued_by_hand_counts_in_its_complete_batch_again() {
+    let place = Place::open_with(|settings| settings.tasks.upkeep_interval_ms = 1);
+    let mut raw = place.worker_by_hand("w");
+    let begin = |raw: &mut Raw, name: &str| {
+        let callback = |kind: &str| json!({"jid": format!("{name}-{kind}"), "jobtype": kind, "args": [], "queue": "after"});
+        let batch = json!({"success": callback("success"), "complete": callback("complete")});
+        let bid = raw.ask(&format!("BATCH NEW {batch}"));
+        let job = json!({"jid": format!("{name}-job-1"), "jobtype": "x", "args": [], "retry": 0, "custom": {"bid": bid}});
+        assert_eq!(raw.ask(&format!("PUSH {job}")), "+OK");
+        assert_eq!(raw.ask(&format!("BATCH COMMIT {bid}")), "+OK");
+        bid
+    };
+    let take = |raw: &mut Raw, queue: &str, jid: &str| {
+        let job: Value = serde_json::from_str(&raw.ask(&format!("FETCH {queue}"))).expect("a job");
+        assert_eq!(job["jid"], jid);
+    };
+    let ack = |raw: &mut Raw, jid: &str| {
+        assert_eq!(raw.ask(&format!(r#"ACK {{"jid":"{jid}"}}"#)), "+OK");
+    };
+    let status = |raw: &mut Raw, bid: &str| -> Value {
+        serde_json::from_str(&raw.ask(&format!("BATCH STATUS {bid}"))).expect("a batch")
+    };
+    let (good, bad) = (begin(&mut raw, "good"), begin(&mut raw, "bad"));
+    take(&mut raw, "default", "good-job-1");
+    ack(&mut raw, "good-job-1");
+    take(&mut raw, "default", "bad-job-1");
+    let fail = json!({"jid": "bad-job-1", "errtype": "E", "message": "no"});
+    assert_eq!(raw.ask(&format!("FAIL {fail}")), "+OK");
+    for jid in ["good-success", "good-complete", "bad-complete"] {
+        take(&mut raw, "after", jid);
+        ack(&mut raw, jid);
+    }
+    let state = status(&mut raw, &bad);
+    assert_eq!(
+        (&state["pending"], &state["failed"]),
+        (&json!(0), &json!(1))
+    );
+    assert_eq!(
+        (&state["success_st"], &state["complete_st"]),
+        (&json!(""), &json!("2"))
+    );
+
+    // Successful batches are kept as long as completed tasks; one with dead jobs as long as those.
+    place.shop.clock.advance(Duration::from_secs(8 * 86_400));
+    let mut raw = place.worker_by_hand("later");
+    place.shop.wait_until("the successful one is gone", || {
+        let mut raw = place.worker_by_hand("other");
+        raw.ask(&format!("BATCH STATUS {good}"))
+            .starts_with("-ERR No such batch")
+    });
+    let requeue = json!({"cmd": "requeue", "target": "dead", "filter": {"jids": ["bad-job-1"]}});
+    assert_eq!(raw.ask(&format!("MUTATE {requeue}")), "+OK");
+    let state = status(&mut raw, &bad);
+    assert_eq!(
+        (&state["pending"], &state["failed"]),
+        (&json!(1), &json!(0))
+    );
+    assert_eq!(state["success_st"], "");
+    assert_ne!(state["complete_st"], "", "it was made");
+    take(&mut raw, "default", "bad-job-1");
+    ack(&mut raw, "bad-job-1");
+    take(&mut raw, "after", "bad-success");
+    ack(&mut raw, "bad-success");
+    assert_eq!(status(&mut raw, &bad)["success_st"], "2");
+    // A second commit brings nothing again.
+    assert_eq!(raw.ask(&format!("BATCH COMMIT {bad}")), "+OK");
+    assert!(
+        !raw.ask("FETCH after").starts_with('{'),
+        "each callback came once"
+    );
+}

@@ -219,7 +219,7 @@ fn what_was_cancelled_because_of_a_task_waits_for_it_again() {
 }
 
 #[test]
-fn a_retried_task_counts_in_its_batch_again_until_that_is_complete() {
+fn a_retried_task_counts_in_its_batch_again_also_once_that_was_complete() {
     let place = Place::open();
     let batch = |name: &str| {
         place.many(&json!({"batch": true, "tasks": [{"name": "a", "queue": name}, {"name": "b", "queue": name}],
@@ -236,16 +236,56 @@ fn a_retried_task_counts_in_its_batch_again_until_that_is_complete() {
     place.run("open", "a", true);
     place.run("open-after", "all", true);
     place.run("open-after", "done", true);
+    place.nothing_waits("open-after");
 
-    let complete = batch("complete");
-    place.run("complete", "a", false);
-    place.run("complete", "b", true);
-    place.run("complete-after", "done", true);
-    place.retry(&complete[0]).expect(200);
-    let retried = place.get(&format!("/tasks/{}", complete[0]));
-    assert_eq!(retried["batch_id"], Value::Null, "its batch is over");
-    place.run("complete", "a", true);
-    place.nothing_waits("complete-after");
+    // One that died, or was cancelled, when the batch is complete already.
+    for how in ["died", "cancelled"] {
+        let members = batch(how);
+        let after = format!("{how}-after");
+        match how {
+            "died" => place.run(how, "a", false),
+            _ => {
+                let path = format!("/tasks/{}/cancel", members[0]);
+                place.post(&path, &json!({})).expect(200);
+            }
+        }
+        place.run(how, "b", true);
+        place.run(&after, "done", true);
+        let state = || place.get(&format!("/tasks/{}", members[0]))["batch"].clone();
+        let counts = || {
+            let state = state();
+            (state["pending"].clone(), state["failed"].clone())
+        };
+        assert_eq!(counts(), (json!(0), json!(1)));
+        assert!(state()["finished_at"].is_string());
+        // It fails once more: nothing follows.
+        place.retry(&members[0]).expect(200);
+        assert_eq!(counts(), (json!(1), json!(0)));
+        assert_eq!(state()["finished_at"], Value::Null, "it is tried again");
+        place.run(how, "a", false);
+        assert_eq!(counts(), (json!(0), json!(1)));
+        place.nothing_waits(&after);
+        // Now it succeeds: what was to follow the success does so, once, and nothing else does.
+        place.retry(&members[0]).expect(200);
+        place.run(how, "a", true);
+        place.run(&after, "all", true);
+        place.nothing_waits(&after);
+        assert_eq!(counts(), (json!(0), json!(0)));
+        assert!(state()["finished_at"].is_string());
+    }
+
+    // Both died: the first success is not enough.
+    let both = batch("both");
+    place.run("both", "a", false);
+    place.run("both", "b", false);
+    place.run("both-after", "done", true);
+    for (id, name) in [(&both[1], "b"), (&both[0], "a")] {
+        place.nothing_waits("both-after");
+        place.retry(id).expect(200);
+        place.run("both", name, true);
+    }
+    place.run("both-after", "all", true);
+    place.nothing_waits("both-after");
 }
 
 #[test]

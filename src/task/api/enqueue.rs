@@ -159,10 +159,10 @@ struct BatchBody {
     /// For people
     #[serde(default, skip_serializing_if = "Option::is_none")]
     description: Option<String>,
-    /// Enqueued once all are completed
+    /// Enqueued once all are completed, also where some had failed and were retried by hand
     #[serde(default, skip_serializing_if = "Option::is_none")]
     on_success: Option<TaskBody>,
-    /// Enqueued once all are completed, cancelled or dead
+    /// Enqueued once all are completed, cancelled or dead; a retry by hand does not bring it again
     #[serde(default, skip_serializing_if = "Option::is_none")]
     on_complete: Option<TaskBody>,
 }

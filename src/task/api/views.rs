@@ -249,7 +249,7 @@ pub(super) struct BatchStateView {
     pub(super) pending: u32,
     /// Of these, those that were cancelled or died
     pub(super) failed: u32,
-    /// When the last of them was finished
+    /// When the last of them was finished; absent while one that failed is tried again
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) finished_at: Option<Timestamp>,
 }

@@ -750,8 +750,8 @@ fn running(
 
 fn batch_status(tx: &mut Tx<'_>, bid: &str) -> Result<Value, Refused> {
     let batch = sql::batch(tx, bid)?.ok_or_else(|| Refused::NoBatch(bid.to_owned()))?;
-    let is_over = batch.finished_at.is_some();
-    let success = is_over && batch.failed == 0;
+    let success = batch.finished_at.is_some() && batch.failed == 0;
+    let complete = batch.finished_at.or(batch.first_finished_at).is_some();
     Ok(json!({
         "bid": bid,
         "description": batch.description.unwrap_or_default(),
@@ -760,7 +760,7 @@ fn batch_status(tx: &mut Tx<'_>, bid: &str) -> Result<Value, Refused> {
         "pending": batch.pending,
         "failed": batch.failed,
         "success_st": callback_state(tx, success, batch.on_success.as_deref())?,
-        "complete_st": callback_state(tx, is_over, batch.on_complete.as_deref())?,
+        "complete_st": callback_state(tx, complete, batch.on_complete.as_deref())?,
     }))
 }
 

@@ -134,12 +134,14 @@ pub(super) struct Batch {
     pub(super) on_complete: Option<String>,
     pub(super) created_at: Timestamp,
     pub(super) finished_at: Option<Timestamp>,
+    /// Of one that was complete, and of which a job is tried again.
+    pub(super) first_finished_at: Option<Timestamp>,
 }
 
 pub(super) fn batch(tx: &mut Tx<'_>, bid: &str) -> Result<Option<Batch>, StoreError> {
     tx.row(
-        sql!("SELECT description, total, pending, failed, on_success, on_complete, created_at, finished_at \
-         FROM task_batches WHERE id = $1"),
+        sql!("SELECT description, total, pending, failed, on_success, on_complete, created_at, finished_at, \
+         first_finished_at FROM task_batches WHERE id = $1"),
         &[bid.into()],
         |row| {
             Ok(Batch {
@@ -151,6 +153,7 @@ pub(super) fn batch(tx: &mut Tx<'_>, bid: &str) -> Result<Option<Batch>, StoreEr
                 on_complete: row.get(5)?,
                 created_at: row.get(6)?,
                 finished_at: row.get(7)?,
+                first_finished_at: row.get(8)?,
             })
         },
     )
