@@ -13,13 +13,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::response::Parts;
 use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -35,6 +38,8 @@ use crate::config::{self, ms};
 const URL_BYTES_MAX: usize = 2_000;
 /// Addresses of one name that are tried, one after the other.
 const ADDRESSES_MAX: usize = 4;
+/// Longest wait that an answer may ask for.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// Who calls.
 const USER_AGENT: &str = concat!("Onrush/", env!("CARGO_PKG_VERSION"));
 /// Headers that belong to the connection, or that this client writes itself.
@@ -59,6 +64,9 @@ pub enum OutgoingError {
     /// It can't be called at all.
     #[error("the URL {0}")]
     Url(&'static str),
+    /// It holds what is to be kept out of URLs.
+    #[error("the URL must not hold a user name or password")]
+    Credentials,
     /// A header or the method is none.
     #[error("{0}")]
     Request(String),
@@ -108,9 +116,10 @@ impl OutgoingError {
     /// Whether the same call would be refused again.
     pub fn is_final(&self) -> bool {
         match self {
-            OutgoingError::Url(_) | OutgoingError::Request(_) | OutgoingError::Refused { .. } => {
-                true
-            }
+            OutgoingError::Url(_)
+            | OutgoingError::Credentials
+            | OutgoingError::Request(_)
+            | OutgoingError::Refused { .. } => true,
             OutgoingError::Lookup { .. }
             | OutgoingError::Connect { .. }
             | OutgoingError::Tls { .. }
@@ -187,9 +196,7 @@ impl Target {
             _ => return Err(OutgoingError::Url("must begin with https:// or http://")),
         };
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(OutgoingError::Url(
-                "must not hold a user name or password; send a header instead",
-            ));
+            return Err(OutgoingError::Credentials);
         }
         let (Some(host), Some(port @ 1..)) = (url.host(), url.port_or_known_default()) else {
             return Err(OutgoingError::Url("must name a host and a port above 0"));
@@ -244,8 +251,10 @@ pub struct Reply {
     pub headers: Headers,
     /// Its body, or the beginning of it.
     pub body: Bytes,
-    /// Whether there was more.
+    /// Whether there was more, or should have been.
     pub is_cut: bool,
+    /// Why the end of the body did not come: it broke off, or took too long. The status stands.
+    pub unfinished: Option<OutgoingError>,
     /// How long it took.
     pub took: Duration,
 }
@@ -256,7 +265,7 @@ impl Reply {
         (200..300).contains(&self.status)
     }
 
-    /// How long it asks to wait (`Retry-After`, in seconds or as a date).
+    /// How long it asks to wait (`Retry-After`, in seconds or as a date), [`RETRY_AFTER_MAX`] at most.
     pub fn retry_after(&self, now: Timestamp) -> Option<Duration> {
         let text = self
             .headers
@@ -265,12 +274,15 @@ impl Reply {
             .to_str()
             .ok()?
             .trim();
-        if let Ok(seconds) = text.parse() {
-            return Some(Duration::from_secs(seconds));
-        }
-        let at = chrono::DateTime::parse_from_rfc2822(text).ok()?;
-        let micros = at.timestamp_micros().saturating_sub(now.0);
-        u64::try_from(micros).ok().map(Duration::from_micros)
+        let asked = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            // More digits than fit are a long wait as well.
+            Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+        } else {
+            let at = chrono::DateTime::parse_from_rfc2822(text).ok()?;
+            let micros = at.timestamp_micros().saturating_sub(now.0);
+            Duration::from_micros(u64::try_from(micros).ok()?)
+        };
+        Some(asked.min(RETRY_AFTER_MAX))
     }
 
     /// The body as text; what is no UTF-8 is replaced.
@@ -407,24 +419,44 @@ impl Outgoing {
         }
     }
 
-    /// Makes a call. Every answer is an answer, whatever its status.
+    /// Makes a call. Every answer is an answer, whatever its status, and also where its body breaks off.
     pub async fn call(&self, call: Call) -> Result<Reply, OutgoingError> {
-        let limit = call.timeout.min(ms(self.0.rules.timeout_ms));
+        let rules = &self.0.rules;
+        let limit = call.timeout.min(ms(rules.timeout_ms));
         let watch = Stopwatch::start();
-        match tokio::time::timeout(limit, self.call_unlimited(call, watch)).await {
-            Ok(result) => result,
-            Err(_) => Err(OutgoingError::Timeout(
-                u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
-            )),
-        }
+        let late = || OutgoingError::Timeout(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        let begun = timeout(limit, self.begin(&call)).await;
+        let Answer {
+            head,
+            mut body,
+            connection: _connection,
+        } = begun.map_err(|_| late())??;
+        let most = call.body_bytes_max.min(rules.response_bytes_max);
+        let mut bytes = Vec::new();
+        let left = limit.saturating_sub(watch.elapsed());
+        let read = timeout(left, read_body(&mut body, most, &mut bytes)).await;
+        let (is_cut, unfinished) = match read {
+            Ok(Ok(is_cut)) => (is_cut, None),
+            Ok(Err(error)) => (true, Some(error)),
+            Err(_) => (true, Some(late())),
+        };
+        Ok(Reply {
+            status: head.status.as_u16(),
+            headers: Headers(head.headers),
+            body: Bytes::from(bytes),
+            is_cut,
+            unfinished,
+            took: watch.elapsed(),
+        })
     }
 
-    async fn call_unlimited(&self, call: Call, watch: Stopwatch) -> Result<Reply, OutgoingError> {
+    /// The answer up to its body.
+    async fn begin(&self, call: &Call) -> Result<Answer, OutgoingError> {
         let target = &call.target;
         let addresses = self.addresses(target).await?;
         let stream = self.connect(target, &addresses).await?;
         if !target.is_https {
-            return self.exchange(stream, &call, watch).await;
+            return self.exchange(stream, call).await;
         }
         let fault = |reason: String| OutgoingError::Tls {
             host: target.host(),
@@ -440,7 +472,7 @@ impl Outgoing {
             .connect(name, stream)
             .await
             .map_err(|error| fault(error.to_string()))?;
-        self.exchange(stream, &call, watch).await
+        self.exchange(stream, call).await
     }
 
     /// The addresses to dial, all of them checked.
@@ -492,7 +524,7 @@ impl Outgoing {
         let limit = ms(self.0.rules.connect_timeout_ms);
         let mut reason = String::new();
         for address in addresses {
-            match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+            match timeout(limit, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
                     // Only a hint for speed; the call works without.
                     let _delayed = stream.set_nodelay(true);
@@ -508,17 +540,11 @@ impl Outgoing {
         })
     }
 
-    async fn exchange<S>(
-        &self,
-        stream: S,
-        call: &Call,
-        watch: Stopwatch,
-    ) -> Result<Reply, OutgoingError>
+    async fn exchange<S>(&self, stream: S, call: &Call) -> Result<Answer, OutgoingError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let rules = &self.0.rules;
-        let broken = |error: hyper::Error| OutgoingError::Broken(error.to_string());
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_buf_size(rules.response_header_bytes_max)
             .max_headers(rules.response_headers_max)
@@ -526,33 +552,47 @@ impl Outgoing {
             .await
             .map_err(broken)?;
         // Its error reaches whoever waits for the answer; it ends with this call at the latest.
-        let _connection = EndsWithIt(tokio::spawn(async move {
+        let connection = EndsWithIt(tokio::spawn(async move {
             let _ended = connection.await;
         }));
-        let request = request(call)?;
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let (head, mut body) = response.into_parts();
-        let most = call.body_bytes_max.min(rules.response_bytes_max);
-        let (mut bytes, mut is_cut) = (Vec::new(), false);
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(broken)?.into_data() else {
-                continue; // trailers
-            };
-            let room = most - bytes.len();
-            bytes.extend_from_slice(&data[..data.len().min(room)]);
-            if data.len() > room {
-                is_cut = true;
-                break;
-            }
-        }
-        Ok(Reply {
-            status: head.status.as_u16(),
-            headers: Headers(head.headers),
-            body: Bytes::from(bytes),
-            is_cut,
-            took: watch.elapsed(),
+        let response = sender.send_request(request(call)?).await.map_err(broken)?;
+        let (head, body) = response.into_parts();
+        Ok(Answer {
+            head,
+            body,
+            connection,
         })
     }
+}
+
+/// An answer whose body is still to come.
+struct Answer {
+    head: Parts,
+    body: Incoming,
+    connection: EndsWithIt,
+}
+
+fn broken(error: hyper::Error) -> OutgoingError {
+    OutgoingError::Broken(error.to_string())
+}
+
+/// Reads what there is, `most` bytes of it; answers whether there was more.
+async fn read_body(
+    body: &mut Incoming,
+    most: usize,
+    bytes: &mut Vec<u8>,
+) -> Result<bool, OutgoingError> {
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(broken)?.into_data() else {
+            continue; // trailers
+        };
+        let room = most - bytes.len();
+        bytes.extend_from_slice(&data[..data.len().min(room)]);
+        if data.len() > room {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn request(call: &Call) -> Result<Request<Full<Bytes>>, OutgoingError> {
@@ -839,6 +879,45 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_status_stands_whose_body_does_not_end() {
+        // It sends half, and then either hangs up or keeps the connection.
+        for keeps in [false, true] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let port = listener.local_addr().expect("an address").port();
+            let server = tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.expect("a call");
+                let mut bytes = [0; 1_024];
+                let _read = stream.read(&mut bytes).await;
+                let half: &[u8] = match keeps {
+                    true => b"HTTP/1.1 200 Fine\r\nContent-Length: 9\r\n\r\nhalf",
+                    false => {
+                        b"HTTP/1.1 200 Fine\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"
+                    }
+                };
+                stream.write_all(half).await.expect("sent");
+                if keeps {
+                    // Until the caller has had enough.
+                    let _gone = stream.read(&mut bytes).await;
+                }
+            });
+            let out = outgoing(&[], |rules| {
+                inside(rules);
+                rules.timeout_ms = 300;
+            });
+            let url = format!("http://127.0.0.1:{port}/");
+            let reply = out.call(call(&url)).await.expect("an answer");
+            assert_eq!((reply.status, reply.text().as_str()), (200, "half"));
+            assert!(reply.is_success() && reply.is_cut);
+            match reply.unfinished {
+                Some(OutgoingError::Timeout(300)) => assert!(keeps),
+                Some(OutgoingError::Broken(_)) => assert!(!keeps),
+                other => panic!("{other:?}"),
+            }
+            server.await.expect("it ends");
+        }
+    }
+
+    #[tokio::test]
     async fn silence_and_refusal_end_in_time() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -909,6 +988,7 @@ mod tests {
             headers: Headers::read([("retry-after", value)]).expect("valid"),
             body: Bytes::new(),
             is_cut: false,
+            unfinished: None,
             took: Duration::ZERO,
         };
         let now = Timestamp::parse_rfc3339("2026-11-11T00:00:00Z").expect("a time");
@@ -918,8 +998,17 @@ mod tests {
             wait("Wed, 11 Nov 2026 00:01:00 GMT"),
             Some(Duration::from_secs(60))
         );
-        for bad in ["-1", "soon", "Wed, 11 Nov 2025 00:00:00 GMT", "1e9"] {
+        for bad in ["-1", "soon", "Wed, 11 Nov 2025 00:00:00 GMT", "1e9", ""] {
             assert_eq!(wait(bad), None, "{bad}");
+        }
+        for long in [
+            "86401",
+            "4294967295",
+            "18446744073709551615",
+            "999999999999999999999999999",
+            "Fri, 31 Dec 9999 23:59:59 GMT",
+        ] {
+            assert_eq!(wait(long), Some(RETRY_AFTER_MAX), "{long}");
         }
     }
 }

@@ -53,6 +53,9 @@ impl From<TaskError> for Problem {
     }
 }
 
+/// Longest period of a queue's rate: 30 days.
+const RATE_PERIOD_MS_MAX: i64 = 30 * 86_400_000;
+
 /// New values for a waiting task.
 #[derive(Serialize, Deserialize, Object)]
 #[serde(deny_unknown_fields)]
@@ -134,7 +137,7 @@ struct QueueBody {
     /// Tasks of it that are started in each period
     #[serde(default)]
     rate_limit: Option<u32>,
-    /// That period in milliseconds [default: 1000]
+    /// That period in milliseconds, 30 days at most [default: 1000]
     #[serde(default)]
     rate_period_ms: Option<u32>,
 }
@@ -539,6 +542,9 @@ impl TaskApi {
         let body = body.0;
         let above_none = |value: u32| (value > 0).then_some(value);
         let period = i64::from(body.rate_period_ms.and_then(above_none).unwrap_or(1_000));
+        let mut checks = Checks::new();
+        checks.range("rate_period_ms", period, 1, RATE_PERIOD_MS_MAX);
+        checks.finish()?;
         let patch = QueuePatch {
             concurrency_max: body.concurrency_max.map(above_none),
             rate: body

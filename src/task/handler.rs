@@ -412,11 +412,15 @@ impl Registry {
             format!("may have {} bytes as JSON", rules.metadata_bytes_max),
         );
         checks.range("max_attempts", new.max_attempts, 1, 1_000);
+        // A setting or a handler may say less than a second.
+        let seconds = |ms: i64| ms.saturating_add(999).div_euclid(1_000);
         let most = i64::try_from(rules.timeout_ms_max).unwrap_or(i64::MAX);
-        checks.range("timeout_seconds", new.timeout_ms, 1, most);
+        checks.range("timeout_seconds", seconds(new.timeout_ms), 1, seconds(most));
         if let Some(soft) = new.soft_timeout_ms {
-            checks.range("soft_timeout_seconds", soft, 1, new.timeout_ms);
+            let most = seconds(new.timeout_ms);
+            checks.range("soft_timeout_seconds", seconds(soft), 1, most);
         }
+        let longest = i64::try_from(rules.delay_seconds_max).unwrap_or(i64::MAX);
         if let Some(run_at) = new.run_at {
             checks.require(
                 run_at <= latest_run_at(now, rules),
@@ -435,12 +439,15 @@ impl Registry {
             checks.require(false, "retry_policy", fault);
         }
         if let Some(seconds) = new.result_seconds {
-            checks.range("result_seconds", seconds, 0, i64::from(u32::MAX));
+            checks.range("result_seconds", seconds, 0, longest);
         }
         if let Some(unique) = &new.unique {
             checks.text("unique_key", &unique.key, 1, 255);
             if let Some(seconds) = unique.seconds {
-                checks.range("unique_seconds", seconds, 1, i64::from(u32::MAX));
+                // The time until it may start need not be counted.
+                let delay = new.run_at.map_or(0, |at| at.micros_since(now) / 1_000_000);
+                let longest = longest.saturating_add(delay.max(0));
+                checks.range("unique_seconds", seconds, 1, longest);
             }
         }
         if let Some(debounce) = &new.debounce {

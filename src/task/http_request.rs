@@ -20,8 +20,6 @@ use crate::http::outgoing::{Call, Headers, Outgoing, OutgoingError, Reply, Targe
 
 /// Methods that a call may have.
 const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
-/// Longest wait that a receiver may ask for.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 /// Headers of one call.
 const HEADERS_MAX: usize = 50;
 /// What is kept of the answer's headers.
@@ -81,7 +79,11 @@ impl Handler for HttpRequest {
         if let Err(error) = Target::parse(&args.url) {
             let reason = error.to_string();
             let reason = reason.strip_prefix("the URL ").unwrap_or(&reason);
-            checks.require(false, "args.url", reason);
+            let hint = match error == OutgoingError::Credentials {
+                true => "; send the header Authorization instead",
+                false => "",
+            };
+            checks.require(false, "args.url", format!("{reason}{hint}"));
         }
         checks.require(
             METHODS.contains(&args.method.as_str()),
@@ -134,6 +136,10 @@ impl Handler for HttpRequest {
             }
         })?;
         judge(&context, &args, &secrets, &reply)?;
+        // The answer is the result: half of one is none.
+        if let Some(error) = &reply.unfinished {
+            return Err(TaskFailure::retry(secrets.hidden(error.to_string())));
+        }
         let most = context.tasks.rules().result_bytes_max;
         Ok(Outcome::Done(Some(kept(&secrets, &reply, most))))
     }
@@ -199,7 +205,7 @@ fn judge(
     );
     Err(match reply.status {
         429 | 503 => match reply.retry_after(context.now()) {
-            Some(wait) => TaskFailure::retry_after(error, wait.min(RETRY_AFTER_MAX)),
+            Some(wait) => TaskFailure::retry_after(error, wait),
             None => TaskFailure::retry(error),
         },
         408 | 425 | 500.. => TaskFailure::retry(error),

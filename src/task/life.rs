@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::enqueue::{close_batch_if_done, not_completed};
 use super::handler::{Effect, TaskFailure, result_text};
+use super::steer::latest_run_at;
 use super::{
     AttemptOutcome, Changes, ENQUEUED, Entry, LogLevel, Over, TaskError, TaskId, TaskState, sql,
 };
@@ -180,6 +181,11 @@ pub fn start(
 /// The moment so many milliseconds later.
 pub(super) fn plus_ms(now: Timestamp, ms: i64) -> Timestamp {
     Timestamp(now.0.saturating_add(ms.saturating_mul(1_000)))
+}
+
+/// When a task that is put off for so long may start: not later than any may be put off to.
+fn put_off_to(now: Timestamp, rules: &config::Tasks, wait_ms: i64) -> Timestamp {
+    plus_ms(now, wait_ms.max(0)).min(latest_run_at(now, rules))
 }
 
 /// What an ended task leaves to be settled.
@@ -381,10 +387,10 @@ pub fn fail(
         _ => {
             let policy = run.retry_policy.unwrap_or_default();
             let tried = attempt.saturating_sub(run.crashes);
-            let wait = failure
-                .retry_after_ms
-                .unwrap_or_else(|| policy.delay_ms(id, tried));
-            plus_ms(now, wait.max(0))
+            match failure.retry_after_ms {
+                Some(wait) => put_off_to(now, rules, wait),
+                None => plus_ms(now, policy.delay_ms(id, tried)),
+            }
         }
     };
     let Some(ended) = sql::end_attempt(tx, now, id, attempt, state, next, crashes, 0, &why)? else {
@@ -429,19 +435,14 @@ fn back_to_waiting(
 pub fn snooze(
     tx: &mut Tx<'_>,
     now: Timestamp,
+    rules: &config::Tasks,
     id: TaskId,
     attempt: u32,
     wait_ms: i64,
 ) -> Result<Changes, TaskError> {
-    put_back(
-        tx,
-        now,
-        id,
-        attempt,
-        wait_ms,
-        AttemptOutcome::Snoozed,
-        "put off by its handler",
-    )
+    let run_at = put_off_to(now, rules, wait_ms);
+    let why = "put off by its handler";
+    put_back(tx, now, id, attempt, run_at, AttemptOutcome::Snoozed, why)
 }
 
 /// Hands a running task back, because its worker stops or never got it. As [`snooze`], at once.
@@ -452,7 +453,7 @@ pub fn release(
     attempt: u32,
 ) -> Result<Changes, TaskError> {
     let why = "handed back by its worker";
-    put_back(tx, now, id, attempt, 0, AttemptOutcome::Released, why)
+    put_back(tx, now, id, attempt, now, AttemptOutcome::Released, why)
 }
 
 fn put_back(
@@ -460,14 +461,13 @@ fn put_back(
     now: Timestamp,
     id: TaskId,
     attempt: u32,
-    wait_ms: i64,
+    run_at: Timestamp,
     outcome: AttemptOutcome,
     why: &str,
 ) -> Result<Changes, TaskError> {
     let Some(run) = sql::running(tx, id, attempt)? else {
         return Err(refusal(tx, id, attempt)?);
     };
-    let run_at = plus_ms(now, wait_ms.max(0));
     let (state, outcome) = if run.cancel_requested {
         (TaskState::Cancelled, AttemptOutcome::Cancelled)
     } else if run_at > now {

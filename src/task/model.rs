@@ -501,7 +501,7 @@ impl World {
                     return;
                 };
                 let attempt = self.known[&id].attempt;
-                self.change(move |tx| super::snooze(tx, now, id, attempt, wait * 1_000))
+                self.change(move |tx| super::snooze(tx, now, &rules, id, attempt, wait * 1_000))
                     .expect("put off");
                 self.known.get_mut(&id).expect("known").put_back(now, wait);
             }

@@ -369,7 +369,7 @@ async fn note_success(
                 Outcome::Snooze(wait) => {
                     append_logs(tx, &rules, id, attempt, &lines)?;
                     let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
-                    return Ok(((), snooze(tx, now, id, attempt, wait)?));
+                    return Ok(((), snooze(tx, now, &rules, id, attempt, wait)?));
                 }
             };
             append_logs(tx, &rules, id, attempt, &lines)?;

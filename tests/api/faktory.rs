@@ -612,6 +612,18 @@ fn what_makes_no_sense_is_refused_and_the_connection_lives_on() {
             r#"PUSH {"jid":"abcdefgh","jobtype":"x","args":[],"custom":{"bid":"none"}}"#,
             "-ERR No such batch none",
         ),
+        (
+            r#"PUSH {"jid":"abcdefgh","jobtype":"x","args":[],"at":"9999-01-01T00:00:00Z"}"#,
+            "-ERR eta must be within 31622400 seconds",
+        ),
+        (
+            r#"PUSH {"jid":"abcdefgh","jobtype":"x","args":[],"custom":{"expires_in":31622401}}"#,
+            "-ERR custom.expires_in must be a number of seconds from 0 to 31622400",
+        ),
+        (
+            r#"PUSH {"jid":"abcdefgh","jobtype":"x","args":[],"custom":{"unique_for":"1e300"}}"#,
+            "-ERR custom.unique_for must be a number of seconds from 0 to 31622400",
+        ),
         ("FETCH orders", "-ERR queue orders is served"),
         ("ACK {}", "-ERR invalid ACK"),
         ("FAIL 7", "-ERR invalid FAIL"),
@@ -991,4 +1003,33 @@ fn a_job_that_is_requeued_by_hand_counts_in_its_complete_batch_again() {
         !raw.ask("FETCH after").starts_with('{'),
         "each callback came once"
     );
+}
+
+#[test]
+fn neither_beats_nor_reports_carry_a_job_beyond_the_longest_run() {
+    let mut place = Place::open_with(|settings| settings.tasks.timeout_ms_max = 7_200_000);
+    let mut raw = place.worker_by_hand("w");
+    let begun = place.shop.clock.now();
+    let push = r#"PUSH {"jid":"abcdefgh","jobtype":"x","args":[],"reserve_for":60}"#;
+    assert_eq!(raw.ask(push), "+OK");
+    assert!(raw.ask("FETCH default").contains("abcdefgh"));
+    let ends = |place: &Place, seconds: i64| {
+        let lease = &place.task("x")["lease_expires_at"];
+        assert_eq!(*lease, json!(begun.plus_seconds(seconds)));
+    };
+    ends(&place, 60);
+    place.shop.clock.advance(Duration::from_secs(30));
+    assert_eq!(raw.ask(r#"BEAT {"wid":"w"}"#), "+OK");
+    ends(&place, 60);
+    let report = json!({"jid": "abcdefgh", "percent": 1, "desc": "d", "reserve_until": begun.plus_seconds(86_400)});
+    assert_eq!(raw.ask(&format!("TRACK SET {report}")), "+OK");
+    ends(&place, 7_200);
+    place.shop.clock.advance(Duration::from_secs(7_169));
+    place.admin = place.shop.token(Role::Admin);
+    assert_eq!(place.task("x")["state"], "running");
+    place.shop.clock.advance(Duration::from_secs(1));
+    place.shop.wait_until("it is taken back", || {
+        place.task("x")["state"] == "retryable"
+    });
+    assert_eq!(place.task("x")["attempts"][0]["outcome"], "timed_out");
 }

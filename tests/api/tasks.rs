@@ -182,6 +182,283 @@ fn a_lease_that_runs_out_frees_the_task_and_poison_is_set_aside() {
 }
 
 #[test]
+fn heartbeats_carry_no_run_beyond_its_time_out() {
+    let (shop, admin) = open();
+    let body = json!({"name": "slow", "queue": "q", "timeout_seconds": 60, "max_attempts": 2,
+        "retry_policy": {"kind": "fixed", "delay_ms": 1_000}});
+    let id = enqueue(&shop, &admin, body);
+    for attempt in 1..=2 {
+        let run = fetch(&shop, &admin, "q");
+        assert_eq!(run["attempt"], attempt);
+        let begun = shop.clock.now();
+        assert_eq!(run["lease_expires_at"], json!(begun.plus_seconds(30)));
+        let path = format!("/api/v1/tasks/{id}/heartbeat");
+        let beat = |lease: u32| {
+            let body = json!({"attempt": attempt, "lease_seconds": lease});
+            let beat = shop.post(&path).token(&admin).json(&body).send();
+            beat.expect(200)["lease_expires_at"].clone()
+        };
+        // It beats as a worker should, and once asks for more than there is.
+        for (lease, ends) in [(30, 45), (30, 60), (3_600, 60), (30, 60)] {
+            let steps = [15, 15, 15, 14];
+            let passed = shop.clock.now().micros_since(begun) / 1_000_000;
+            let step = steps[usize::try_from(passed / 15).expect("few")];
+            shop.clock.advance(Duration::from_secs(step));
+            assert_eq!(beat(lease), json!(begun.plus_seconds(ends)));
+        }
+        assert_eq!(state(&shop, &admin, &id), "running", "a second is left");
+        shop.clock.advance(Duration::from_secs(1));
+        shop.wait_until("it is taken back", || {
+            state(&shop, &admin, &id) != "running"
+        });
+        let seen = task(&shop, &admin, &id);
+        let expected = if attempt == 1 {
+            "retryable"
+        } else {
+            "discarded"
+        };
+        assert_eq!(seen["state"], expected);
+        assert_eq!(seen["attempts"][0]["outcome"], "timed_out", "{seen}");
+        for (what, more) in [
+            ("heartbeat", json!({})),
+            ("progress", json!({"percent": 99})),
+            ("fail", json!({"error": "late"})),
+            ("ack", json!({})),
+        ] {
+            let said = say(&shop, &admin, &run, what, more);
+            assert_eq!(said, "409 fenced", "{what}");
+        }
+        shop.clock.advance(Duration::from_secs(1));
+    }
+    // A lease that is longer than the longest run ends with it.
+    let body = json!({"name": "short", "queue": "q", "timeout_seconds": 10});
+    enqueue(&shop, &admin, body);
+    let run = fetch(&shop, &admin, "q");
+    let ends = shop.clock.now().plus_seconds(10);
+    assert_eq!(run["lease_expires_at"], json!(ends));
+}
+
+#[test]
+fn whatever_another_attempt_says_changes_nothing() {
+    let (shop, admin) = open();
+    let id = enqueue(&shop, &admin, json!({"name": "x", "queue": "q"}));
+    let first = fetch(&shop, &admin, "q");
+    shop.clock.advance(Duration::from_secs(31));
+    shop.wait_until("the lease is taken back", || {
+        state(&shop, &admin, &id) == "available"
+    });
+    let second = fetch(&shop, &admin, "q");
+    assert_eq!(
+        (&first["attempt"], &second["attempt"]),
+        (&json!(1), &json!(2))
+    );
+    let before = task(&shop, &admin, &id);
+    shop.clock.advance(Duration::from_secs(10));
+    // The worker that was too slow, one that never was, and one from the future.
+    for attempt in [1, 0, 3, u32::MAX] {
+        let other = json!({"id": id, "attempt": attempt});
+        for (what, more) in [
+            ("heartbeat", json!({})),
+            (
+                "progress",
+                json!({"percent": 99, "note": "n", "log": ["line"]}),
+            ),
+            ("fail", json!({"error": "late"})),
+            ("fail", json!({"error": "late", "retry": false})),
+            ("fail", json!({"error": "late", "retry_after_seconds": 0})),
+            ("ack", json!({"result": 1})),
+        ] {
+            let said = say(&shop, &admin, &other, what, more);
+            assert_eq!(said, "409 fenced", "{what} of attempt {attempt}");
+            let seen = task(&shop, &admin, &id);
+            assert_eq!(seen, before, "{what} of attempt {attempt}");
+        }
+    }
+    assert_eq!(say(&shop, &admin, &second, "heartbeat", json!({})), "200");
+    let done = json!({"result": 2});
+    assert_eq!(say(&shop, &admin, &second, "ack", done), "204");
+    // Once it is done, nobody's word counts any more, its own neither.
+    let before = task(&shop, &admin, &id);
+    for attempt in [1, 2, 3] {
+        let other = json!({"id": id, "attempt": attempt});
+        for (what, more) in [
+            ("heartbeat", json!({})),
+            ("progress", json!({"percent": 99})),
+            ("fail", json!({"error": "late"})),
+            ("ack", json!({"result": 1})),
+        ] {
+            let said = say(&shop, &admin, &other, what, more);
+            assert_eq!(said, "409 fenced", "{what} of attempt {attempt}");
+        }
+    }
+    assert_eq!(task(&shop, &admin, &id), before);
+}
+
+#[test]
+fn every_duration_from_outside_has_a_bound() {
+    let (shop, admin) = open();
+    let id = enqueue(&shop, &admin, json!({"name": "x", "queue": "q"}));
+    let run = fetch(&shop, &admin, "q");
+    let first = |method: &str, path: &str, body: &Value| {
+        let path = format!("/api/v1{path}");
+        let answer = shop.ask(method, &path).token(&admin).json(body).send();
+        assert_eq!(answer.outcome(), "422 validation_failed", "{path} {body}");
+        let error = answer.json()["errors"][0].clone();
+        (text(&error["field"]), text(&error["reason"]))
+    };
+    // A year and a day, in seconds.
+    const YEAR: u32 = 31_622_400;
+    let task = |more: Value| {
+        let mut body = json!({"name": "x", "queue": "q"});
+        for (key, value) in more.as_object().expect("an object") {
+            body[key] = value.clone();
+        }
+        body
+    };
+    let fail = |seconds: u32| json!({"attempt": run["attempt"], "error": "e", "retry_after_seconds": seconds});
+    let schedule = |field: &str, seconds: u32| {
+        let mut body = json!({"name": "s", "task": "x"});
+        body["interval_seconds"] = json!(60);
+        body[field] = json!(seconds);
+        body
+    };
+    let running = format!("/tasks/{id}");
+    let (fail_path, beat_path) = (format!("{running}/fail"), format!("{running}/heartbeat"));
+    for (method, path, field, body, most) in [
+        (
+            "POST",
+            fail_path.as_str(),
+            "retry_after_seconds",
+            fail(YEAR + 1),
+            YEAR,
+        ),
+        (
+            "POST",
+            fail_path.as_str(),
+            "retry_after_seconds",
+            fail(u32::MAX),
+            YEAR,
+        ),
+        (
+            "POST",
+            beat_path.as_str(),
+            "lease_seconds",
+            json!({"attempt": 1, "lease_seconds": 3_601}),
+            3_600,
+        ),
+        (
+            "POST",
+            "/queues/q/fetch",
+            "lease_seconds",
+            json!({"lease_seconds": 3_601}),
+            3_600,
+        ),
+        (
+            "POST",
+            "/queues/q/fetch",
+            "wait_seconds",
+            json!({"wait_seconds": u32::MAX}),
+            20,
+        ),
+        (
+            "POST",
+            "/tasks",
+            "eta",
+            task(json!({"countdown_seconds": YEAR + 1})),
+            YEAR,
+        ),
+        (
+            "POST",
+            "/tasks",
+            "timeout_seconds",
+            task(json!({"timeout_seconds": 86_401})),
+            86_400,
+        ),
+        (
+            "POST",
+            "/tasks",
+            "timeout_seconds",
+            task(json!({"timeout_seconds": 0})),
+            86_400,
+        ),
+        (
+            "POST",
+            "/tasks",
+            "soft_timeout_seconds",
+            task(json!({"timeout_seconds": 50, "soft_timeout_seconds": 51})),
+            50,
+        ),
+        (
+            "POST",
+            "/tasks",
+            "result_seconds",
+            task(json!({"result_seconds": YEAR + 1})),
+            YEAR,
+        ),
+        (
+            "POST",
+            "/tasks",
+            "unique_seconds",
+            task(json!({"unique_key": "k", "unique_seconds": YEAR + 1})),
+            YEAR,
+        ),
+        (
+            "PATCH",
+            "/queues/q",
+            "rate_period_ms",
+            json!({"rate_limit": 1, "rate_period_ms": 2_592_000_001_u32}),
+            2_592_000_000,
+        ),
+        (
+            "POST",
+            "/schedules",
+            "interval_seconds",
+            schedule("interval_seconds", YEAR + 1),
+            YEAR,
+        ),
+        (
+            "POST",
+            "/schedules",
+            "jitter_seconds",
+            schedule("jitter_seconds", YEAR + 1),
+            YEAR,
+        ),
+        (
+            "POST",
+            "/schedules",
+            "timeout_seconds",
+            schedule("timeout_seconds", 86_401),
+            86_400,
+        ),
+    ] {
+        let (at, reason) = first(method, path, &body);
+        assert_eq!(at, field, "{path} {body}: {reason}");
+        assert!(
+            reason.contains(&most.to_string()),
+            "{path} {body}: {reason}"
+        );
+    }
+    let call = json!({"url": "https://example.com", "timeout_seconds": 111});
+    let call = json!({"name": "http_request", "args": call});
+    assert_eq!(first("POST", "/tasks", &call).0, "args.timeout_seconds");
+    let policy = json!({"kind": "fixed", "delay_ms": 2_592_000_001_i64});
+    let policy = task(json!({"retry_policy": policy}));
+    assert_eq!(first("POST", "/tasks", &policy).0, "retry_policy");
+    // What was refused did nothing; the longest wait is taken as it is.
+    assert_eq!(state(&shop, &admin, &id), "running");
+    let path = format!("/api/v1{fail_path}");
+    let last = shop.post(&path).token(&admin).json(&fail(YEAR)).send();
+    assert_eq!(last.outcome(), "204");
+    let seen = self::task(&shop, &admin, &id);
+    let due = shop.clock.now().plus_seconds(i64::from(YEAR));
+    assert_eq!(
+        (&seen["state"], &seen["run_at"]),
+        (&json!("retryable"), &json!(due)),
+        "{seen}"
+    );
+}
+
+#[test]
 fn order_is_by_priority_then_time_and_pause_and_limits_hold() {
     let (shop, admin) = open();
     let of = |name: &str, priority: u8| {

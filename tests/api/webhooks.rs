@@ -128,7 +128,10 @@ fn endpoints_are_made_seen_changed_and_removed_and_their_secrets_stay_theirs() {
             .json(&body)
             .send();
         assert_eq!(answer.outcome(), "422 validation_failed", "{wrong}");
-        assert_eq!(answer.json()["errors"][0]["field"], field, "{answer:?}");
+        let error = answer.json()["errors"][0].clone();
+        assert_eq!(error["field"], field, "{answer:?}");
+        // An endpoint has no headers of its own that could hold a password.
+        assert!(!text(&error["reason"]).contains("header"), "{answer:?}");
     }
     let kinds = get(&shop, &admin, "/api/v1/webhook-event-types");
     assert!(kinds["items"].as_array().expect("a list").len() >= 10);
@@ -317,7 +320,7 @@ fn receivers_that_misbehave_fail_and_lead_nowhere() {
         inside.url()
     );
     let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "y".repeat(100_000));
-    let cut = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort".to_owned();
+    let cut = "HTTP/1.1 500 No\r\nContent-Length: 100\r\n\r\nshort".to_owned();
     for (reaction, word) in [
         (Reaction::Hang, "within 300 ms"),
         (Reaction::Raw(redirect), "it answered 307"),
@@ -327,7 +330,7 @@ fn receivers_that_misbehave_fail_and_lead_nowhere() {
         ),
         (Reaction::Raw(String::new()), "no valid HTTP"),
         (Reaction::Raw(endless), "no valid HTTP"),
-        (Reaction::Raw(cut), "no valid HTTP"),
+        (Reaction::Raw(cut), "it answered 500: short"),
         (Reaction::Status(404), "it answered 404"),
     ] {
         let receiver = Receiver::open(std::slice::from_ref(&reaction));
@@ -385,6 +388,80 @@ fn an_endpoint_that_is_gone_or_fails_for_days_is_disabled() {
 }
 
 #[test]
+fn an_answer_counts_by_its_status_also_where_its_body_breaks_off() {
+    let (shop, admin) = open();
+    let product = shop.product(&admin, 10);
+    let half = |status: &str| {
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 100\r\n\r\nhalf");
+        Receiver::open(&[Reaction::Raw(answer)])
+    };
+    let chunk = "HTTP/1.1 202 Soon\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nzz";
+    let told = [
+        (half("200 Yes"), "delivered", "active", 200),
+        (
+            Receiver::open(&[Reaction::Raw(chunk.to_owned())]),
+            "delivered",
+            "active",
+            202,
+        ),
+        (half("500 No"), "failed", "active", 500),
+        (half("410 Gone"), "failed", "disabled", 410),
+    ];
+    let ids = told
+        .each_ref()
+        .map(|(receiver, ..)| endpoint(&shop, &admin, &receiver.url(), &["order.created"]).0);
+    order(&shop, &admin, product);
+    for ((receiver, outcome, status, code), id) in told.iter().zip(ids) {
+        shop.wait_until("it is told", || deliveries(&shop, &admin, id).len() == 1);
+        let delivery = deliveries(&shop, &admin, id).remove(0);
+        assert_eq!(
+            (
+                &delivery["outcome"],
+                &delivery["status"],
+                &delivery["response_excerpt"]
+            ),
+            (&json!(outcome), &json!(code), &json!("half")),
+            "{delivery}"
+        );
+        let seen = get(&shop, &admin, &format!("/api/v1/webhooks/{id}"));
+        assert_eq!(seen["status"], *status);
+        assert_eq!(receiver.count(), 1);
+    }
+    // Nothing of what was delivered is sent again.
+    shop.clock.advance(Duration::from_secs(6));
+    shop.wait_until("the failed one is tried again", || told[2].0.count() == 2);
+    assert_eq!([0, 1, 3].map(|at| told[at].0.count()), [1, 1, 1]);
+}
+
+#[test]
+fn no_receiver_puts_a_task_off_for_longer_than_a_day() {
+    let (shop, admin) = open();
+    let product = shop.product(&admin, 10);
+    let day = shop.clock.now().plus_seconds(86_400);
+    for wait in [
+        "4294967295",
+        "99999999999999999999999",
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+    ] {
+        let answer = format!("HTTP/1.1 503 No\r\nRetry-After: {wait}\r\nContent-Length: 0\r\n\r\n");
+        let receiver = Receiver::open(&[Reaction::Raw(answer)]);
+        let (id, _) = endpoint(&shop, &admin, &receiver.url(), &["order.created"]);
+        order(&shop, &admin, product);
+        shop.wait_until("it is told", || deliveries(&shop, &admin, id).len() == 1);
+        let webhook = text(&deliveries(&shop, &admin, id)[0]["task_id"]);
+        let args = json!({"url": receiver.url()});
+        let body = json!({"name": "http_request", "args": args});
+        let call = shop.post("/api/v1/tasks").token(&admin).json(&body).send();
+        let call = text(&call.expect(202)["id"]);
+        for id in [webhook, call] {
+            let task = || get(&shop, &admin, &format!("/api/v1/tasks/{id}"));
+            shop.wait_until("it is put off", || task()["state"] == "retryable");
+            assert_eq!(task()["run_at"], json!(day), "{wait}");
+        }
+    }
+}
+
+#[test]
 fn a_task_calls_a_url_and_keeps_the_answer() {
     let (shop, admin) = open();
     let receiver = Receiver::open(&[
@@ -417,6 +494,19 @@ fn a_task_calls_a_url_and_keeps_the_answer() {
     );
     assert_eq!(calls[1].header("idempotency-key"), Some(id.as_str()));
     assert_eq!(calls[0].header("authorization"), Some("Bearer t"));
+    // Half an answer is no result: it is asked for again.
+    let half = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf";
+    let broken = Receiver::open(&[Reaction::Raw(half.to_owned()), Reaction::Status(200)]);
+    let again = text(&enqueue(json!({"url": broken.url()})).expect(202)["id"]);
+    shop.wait_until("it is put off", || task(&again)["state"] == "retryable");
+    shop.clock.advance(Duration::from_secs(2));
+    shop.wait_until("it is done", || task(&again)["state"] == "completed");
+    assert_eq!(task(&again)["result"]["body"], "so 😀");
+    let hint = enqueue(json!({"url": "https://a:b@example.com/"}));
+    assert!(
+        hint.body.contains("send the header Authorization instead"),
+        "{hint:?}"
+    );
     for (field, args) in [
         ("args.url", json!({"url": "file:///etc/passwd"})),
         (

@@ -110,7 +110,8 @@ struct FailBody {
     /// Whether to try again [default: true]
     #[serde(default)]
     retry: Option<bool>,
-    /// When to try again, instead of what the task's policy says
+    /// When to try again, instead of what the task's policy says; up to the setting
+    /// `tasks.delay_seconds_max`, a year unless set
     #[serde(default)]
     retry_after_seconds: Option<u32>,
 }
@@ -269,6 +270,12 @@ impl RunApi {
     ) -> Result<NoContent, Failure<{ fails::SECURED | fails::NOT_FOUND | fails::CONFLICT }>> {
         access.0.require(Role::Staff, Scope::Work)?;
         let (id, attempt) = (read_id(&id.0)?, body.0.attempt);
+        if let Some(seconds) = body.0.retry_after_seconds {
+            let mut checks = Checks::new();
+            let most = self.tasks.rules().delay_seconds_max;
+            checks.range("retry_after_seconds", u64::from(seconds), 0, most);
+            checks.finish()?;
+        }
         let failure = RunFailure {
             is_final: body.0.retry == Some(false),
             retry_after_ms: body.0.retry_after_seconds.map(ms),

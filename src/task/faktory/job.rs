@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::Refused;
 use crate::check::FieldError;
 use crate::clock::Timestamp;
+use crate::config;
 use crate::task::handler::{Asked, BUILT_IN_QUEUES, DEFAULT_QUEUE};
 use crate::task::{NewTask, Started, Task, TaskError, Tasks, Unique, Until};
 
@@ -150,8 +151,8 @@ impl Job {
         let (mut bid, empty) = (None, Map::new());
         let custom = self.custom.as_ref().unwrap_or(&empty);
         let start = run_at.unwrap_or(now);
-        task.expires_at = expiry(custom, start)?;
-        task.unique = unique(custom, &task, now, start)?;
+        task.expires_at = expiry(custom, start, rules)?;
+        task.unique = unique(custom, &task, now, start, rules)?;
         if let Some(value) = custom.get("bid") {
             match value.as_str() {
                 Some(text) => bid = Some(text.to_owned()),
@@ -188,7 +189,11 @@ pub(super) fn open_queue(queue: &str) -> Result<(), Refused> {
 }
 
 /// Seconds that a value gives, as a number or as a text that is one.
-fn seconds(custom: &Map<String, Value>, name: &str) -> Result<Option<i64>, Refused> {
+fn seconds(
+    custom: &Map<String, Value>,
+    name: &str,
+    rules: &config::Tasks,
+) -> Result<Option<i64>, Refused> {
     let Some(value) = custom.get(name).filter(|value| !value.is_null()) else {
         return Ok(None);
     };
@@ -196,15 +201,22 @@ fn seconds(custom: &Map<String, Value>, name: &str) -> Result<Option<i64>, Refus
         .as_f64()
         .or_else(|| value.as_str().and_then(|text| text.parse().ok()));
     match number {
-        Some(number) if (0.0..=f64::from(u32::MAX)).contains(&number) => {
+        Some(number) if (0.0..=rules.delay_seconds_max as f64).contains(&number) => {
             Ok(Some(number.ceil() as i64))
         }
-        Some(_) | None => refused(format!("custom.{name} must be a number of seconds")),
+        Some(_) | None => refused(format!(
+            "custom.{name} must be a number of seconds from 0 to {}",
+            rules.delay_seconds_max
+        )),
     }
 }
 
-fn expiry(custom: &Map<String, Value>, start: Timestamp) -> Result<Option<Timestamp>, Refused> {
-    if let Some(seconds) = seconds(custom, "expires_in")? {
+fn expiry(
+    custom: &Map<String, Value>,
+    start: Timestamp,
+    rules: &config::Tasks,
+) -> Result<Option<Timestamp>, Refused> {
+    if let Some(seconds) = seconds(custom, "expires_in", rules)? {
         return Ok(Some(start.plus_seconds(seconds)));
     }
     let Some(value) = custom.get("expires_at").filter(|value| !value.is_null()) else {
@@ -221,8 +233,9 @@ fn unique(
     task: &NewTask,
     now: Timestamp,
     start: Timestamp,
+    rules: &config::Tasks,
 ) -> Result<Option<Unique>, Refused> {
-    let Some(seconds) = seconds(custom, "unique_for")?.filter(|seconds| *seconds > 0) else {
+    let Some(seconds) = seconds(custom, "unique_for", rules)?.filter(|seconds| *seconds > 0) else {
         return Ok(None);
     };
     let until = match custom.get("unique_until").map(Value::as_str) {

@@ -25,8 +25,6 @@ use crate::task::{Handler, Outcome, TaskContext, TaskFailure};
 /// Seconds to wait after the first failure, the second, and so on; each ± 10 %. With the first
 /// attempt these are ten over three days: the schedule that Standard Webhooks recommends.
 const WAITS_SECONDS: [u64; 9] = [5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400];
-/// Longest wait that an endpoint may ask for.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 
 /// See the module.
 pub struct DeliverWebhook {
@@ -131,7 +129,7 @@ fn wait(context: &TaskContext, result: &Result<Reply, OutgoingError>) -> Duratio
         Ok(reply) if matches!(reply.status, 429 | 503) => reply.retry_after(context.now()),
         Ok(_) | Err(_) => None,
     };
-    scheduled.max(asked.unwrap_or_default().min(RETRY_AFTER_MAX))
+    scheduled.max(asked.unwrap_or_default())
 }
 
 impl DeliverWebhook {
