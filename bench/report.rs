@@ -42,7 +42,7 @@ const PATIENCE_SECONDS: f64 = 120.0;
 const SQL: &str = "
 CREATE TEMP TABLE counted AS SELECT id, currency, total_amount AS amount, date(created_at / 1000000, 'unixepoch') AS day
     FROM orders WHERE created_at >= unixepoch('2017-01-01') * 1000000 AND created_at < unixepoch('2018-01-02') * 1000000
-    AND status IN ('pending_payment', 'paid', 'processed', 'fulfilled');
+    AND status IN ('paid', 'processed', 'fulfilled');
 CREATE TEMP TABLE days AS SELECT currency, day, count(*) AS orders, sum(amount) AS gross_amount,
     sum((SELECT sum(quantity) FROM order_items WHERE order_id = counted.id)) AS units FROM counted GROUP BY currency, day;
 CREATE TEMP TABLE sold AS SELECT currency, product_id, sum(quantity) AS units, sum(i.amount) AS gross_amount

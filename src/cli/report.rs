@@ -101,14 +101,21 @@ fn table<const N: usize>(head: [&str; N]) -> Table {
 
 fn show(report: &Report) {
     print(&format!(
-        "Sales from {} to {} ({}); cancelled, expired and refunded orders are in the last table only.",
+        "Sales from {} to {} ({}). Gross is what is paid; what is not paid yet and what is to be paid back are not in it.",
         report.start_date, report.end_date, report.time_zone
     ));
     if report.states.is_empty() {
         print("No order was made on these days.");
         return;
     }
-    let mut totals = table(["currency", "orders", "units", "gross"]);
+    let mut totals = table([
+        "currency",
+        "orders",
+        "units",
+        "gross",
+        "not paid yet",
+        "to be paid back",
+    ]);
     for total in &report.totals {
         let figures = &total.figures;
         totals.add_row([
@@ -116,6 +123,8 @@ fn show(report: &Report) {
             figures.orders.to_string(),
             figures.units.to_string(),
             minor_to_decimal(figures.gross_amount, &total.currency),
+            minor_to_decimal(total.unpaid.gross_amount, &total.currency),
+            minor_to_decimal(total.refund_due.gross_amount, &total.currency),
         ]);
     }
     print(&totals.to_string());

@@ -235,6 +235,7 @@ pub fn create(
         quantity: new.quantity,
     };
     stock::append(tx, now, &movement)?;
+    stock::sale_opens(tx, new.product_id, new.quantity)?;
     events.emit(tx, now, EventKind::SaleCreated, || described(&sale, now))?;
     Ok(sale)
 }
@@ -412,6 +413,7 @@ pub fn close(
         return Ok(None);
     };
     fail::fail_point!("sale.closed");
+    stock::sale_ends(tx, sale.product_id, sale.quantity)?;
     if let Ok(quantity @ 1..) = u32::try_from(left) {
         stock::give_back(tx, sale.product_id, quantity)?;
         let movement = Movement {

@@ -65,8 +65,10 @@ struct ProductView {
     unit_amount: i64,
     /// ISO 4217
     currency: String,
-    /// Free units
+    /// Free units: what an ordinary order can have
     stock: i64,
+    /// Units set aside for flash sales that are not over; how many are left, each sale's `remaining` says
+    set_aside: i64,
     /// Units sold of late
     popularity: i64,
     /// When it came into the catalogue
@@ -86,6 +88,7 @@ impl From<Product> for ProductView {
             unit_amount: product.unit_amount,
             currency: product.currency,
             stock: product.stock,
+            set_aside: product.set_aside,
             popularity: product.popularity,
             created_at: product.created_at,
             last_updated: product.last_updated,
@@ -300,7 +303,7 @@ pub struct Showcase {
 impl Showcase {
     /// Of this database's products. To be made once for each cache.
     pub fn new(store: Store, cache: &Cache) -> Self {
-        let products: Kind<Ready> = cache.kind(KindRules::new("product", 1));
+        let products: Kind<Ready> = cache.kind(KindRules::new("product", 2));
         let lists: Kind<Listed> = cache.kind(KindRules::new("product_list", 1));
         let changed = products.clone();
         store.on_commit_of(CHANGED, move |rows| match rows {

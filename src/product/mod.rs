@@ -53,6 +53,8 @@ pub struct Product {
     pub currency: String,
     /// Free units.
     pub stock: i64,
+    /// Units that open sales began with: set aside, and claimed in those sales since.
+    pub set_aside: i64,
     /// Units sold of late, as the popularity task counts them.
     pub popularity: i64,
     /// When it came into the catalogue.

@@ -6,7 +6,8 @@ use crate::clock::Timestamp;
 use crate::sql;
 use crate::store::{Param, Row, StoreError, Tx, value_rows};
 
-const COLUMNS: &str = "id, sku, name, description, category, unit_amount, currency, stock, popularity, created_at, last_updated";
+const COLUMNS: &str = "id, sku, name, description, category, unit_amount, currency, stock, set_aside, popularity, \
+     created_at, last_updated";
 
 fn product(row: &Row<'_>) -> Result<Product, StoreError> {
     Ok(Product {
@@ -18,16 +19,17 @@ fn product(row: &Row<'_>) -> Result<Product, StoreError> {
         unit_amount: row.get(5)?,
         currency: row.get(6)?,
         stock: row.get(7)?,
-        popularity: row.get(8)?,
-        created_at: row.get(9)?,
-        last_updated: row.get(10)?,
+        set_aside: row.get(8)?,
+        popularity: row.get(9)?,
+        created_at: row.get(10)?,
+        last_updated: row.get(11)?,
     })
 }
 
 pub(super) fn get(tx: &mut Tx<'_>, id: ProductId) -> Result<Option<Product>, StoreError> {
     tx.row(
-        sql!("SELECT id, sku, name, description, category, unit_amount, currency, stock, popularity, created_at, \
-         last_updated FROM products WHERE id = $1 AND status = 'active'"),
+        sql!("SELECT id, sku, name, description, category, unit_amount, currency, stock, set_aside, popularity, \
+         created_at, last_updated FROM products WHERE id = $1 AND status = 'active'"),
         &[id.into()],
         product,
     )
@@ -64,7 +66,7 @@ pub(super) fn by_ids(tx: &mut Tx<'_>, ids: &[ProductId]) -> Result<Vec<Product>,
             marks.join(",")
         )),
         &params,
-        |row| Ok(row.get::<bool>(11)?.then_some(product(row)?)),
+        |row| Ok(row.get::<bool>(12)?.then_some(product(row)?)),
     )?;
     Ok(found.into_iter().flatten().collect())
 }
@@ -259,6 +261,21 @@ pub(super) fn give_stock(tx: &mut Tx<'_>, id: ProductId, quantity: i64) -> Resul
         1 => Ok(()),
         _ => Err(StoreError::Bug(format!(
             "units given back to product {id}, which is not there"
+        ))),
+    }
+}
+
+/// Adds to, or takes from, the units that are set aside for open sales; in the house they stay.
+pub(super) fn set_aside(tx: &mut Tx<'_>, id: ProductId, change: i64) -> Result<(), StoreError> {
+    tx.touch_row(CHANGED, id);
+    let changed = tx.execute(
+        sql!("UPDATE products SET set_aside = set_aside + $2 WHERE id = $1"),
+        &[id.into(), change.into()],
+    )?;
+    match changed {
+        1 => Ok(()),
+        _ => Err(StoreError::Bug(format!(
+            "units set aside of product {id}, which is not there"
         ))),
     }
 }

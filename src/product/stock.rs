@@ -201,7 +201,7 @@ pub enum StockError {
     #[error("there is no product {0}")]
     NotFound(ProductId),
     /// Fewer are free than were asked for.
-    #[error("product {product_id} has {available} units, {wanted} were asked for")]
+    #[error("product {product_id} has {available} free units, {wanted} were asked for")]
     Insufficient {
         /// The product.
         product_id: ProductId,
@@ -233,6 +233,17 @@ pub fn take(tx: &mut Tx<'_>, product_id: ProductId, quantity: u32) -> Result<Tak
 /// Gives free units back. Appends no row, as [`take`].
 pub fn give_back(tx: &mut Tx<'_>, product_id: ProductId, quantity: u32) -> Result<(), StoreError> {
     sql::give_stock(tx, product_id, i64::from(quantity))
+}
+
+/// Tells that a sale opens with `quantity` of the product's units. What is shown of a product changes
+/// with it, and not with each claim: how many are left, the sale knows.
+pub fn sale_opens(tx: &mut Tx<'_>, product_id: ProductId, quantity: u32) -> Result<(), StoreError> {
+    sql::set_aside(tx, product_id, i64::from(quantity))
+}
+
+/// Tells that the sale that opened with `quantity` units is over.
+pub fn sale_ends(tx: &mut Tx<'_>, product_id: ProductId, quantity: i64) -> Result<(), StoreError> {
+    sql::set_aside(tx, product_id, quantity.saturating_neg())
 }
 
 /// Receives units into the house.

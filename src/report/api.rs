@@ -11,7 +11,7 @@ use poem_openapi::{ApiResponse, Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
 use super::tasks::{GenerateSalesReport, SalesReportArgs};
-use super::{Report, ReportError, TopProduct, csv_of, key_of};
+use super::{Figures, Report, ReportError, TopProduct, csv_of, key_of};
 use crate::auth::api::{Access, Tag};
 use crate::auth::{Role, Scope};
 use crate::check::FieldError;
@@ -73,17 +73,42 @@ struct ReportTaskView {
     report: String,
 }
 
-/// All that was sold in one currency.
+/// Orders, units and money.
 #[derive(Serialize, Object)]
-struct TotalView {
-    /// ISO 4217
-    currency: String,
+struct FiguresView {
     /// Orders
     orders: i64,
     /// Units in them
     units: i64,
     /// What they cost together, in minor units
     gross_amount: i64,
+}
+
+impl From<Figures> for FiguresView {
+    fn from(figures: Figures) -> Self {
+        Self {
+            orders: figures.orders,
+            units: figures.units,
+            gross_amount: figures.gross_amount,
+        }
+    }
+}
+
+/// All that was sold in one currency. Sold is what is paid.
+#[derive(Serialize, Object)]
+struct TotalView {
+    /// ISO 4217
+    currency: String,
+    /// Orders that are paid
+    orders: i64,
+    /// Units in them
+    units: i64,
+    /// What they cost together, in minor units: the turnover
+    gross_amount: i64,
+    /// Orders that wait for their payment; in no other figure but `states`
+    unpaid: FiguresView,
+    /// Orders whose money is to be paid back; in no other figure but `states`
+    refund_due: FiguresView,
 }
 
 /// What was sold in one currency on one day.
@@ -93,7 +118,7 @@ struct DayView {
     date: String,
     /// ISO 4217
     currency: String,
-    /// Orders
+    /// Orders that are paid
     orders: i64,
     /// Units in them
     units: i64,
@@ -138,7 +163,8 @@ impl From<TopProduct> for TopProductView {
 /// Orders of one currency in one state.
 #[derive(Serialize, Object)]
 struct StateView {
-    /// The state; `cancelled`, `expired` and `refund_due` are in no other figure of the report
+    /// The state: `paid`, `processed` and `fulfilled` are sold; `pending_payment` is `unpaid` in the
+    /// totals; `cancelled` and `expired` are in no other figure of the report
     state: String,
     /// ISO 4217
     currency: String,
@@ -148,7 +174,7 @@ struct StateView {
     amount: i64,
 }
 
-/// A sales report. An order counts on the day that it was made, unless it came to nothing.
+/// A sales report. An order counts on the day that it was made, once it is paid.
 #[derive(Serialize, Object)]
 struct ReportView {
     /// First day
@@ -178,6 +204,8 @@ impl From<Report> for ReportView {
             orders: total.figures.orders,
             units: total.figures.units,
             gross_amount: total.figures.gross_amount,
+            unpaid: total.unpaid.into(),
+            refund_due: total.refund_due.into(),
         });
         let days = report.days.into_iter().map(|day| DayView {
             date: day.date,
@@ -322,8 +350,9 @@ impl ReportApi {
     /// Read a sales report
     ///
     /// One that was made within the last hour: 404 with the code `report_not_ready` says that there
-    /// is none (yet). `cancelled`, `expired` and `refund_due` orders are in `states` only; past
-    /// orders that were imported count like any other. For staff.
+    /// is none (yet). Turnover is what is paid. What waits for its payment and what is to be paid
+    /// back stand beside it; `cancelled` and `expired` orders are in `states` only; past orders that
+    /// were imported count like any other. For staff.
     #[oai(path = "/reports/sales", method = "get")]
     async fn read(
         &self,

@@ -1,9 +1,10 @@
 //! Sales reports: what was sold on which days.
 //!
 //! An order counts on the day that it was made, with what it cost then, whether it came from a
-//! flash sale, from an ordinary order or from an import of past orders. Orders that came to nothing
-//! (`cancelled`, `expired`, `refund_due`) are not in the sums; the orders by state show them. Money
-//! of different currencies is never added up.
+//! flash sale, from an ordinary order or from an import of past orders. Sold is what is paid (`paid`,
+//! `processed`, `fulfilled`). What waits for its payment and what is to be paid back are sums of their
+//! own; orders that came to nothing (`cancelled`, `expired`) are among the orders by state alone.
+//! Money of different currencies is never added up.
 //!
 //! Invariants: a report is made from one consistent moment and in one pass, holding the sums and
 //! one entry for each product sold, never the orders; days and rows are bounded.
@@ -44,14 +45,18 @@ pub struct Figures {
     pub gross_amount: i64,
 }
 
-/// All that was sold in one currency.
+/// All that was sold in one currency, and what may yet become of the rest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Total {
     /// ISO 4217.
     pub currency: String,
-    /// The sums.
+    /// What is paid.
     #[serde(flatten)]
     pub figures: Figures,
+    /// What waits for its payment: not sold yet.
+    pub unpaid: Figures,
+    /// What is to be paid back, because it was paid too late or cancelled: not sold.
+    pub refund_due: Figures,
 }
 
 /// What was sold in one currency on one day.
@@ -158,6 +163,8 @@ pub fn days_of(
 struct Sums {
     currency: String,
     days: Vec<Figures>,
+    unpaid: Figures,
+    refund_due: Figures,
     states: [(i64, i64); OrderStatus::WORDS.len()],
     products: HashMap<ProductId, (i64, i64)>,
 }
@@ -170,18 +177,40 @@ struct Tally<'a> {
     /// Place of the order in hand's currency, and of its day.
     currency: usize,
     day: usize,
-    counts: bool,
+    part: Part,
     is_too_large: bool,
 }
 
-/// Whether an order of this state is in the sums.
-fn counts(status: OrderStatus) -> bool {
-    match status {
-        OrderStatus::PendingPayment
-        | OrderStatus::Paid
-        | OrderStatus::Processed
-        | OrderStatus::Fulfilled => true,
-        OrderStatus::Cancelled | OrderStatus::Expired | OrderStatus::RefundDue => false,
+/// In which sums an order is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Paid,
+    Unpaid,
+    RefundDue,
+    /// In none: it came to nothing.
+    Nothing,
+}
+
+impl Part {
+    fn of(status: OrderStatus) -> Self {
+        match status {
+            OrderStatus::Paid | OrderStatus::Processed | OrderStatus::Fulfilled => Part::Paid,
+            OrderStatus::PendingPayment => Part::Unpaid,
+            OrderStatus::RefundDue => Part::RefundDue,
+            OrderStatus::Cancelled | OrderStatus::Expired => Part::Nothing,
+        }
+    }
+}
+
+impl Sums {
+    /// The sums that an order of this part is in, made on a day.
+    fn figures(&mut self, part: Part, day: usize) -> Option<&mut Figures> {
+        match part {
+            Part::Paid => self.days.get_mut(day),
+            Part::Unpaid => Some(&mut self.unpaid),
+            Part::RefundDue => Some(&mut self.refund_due),
+            Part::Nothing => None,
+        }
     }
 }
 
@@ -196,30 +225,31 @@ impl Tally<'_> {
             } => {
                 self.turn_to(currency)?;
                 self.day = self.days.place(self.day, at);
-                self.counts = counts(status);
+                self.part = Part::of(status);
                 let sums = &mut self.sums[self.currency];
                 let (orders, total) = &mut sums.states[status as usize];
                 *orders += 1;
                 *total = total.saturating_add(amount);
-                if self.counts {
-                    let day = &mut sums.days[self.day];
-                    day.orders += 1;
-                    day.gross_amount = day.gross_amount.saturating_add(amount);
+                if let Some(figures) = sums.figures(self.part, self.day) {
+                    figures.orders += 1;
+                    figures.gross_amount = figures.gross_amount.saturating_add(amount);
                 }
             }
             sql::Seen::Line {
                 product,
                 quantity,
                 amount,
-            } if self.counts => {
+            } => {
                 let sums = &mut self.sums[self.currency];
-                let day = &mut sums.days[self.day];
-                day.units = day.units.saturating_add(quantity);
-                let (units, total) = sums.products.entry(product).or_default();
-                *units = units.saturating_add(quantity);
-                *total = total.saturating_add(amount);
+                if let Some(figures) = sums.figures(self.part, self.day) {
+                    figures.units = figures.units.saturating_add(quantity);
+                }
+                if self.part == Part::Paid {
+                    let (units, total) = sums.products.entry(product).or_default();
+                    *units = units.saturating_add(quantity);
+                    *total = total.saturating_add(amount);
+                }
             }
-            sql::Seen::Line { .. } => {}
         }
         Ok(())
     }
@@ -245,6 +275,8 @@ impl Tally<'_> {
         self.sums.push(Sums {
             currency,
             days: vec![Figures::default(); self.days.len()],
+            unpaid: Figures::default(),
+            refund_due: Figures::default(),
             states: Default::default(),
             products: HashMap::new(),
         });
@@ -267,7 +299,7 @@ pub fn make(
         sums: Vec::new(),
         currency: 0,
         day: 0,
-        counts: false,
+        part: Part::Nothing,
         is_too_large: false,
     };
     let mut rows = 0u32;
@@ -319,6 +351,8 @@ fn put(tx: &mut Tx<'_>, days: &Days, sums: Sums, report: &mut Report) -> Result<
     report.totals.push(Total {
         currency: currency(),
         figures: total,
+        unpaid: sums.unpaid,
+        refund_due: sums.refund_due,
     });
     for word in OrderStatus::WORDS {
         let Some(state) = OrderStatus::from_word(word) else {
@@ -573,7 +607,7 @@ mod tests {
             store.close();
 
             let mut by_day: BTreeMap<(String, String), Figures> = BTreeMap::new();
-            let mut totals: BTreeMap<String, Figures> = BTreeMap::new();
+            let mut totals: BTreeMap<String, [Figures; 3]> = BTreeMap::new();
             let mut states: BTreeMap<(String, &str), (i64, i64)> = BTreeMap::new();
             let mut sold: BTreeMap<String, BTreeMap<i64, (i64, i64)>> = BTreeMap::new();
             for order in &orders {
@@ -585,25 +619,31 @@ mod tests {
                 let currency = order.currency.to_owned();
                 let state = states.entry((currency.clone(), order.status.word())).or_default();
                 *state = (state.0 + 1, state.1 + order.amount());
-                let total = totals.entry(currency.clone()).or_default();
-                if ["cancelled", "expired", "refund_due"].contains(&order.status.word()) {
-                    continue;
-                }
-                let day = by_day.entry((currency.clone(), date)).or_default();
-                for figures in [day, total] {
+                let [paid, unpaid, refund_due] = totals.entry(currency.clone()).or_default();
+                let add = |figures: &mut Figures| {
                     figures.orders += 1;
                     figures.units += order.lines.iter().map(|(_, units, _)| units).sum::<i64>();
                     figures.gross_amount += order.amount();
+                };
+                match order.status.word() {
+                    "paid" | "processed" | "fulfilled" => add(paid),
+                    "pending_payment" => add(unpaid),
+                    "refund_due" => add(refund_due),
+                    _ => {}
                 }
+                if !["paid", "processed", "fulfilled"].contains(&order.status.word()) {
+                    continue;
+                }
+                add(by_day.entry((currency.clone(), date)).or_default());
                 for (product, units, amount) in &order.lines {
                     let sum = sold.entry(currency.clone()).or_default().entry(*product).or_default();
                     *sum = (sum.0 + units, sum.1 + amount);
                 }
             }
-            let found: BTreeMap<String, Figures> = report
+            let found: BTreeMap<String, [Figures; 3]> = report
                 .totals
                 .iter()
-                .map(|total| (total.currency.clone(), total.figures))
+                .map(|total| (total.currency.clone(), [total.figures, total.unpaid, total.refund_due]))
                 .collect();
             prop_assert_eq!(&found, &totals);
             prop_assert_eq!(report.days.len(), days.len() * totals.len());

@@ -100,10 +100,13 @@ fn lines(report: &Report) -> impl Iterator<Item = Line<'_>> {
             ..Line::default()
         }
     }
-    let totals = report
-        .totals
-        .iter()
-        .map(|total| summed("total", &total.currency, &total.figures));
+    let totals = report.totals.iter().flat_map(|total| {
+        [
+            summed("total", &total.currency, &total.figures),
+            summed("unpaid", &total.currency, &total.unpaid),
+            summed("refund_due", &total.currency, &total.refund_due),
+        ]
+    });
     let days = report.days.iter().map(|day| Line {
         date: &day.date,
         ..summed("day", &day.currency, &day.figures)
@@ -176,6 +179,12 @@ mod tests {
             totals: vec![Total {
                 currency: "CNY".to_owned(),
                 figures,
+                unpaid: Figures {
+                    orders: 1,
+                    units: 2,
+                    gross_amount: 500,
+                },
+                refund_due: Figures::default(),
             }],
             days: vec![DayTotal {
                 date: "2026-11-11".to_owned(),
@@ -196,7 +205,8 @@ mod tests {
         };
         let text = csv_of(&report).expect("CSV");
         let head = "section,date,currency,state,rank,product_id,sku,name,orders,units,gross_amount,gross\r\n\
-            total,,CNY,,,,,,2,3,1234,12.34\r\nday,2026-11-11,CNY,,,,,,2,3,1234,12.34\r\n\
+            total,,CNY,,,,,,2,3,1234,12.34\r\nunpaid,,CNY,,,,,,1,2,500,5.00\r\n\
+            refund_due,,CNY,,,,,,0,0,0,0.00\r\nday,2026-11-11,CNY,,,,,,2,3,1234,12.34\r\n\
             top_by_units,,CNY,,1,7,'-1,\"Mug, \"\"large\"\" 杯子\",,3,1234,12.34\r\n";
         assert!(text.starts_with(head), "{text}");
         assert!(text.ends_with("state,,JPY,cancelled,,,,,1,,500,500\r\n"));

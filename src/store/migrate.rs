@@ -47,6 +47,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
         "V11__batches_count_again",
         include_str!("migrations/0011_batches_count_again.sql"),
     ),
+    (
+        "V12__sold_and_set_aside",
+        include_str!("migrations/0012_sold_and_set_aside.sql"),
+    ),
 ];
 
 /// What SQLite alone needs of the eighth.
@@ -196,6 +200,29 @@ mod tests {
             .query_row("PRAGMA integrity_check", [], |row| row.get(0))
             .expect("checked");
         assert_eq!(verdict, "ok");
+    }
+
+    #[test]
+    fn what_open_sales_have_set_aside_is_known_after_the_upgrade_and_old_reports_are_gone() {
+        let mut conn = at(9);
+        conn.execute_batch(
+            "PRAGMA foreign_keys = OFF;
+             INSERT INTO products (id, name, description, category, unit_amount, currency, stock, popularity, status, \
+             created_at, last_updated) VALUES (1, 'a', '', '', 1, 'CNY', 0, 0, 'active', 0, 0), (2, 'b', '', '', 1, 'CNY', 5, 0, 'active', 0, 0);
+             INSERT INTO flash_sales (product_id, quantity, remaining, held, sold, returned, unit_amount, currency, starts_at, \
+             ends_at, per_user_limit, attempts_per_minute, payment_window_seconds, status, created_at) VALUES \
+             (1, 7, 4, 0, 3, 0, 1, 'CNY', 0, 9, 1, 1, 0, 'open', 0), (1, 5, 5, 0, 0, 0, 1, 'CNY', 10, 19, 1, 1, 0, 'open', 0), \
+             (1, 9, 0, 0, 9, 0, 1, 'CNY', 0, 1, 1, 1, 0, 'ended', 0), (2, 3, 0, 0, 0, 3, 1, 'CNY', 0, 1, 1, 1, 0, 'stopped', 0);
+             INSERT INTO cached_reports (key, time_zone, body, made_at, expires_at) VALUES ('k', 'UTC', '{}', 0, 9);",
+        )
+        .expect("a shop");
+        run(&mut conn).expect("brought up to date");
+        let number = |sql: &str| -> i64 { conn.query_row(sql, [], |row| row.get(0)).expect(sql) };
+        assert_eq!(number("SELECT set_aside FROM products WHERE id = 1"), 12);
+        assert_eq!(number("SELECT set_aside FROM products WHERE id = 2"), 0);
+        assert_eq!(number("SELECT COUNT(*) FROM cached_reports"), 0);
+        let refused = conn.execute("UPDATE products SET set_aside = -1", []);
+        assert!(matches!(&refused, Err(error) if error.to_string().contains("CHECK")));
     }
 
     #[test]

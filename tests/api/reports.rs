@@ -16,6 +16,18 @@ fn order(shop: &Shop, customer: &str, product: i64, quantity: i64) -> String {
     answer.send().expect(201)["id"].to_string()
 }
 
+fn pay(shop: &Shop, customer: &str, order: &str) {
+    let path = format!("/api/v1/orders/{order}/pay");
+    shop.post(&path).token(customer).send().expect(200);
+}
+
+/// A paid one.
+fn bought(shop: &Shop, customer: &str, product: i64, quantity: i64) -> String {
+    let id = order(shop, customer, product, quantity);
+    pay(shop, customer, &id);
+    id
+}
+
 fn ask(shop: &Shop, staff: &str, more: &str) -> Answer {
     let path = format!("/api/v1/reports/sales?start_date=2026-11-11&end_date=2026-11-12{more}");
     shop.get(&path).token(staff).send()
@@ -57,12 +69,17 @@ fn a_report_is_made_once_kept_for_an_hour_and_read_as_json_and_csv() {
     let staff = shop.token(Role::Staff);
     let customer = shop.token(Role::Customer);
     let product = shop.product(&staff, 100);
-    order(&shop, &customer, product, 2);
-    let given_up = order(&shop, &customer, product, 5);
-    let cancel = format!("/api/v1/orders/{given_up}/cancel");
-    shop.post(&cancel).token(&customer).send().expect(200);
+    bought(&shop, &customer, product, 2);
+    let cancel = |id: &str| {
+        let path = format!("/api/v1/orders/{id}/cancel");
+        shop.post(&path).token(&customer).send().expect(200);
+    };
+    cancel(&order(&shop, &customer, product, 5));
     shop.clock.advance(DAY / 4);
     let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));
+    // Nobody has paid the one; the other's money goes back.
+    order(&shop, &customer, product, 4);
+    cancel(&bought(&shop, &customer, product, 7));
     assert_eq!(ask(&shop, &staff, "").outcome(), "404 report_not_ready");
 
     let made = have_made(&shop, &staff, json!({}));
@@ -72,7 +89,9 @@ fn a_report_is_made_once_kept_for_an_hour_and_read_as_json_and_csv() {
     let answer = shop.get(&text(&made["report"])).token(&staff).send();
     let etag = answer.header("etag").expect("a tag").to_owned();
     let report = answer.expect(200);
-    let figures = json!({"currency": "CNY", "orders": 1, "units": 2, "gross_amount": 2_000});
+    let figures = json!({"currency": "CNY", "orders": 1, "units": 2, "gross_amount": 2_000,
+        "unpaid": {"orders": 1, "units": 4, "gross_amount": 4_000},
+        "refund_due": {"orders": 1, "units": 7, "gross_amount": 7_000}});
     assert_eq!(report["totals"], json!([figures]));
     assert_eq!(report["time_zone"], "UTC");
     assert_eq!(
@@ -109,7 +128,10 @@ fn a_report_is_made_once_kept_for_an_hour_and_read_as_json_and_csv() {
             .contains("2026-11-11")
     );
     assert!(
-        csv.body.contains("\r\ntotal,,CNY,,,,,,1,2,2000,20.00\r\n"),
+        csv.body.contains(
+            "\r\ntotal,,CNY,,,,,,1,2,2000,20.00\r\nunpaid,,CNY,,,,,,1,4,4000,40.00\r\n\
+             refund_due,,CNY,,,,,,1,7,7000,70.00\r\n"
+        ),
         "{}",
         csv.body
     );
@@ -118,8 +140,29 @@ fn a_report_is_made_once_kept_for_an_hour_and_read_as_json_and_csv() {
     let again = shop.get(&path).token(&staff).header("If-None-Match", &etag);
     assert_eq!(again.send().status, 304);
 
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_onrush"))
+        .arg("--data-dir")
+        .arg(shop.data_dir())
+        .args([
+            "report",
+            "sales",
+            "--from",
+            "2026-11-11",
+            "--to",
+            "2026-11-12",
+        ])
+        .output()
+        .expect("it runs");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    let total = shown.lines().find(|line| line.contains("20.00"));
+    let total: Vec<&str> = total.expect("a total").split_whitespace().collect();
+    assert_eq!(
+        total[total.len() - 4..total.len() - 1],
+        ["20.00", "40.00", "70.00"]
+    );
+
     // Asked for again it is not made again, unless somebody says so.
-    order(&shop, &customer, product, 1);
+    bought(&shop, &customer, product, 1);
     let made = have_made(&shop, &staff, json!({}));
     assert_eq!(
         result_of(&shop, &admin, &text(&made["id"]))["was_ready"],
@@ -184,9 +227,9 @@ fn days_begin_at_the_shops_own_midnight() {
     let customer = shop.token(Role::Customer);
     let product = shop.product(&staff, 100);
     shop.clock.advance(HOUR * 16 - Duration::from_secs(1));
-    order(&shop, &customer, product, 1);
+    bought(&shop, &customer, product, 1);
     shop.clock.advance(Duration::from_secs(1));
-    order(&shop, &customer, product, 2);
+    bought(&shop, &customer, product, 2);
     let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));
     let made = have_made(&shop, &staff, json!({}));
     result_of(&shop, &admin, &text(&made["id"]));

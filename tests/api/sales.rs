@@ -344,3 +344,56 @@ fn the_report_card_adds_up_to_the_attempts_and_ends_in_one_verdict() {
     let last = shown.lines().rev().find(|line| line.contains("verdict"));
     assert!(last.expect("a verdict").contains("kept"), "{shown}");
 }
+
+#[test]
+fn a_product_tells_what_is_set_aside_of_it_until_its_sales_are_over() {
+    let shop = Shop::open();
+    let (staff, anna) = (shop.token(Role::Staff), shop.token(Role::Customer));
+    let product = shop.product(&staff, 10);
+    let path = format!("/api/v1/products/{product}");
+    let units = || {
+        let shown = shop.get(&path).send().expect(200);
+        let listed = shop.get("/api/v1/products").send().expect(200)["items"][0].clone();
+        assert_eq!(listed, shown);
+        let number = |name: &str| shown[name].as_i64().expect("a number");
+        (number("stock"), number("set_aside"))
+    };
+    assert_eq!(units(), (10, 0));
+    let now = shop.clock.now();
+    let tomorrow =
+        json!({"starts_at": now.plus_seconds(86_400), "ends_at": now.plus_seconds(90_000)});
+    let sale = shop.sale(&staff, product, 4, json!({}));
+    let other = shop.sale(&staff, product, 6, tomorrow);
+    assert_eq!(units(), (0, 10), "all of them, and none is gone");
+    let body = json!({"items": [{"product_id": product, "quantity": 1}]});
+    let order = shop.post("/api/v1/orders").token(&anna).json(&body).send();
+    assert_eq!(order.outcome(), "409 insufficient_stock");
+    assert!(order.body.contains("0 free units"), "{order:?}");
+
+    let etag = |answer: crate::support::Answer| answer.header("etag").map(str::to_owned);
+    let before = etag(shop.get(&path).send());
+    let claim = shop.post(&format!("/api/v1/flash-sales/{sale}/claims"));
+    claim.token(&anna).send().expect(201);
+    assert_eq!(
+        etag(shop.get(&path).send()),
+        before,
+        "a claim changes nothing that is shown of the product"
+    );
+    let stop = |sale: i64| {
+        let path = format!("/api/v1/flash-sales/{sale}/stop");
+        shop.post(&path).token(&staff).send().expect(200);
+    };
+    stop(sale);
+    assert_eq!(units(), (3, 6));
+    stop(sale);
+    assert_eq!(units(), (3, 6), "stopped twice it is stopped once");
+    stop(other);
+    assert_eq!(units(), (9, 0));
+    // A sale of which nothing comes back is over as well.
+    let last = shop.sale(&staff, product, 1, json!({}));
+    let claim = shop.post(&format!("/api/v1/flash-sales/{last}/claims"));
+    claim.token(&anna).send().expect(201);
+    assert_eq!(units(), (8, 1));
+    stop(last);
+    assert_eq!(units(), (8, 0));
+}

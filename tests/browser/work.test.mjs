@@ -450,10 +450,28 @@ describe('what works for the shop', { concurrency: false }, () => {
     assert.deepEqual((await ask('GET', 'webhooks')).items, []);
   });
 
+  test('a product whose units are all set aside for a sale is not shown as sold out', async () => {
+    const product = await ask('POST', 'products', { name: 'Lantern', unit_amount: 5000, currency: 'CNY', stock: 5 });
+    const at = (hours) => new Date(Date.now() + hours * 3_600_000).toISOString();
+    const sale = await ask('POST', 'flash-sales', {
+      product_id: product.id, quantity: 5, unit_amount: 100, starts_at: at(24), ends_at: at(25),
+    });
+    const row = page.getByRole('row', { name: 'Lantern' });
+    await go('products?q=Lantern');
+    await row.getByText('5 in sales').waitFor();
+    assert.equal(await row.getByText('none left').count(), 0);
+    await ask('POST', `flash-sales/${sale.id}/stop`);
+    await ask('PATCH', `products/${product.id}`, { stock: 0 });
+    await page.reload();
+    await row.getByText('none left').waitFor();
+  });
+
   test('a sales report is made, shown and downloaded', async () => {
     await ask('POST', `orders/${order.id}/pay`);
     const other = await ask('POST', 'products', { name: 'Umbrella', unit_amount: 5000, currency: 'CNY', stock: 100 });
-    await ask('POST', 'orders', { items: [{ product_id: other.id, quantity: 9 }] });
+    const bought = await ask('POST', 'orders', { items: [{ product_id: other.id, quantity: 9 }] });
+    await ask('POST', `orders/${bought.id}/pay`);
+    await ask('POST', 'orders', { items: [{ product_id: other.id, quantity: 2 }] });
     await go('reports');
     await page.getByLabel('First day').fill('2026-05-05');
     await page.getByLabel('Last day').fill('2026-05-01');
@@ -464,6 +482,7 @@ describe('what works for the shop', { concurrency: false }, () => {
     await button('Make the report').click();
     const facts = page.locator('.facts').first();
     await facts.getByText('¥837.00', { exact: false }).first().waitFor();
+    assert.match(await facts.innerText(), /Waiting for payment\s+.*¥100\.00 · 1 order/);
     await page.getByRole('img', { name: /^7 days, the best .+ with .*¥837\.00/ }).waitFor();
     const top = async (caption) => (await page.getByRole('table', { name: caption }).getByRole('row').nth(1).innerText()).replace(/\s+/g, ' ');
     assert.match(await top('Top 10 by amount'), /Umbrella 9 .*450\.00/);

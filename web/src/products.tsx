@@ -6,6 +6,7 @@ import type { Product, Schemas } from './api';
 import { useLoad, usePages } from './data';
 import { exponent, toMajor, toMinor } from './money';
 import { go, Link, place, setQuery } from './router';
+import { isOver } from './sale-parts';
 import { Choice, Confirm, Fact, Facts, Field, Form, Pager, say, Search, Show, Table, textOf, View, wholeOf } from './ui';
 import { moment, money, number, t } from './words';
 
@@ -13,18 +14,51 @@ const ROWS = 25;
 const CURRENCIES = ['CNY', 'USD', 'EUR', 'GBP', 'HKD', 'JPY', 'KRW', 'SGD', 'TWD', 'INR', 'AUD', 'CAD', 'CHF'];
 const CURRENCY_KEPT_AS = 'onrush.currency';
 
+/** The newest sales: the open ones are among them unless a shop plans hundreds ahead. */
+const SALES_LOOKED_AT = 100;
+
+interface Listed {
+  product: Product;
+  /** Units that open sales still have. */
+  inSales: number;
+}
+
+/** Sales are asked for only where a product has no free unit and some that are set aside. */
+async function listed(products: Product[]): Promise<Listed[]> {
+  const isAside = (product: Product) => product.stock === 0 && product.set_aside > 0;
+  if (!products.some(isAside)) return products.map((product) => ({ product, inSales: 0 }));
+  const page = await ask(api.GET('/api/v1/flash-sales', { params: { query: { limit: SALES_LOOKED_AT } } }));
+  const left = new Map<number, number>();
+  for (const sale of page.items.filter((sale) => !isOver(sale))) {
+    left.set(sale.product_id, (left.get(sale.product_id) ?? 0) + sale.remaining);
+  }
+  // Of a sale that is not among them it is known how many it began with.
+  return products.map((product) => ({
+    product,
+    inSales: isAside(product) ? (left.get(product.id) ?? product.set_aside) : 0,
+  }));
+}
+
+function StockCell({ product, inSales }: Listed) {
+  if (product.stock > 0) return <>{number(product.stock)}</>;
+  if (inSales > 0) return <span class="badge info">{t('n_in_sales', { n: inSales })}</span>;
+  return <span class="badge warn">{t('low_stock')}</span>;
+}
+
 export function Products() {
   const { query } = place.value;
   const q = query.get('q') ?? '';
   const category = query.get('category') ?? '';
   const sort = query.get('sort') ?? 'popularity';
   const products = usePages(
-    (cursor) =>
-      ask(
+    async (cursor) => {
+      const page = await ask(
         api.GET('/api/v1/products', {
           params: { query: { limit: ROWS, sort, ...(q && { q }), ...(category && { category }), ...(cursor && { cursor }) } },
         }),
-      ),
+      );
+      return { ...page, items: await listed(page.items) };
+    },
     [q, category, sort],
   );
   return (
@@ -61,20 +95,15 @@ export function Products() {
           <Table
             caption={t('products')}
             rows={page.items}
-            keyOf={(product) => product.id}
+            keyOf={({ product }) => product.id}
             empty={q || category ? t('nothing_found') : t('nothing')}
             columns={[
-              { head: t('name'), cell: (product) => <Link to={`/products/${product.id}`}>{product.name}</Link> },
-              { head: t('sku'), kind: 'wide', cell: (product) => product.sku ?? '' },
-              { head: t('category'), kind: 'wide', cell: (product) => product.category },
-              { head: t('price'), kind: 'number', cell: (product) => money(product.unit_amount, product.currency) },
-              {
-                head: t('stock'),
-                kind: 'number',
-                cell: (product) =>
-                  product.stock === 0 ? <span class="badge warn">{t('low_stock')}</span> : number(product.stock),
-              },
-              { head: t('sold_lately'), kind: 'wide number', cell: (product) => number(product.popularity) },
+              { head: t('name'), cell: ({ product }) => <Link to={`/products/${product.id}`}>{product.name}</Link> },
+              { head: t('sku'), kind: 'wide', cell: ({ product }) => product.sku ?? '' },
+              { head: t('category'), kind: 'wide', cell: ({ product }) => product.category },
+              { head: t('price'), kind: 'number', cell: ({ product }) => money(product.unit_amount, product.currency) },
+              { head: t('stock'), kind: 'number', cell: (row) => <StockCell {...row} /> },
+              { head: t('sold_lately'), kind: 'wide number', cell: ({ product }) => number(product.popularity) },
             ]}
           />
         )}
@@ -245,6 +274,7 @@ function EditForm({ product, onSaved }: { product: Product; onSaved: () => void 
       <section class="card">
         <Facts>
           <Fact name={t('stock')}>{number(product.stock)}</Fact>
+          {product.set_aside > 0 && <Fact name={t('set_aside')}>{number(product.set_aside)}</Fact>}
           <Fact name={t('sku')}>{product.sku ?? '–'}</Fact>
           <Fact name={t('currency')}>{product.currency}</Fact>
           <Fact name={t('sold_lately')}>{number(product.popularity)}</Fact>

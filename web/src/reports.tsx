@@ -235,6 +235,8 @@ function ReportNow({ report, onAgain }: { report: Report; onAgain: () => Promise
               <Fact name={t('per_order')}>
                 <span class="value">{total.orders > 0 ? money(Math.round(total.gross_amount / total.orders), currency) : '–'}</span>
               </Fact>
+              <Beside state="pending_payment" figures={total.unpaid} currency={currency} />
+              <Beside state="refund_due" figures={total.refund_due} currency={currency} />
             </Facts>
           </section>
           <Days days={of(report.days)} currency={currency} />
@@ -262,6 +264,16 @@ function ReportNow({ report, onAgain }: { report: Report; onAgain: () => Promise
         </section>
       )}
     </>
+  );
+}
+
+/** Money that is no turnover: not paid yet, or to be paid back. */
+function Beside({ state, figures, currency }: { state: string; figures: Schemas['FiguresView']; currency: string }) {
+  if (figures.orders === 0) return null;
+  return (
+    <Fact name={wordOf('state', state)}>
+      {money(figures.gross_amount, currency)} · {t('n_orders', { n: figures.orders })}
+    </Fact>
   );
 }
 

@@ -166,6 +166,8 @@ export const en = {
   product_created: 'The product is in the shop',
   make_sale: 'Make a flash sale',
   low_stock: 'none left',
+  set_aside: 'Set aside for sales',
+  n_in_sales: '{n} in sales',
 
   import_title: 'Import products',
   import_hint:

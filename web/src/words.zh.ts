@@ -162,6 +162,8 @@ export const zh: Record<keyof typeof en, string> = {
   product_created: '商品已上架',
   make_sale: '创建抢购',
   low_stock: '无货',
+  set_aside: '抢购预留',
+  n_in_sales: '抢购中 {n} 件',
 
   import_title: '导入商品',
   import_hint:
