@@ -515,7 +515,7 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.clock.clone(),
             Arc::new(handles.settings.orders.clone()),
             handles.metrics.clone(),
-            Arc::new(move |released| gate.put_back(released)),
+            Arc::new(move |moved| gate.adjust(moved)),
             follow_ups,
         ),
         sales.clone(),

@@ -21,7 +21,7 @@ use crate::auth::UserId;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, ms};
 use crate::monitor::Metrics;
-use crate::order::ReleasedToSale;
+use crate::order::SaleUnits;
 use crate::product::ProductId;
 use crate::store::{Store, StoreError};
 
@@ -66,6 +66,14 @@ struct Places {
     left: u32,
     reserved: u32,
     waiting: VecDeque<Waiting>,
+}
+
+impl Places {
+    /// Units that nobody is claiming. A late payment may take one that somebody is: fewer are left
+    /// then than are reserved, and the database refuses the claim.
+    fn unreserved(&self) -> u32 {
+        self.left.saturating_sub(self.reserved)
+    }
 }
 
 struct Waiting {
@@ -128,7 +136,7 @@ impl SaleGate {
         while let Some(first) = places.waiting.front() {
             let quantity = first.quantity;
             let sold_out = places.left < quantity;
-            if !sold_out && places.left - places.reserved < quantity {
+            if !sold_out && places.unreserved() < quantity {
                 break;
             }
             let Some(first) = places.waiting.pop_front() else {
@@ -170,7 +178,7 @@ impl Place {
     }
 
     /// Tells the gate that the database refused the claim for the buyer's limit. To be called on the
-    /// writer's thread, as [`Gate::put_back`] is: their order there is the order of the commits.
+    /// writer's thread, as [`Gate::adjust`] is: their order there is the order of the commits.
     pub fn limit_reached(self, user: UserId) {
         let mut full = self.gate.full.lock();
         if full.len() >= self.buyers_max {
@@ -253,15 +261,19 @@ impl Gate {
         self.0.metrics.remove_flash_sale(id.0);
     }
 
-    /// Units came back to open sales.
-    pub fn put_back(&self, released: &[ReleasedToSale]) {
-        for units in released {
-            if let Some(gate) = self.find(SaleId(units.sale_id)) {
+    /// Units came back to open sales, or late payments took some.
+    pub fn adjust(&self, moved: &[SaleUnits]) {
+        for units in moved {
+            let Some(gate) = self.find(SaleId(units.sale_id)) else {
+                continue;
+            };
+            if units.change > 0 {
                 gate.full.lock().clear();
-                let mut places = gate.places.lock();
-                places.left = places.left.saturating_add(units.quantity);
-                gate.admit_waiting(&mut places);
             }
+            let mut places = gate.places.lock();
+            let left = i64::from(places.left).saturating_add(units.change);
+            places.left = u32::try_from(left.max(0)).unwrap_or(u32::MAX);
+            gate.admit_waiting(&mut places);
         }
     }
 
@@ -284,6 +296,13 @@ impl Gate {
             .filter(soon)
             .map(|sale| (sale.id, sale.product_id))
             .collect()
+    }
+
+    /// Units of an open sale that can be claimed, as the gate has it.
+    #[cfg(test)]
+    pub(super) fn left(&self, id: SaleId) -> Option<i64> {
+        let gate = self.find(id)?;
+        Some(i64::from(gate.left.load(Ordering::Acquire)))
     }
 
     fn find(&self, id: SaleId) -> Option<Arc<SaleGate>> {
@@ -345,7 +364,7 @@ impl Gate {
             if places.left < quantity {
                 return Err(Refusal::SoldOut);
             }
-            if places.waiting.is_empty() && places.left - places.reserved >= quantity {
+            if places.waiting.is_empty() && places.unreserved() >= quantity {
                 places.reserved += quantity;
                 None
             } else if places.waiting.len() >= self.0.settings.waiting_max {
@@ -440,7 +459,10 @@ mod tests {
         let clock = Clock::manual(Timestamp(5_000_000));
         let metrics = Metrics::new().expect("metrics");
         let gate = Gate::new(
-            Arc::new(config::FlashSales::default()),
+            Arc::new(config::FlashSales {
+                wait_timeout_ms: 3_600_000, // no test sits it out
+                ..config::FlashSales::default()
+            }),
             clock.clone(),
             metrics,
         );
@@ -464,27 +486,77 @@ mod tests {
                     .map(|place| place.decide(true))
             }
         });
-        while gate
-            .find(SaleId(1))
-            .expect("open")
-            .places
-            .lock()
-            .waiting
-            .is_empty()
-        {
-            tokio::task::yield_now().await;
-        }
+        until_waiting(&gate, 1).await;
         first.decide(false);
         assert_eq!(second.await.expect("task"), Ok(()));
         assert_eq!(
             gate.enter(SaleId(1), UserId(3), 1, now).await.err(),
             Some(Refusal::SoldOut)
         );
-        gate.put_back(&[ReleasedToSale {
+        gate.adjust(&[SaleUnits {
             sale_id: 1,
-            quantity: 1,
+            change: 1,
         }]);
         assert!(gate.enter(SaleId(1), UserId(3), 1, now).await.is_ok());
+    }
+
+    /// Waits until so many buyers wait at the gate of the sale.
+    async fn until_waiting(gate: &Gate, buyers: usize) {
+        let sale = gate.find(SaleId(1)).expect("open");
+        while sale.places.lock().waiting.len() < buyers {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// What a buyer who waits is told, long before the wait would be over.
+    async fn told(waits: tokio::task::JoinHandle<Result<Place, Refusal>>) -> Result<(), Refusal> {
+        let told = tokio::time::timeout(Duration::from_secs(60), waits).await;
+        told.expect("told at once").expect("no panic").map(drop)
+    }
+
+    #[tokio::test]
+    async fn buyers_who_wait_are_told_at_once_when_the_sale_closes() {
+        let (gate, clock) = gate(2, 3);
+        let now = clock.now();
+        let enter = |buyer, quantity| {
+            let gate = gate.clone();
+            async move { gate.enter(SaleId(1), UserId(buyer), quantity, now).await }
+        };
+        let claiming = enter(1, 2).await.expect("a place");
+        let waiting: Vec<_> = (2..5).map(|buyer| tokio::spawn(enter(buyer, 1))).collect();
+        until_waiting(&gate, 3).await;
+        gate.close(SaleId(1));
+        for waits in waiting {
+            assert_eq!(told(waits).await, Err(Refusal::SoldOut));
+        }
+        claiming.decide(true);
+        assert_eq!(enter(9, 1).await.map(drop), Err(Refusal::Unknown));
+    }
+
+    #[tokio::test]
+    async fn a_late_payment_takes_the_unit_that_buyers_wait_for() {
+        let (gate, clock) = gate(1, 3);
+        let now = clock.now();
+        let enter = |buyer| {
+            let gate = gate.clone();
+            async move { gate.enter(SaleId(1), UserId(buyer), 1, now).await }
+        };
+        let claiming = enter(1).await.expect("a place");
+        let waits = tokio::spawn(enter(2));
+        until_waiting(&gate, 1).await;
+        gate.adjust(&[SaleUnits {
+            sale_id: 1,
+            change: -1,
+        }]);
+        assert_eq!(told(waits).await, Err(Refusal::SoldOut));
+        // The database refuses the one who was let in; a unit that comes back is for the next.
+        claiming.decide(false);
+        assert_eq!(enter(3).await.map(drop), Err(Refusal::SoldOut));
+        gate.adjust(&[SaleUnits {
+            sale_id: 1,
+            change: 1,
+        }]);
+        assert!(enter(3).await.is_ok());
     }
 
     #[tokio::test]
@@ -552,9 +624,9 @@ mod tests {
             assert_eq!(refused, Err(Refusal::LimitReached(1)));
         }
         enter(1).await.expect("fewer may still fit").decide(false);
-        gate.put_back(&[ReleasedToSale {
+        gate.adjust(&[SaleUnits {
             sale_id: 1,
-            quantity: 1,
+            change: 1,
         }]);
         assert!(enter(3).await.is_ok());
     }

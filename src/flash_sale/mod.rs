@@ -7,6 +7,8 @@
 
 pub mod api;
 pub mod gate;
+#[cfg(test)]
+mod model;
 pub mod rehearsal;
 pub mod service;
 mod sql;
@@ -326,8 +328,8 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
         return Err(refusal(tx, sale_id, now)?);
     };
     fail::fail_point!("claim.units_taken");
-    let (status, expires_at) = order::payment_terms(now, sale.payment_window_seconds);
     let amount = sale.unit_amount.saturating_mul(i64::from(quantity));
+    let (status, expires_at) = order::payment_terms(now, sale.payment_window_seconds, amount);
     let item = OrderItem {
         product_id: sale.product_id,
         quantity,
@@ -362,12 +364,9 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     }
     fail::fail_point!("claim.claim_written");
     if sale.remaining == 0 {
-        request.follow_ups.events.emit(
-            tx,
-            now,
-            EventKind::SaleSoldOut,
-            || serde_json::json!({"sale_id": sale_id, "product_id": sale.product_id}),
-        )?;
+        request
+            .follow_ups
+            .sale_sold_out(tx, now, sale_id.0, sale.product_id)?;
     }
     let claimed = Claimed {
         claim_id,

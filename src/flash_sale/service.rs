@@ -13,7 +13,7 @@ use super::{SaleError, SaleStatus, sql};
 use crate::cache::Cache;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Settings, ms};
-use crate::order::{self, FollowUps, OrderError, ReleasedToSale};
+use crate::order::{self, FollowUps, OrderError, SaleUnits};
 use crate::store::Store;
 
 /// The background service; clones do the same.
@@ -111,9 +111,9 @@ impl Sweeper {
                 .store
                 .write_then(
                     move |tx| order::expire_due(tx, now, &follow_ups, batch),
-                    move |done: &Result<(usize, Vec<ReleasedToSale>), OrderError>| {
+                    move |done: &Result<(usize, Vec<SaleUnits>), OrderError>| {
                         if let Ok((_, released)) = done {
-                            gate.put_back(released);
+                            gate.adjust(released);
                         }
                     },
                 )

@@ -132,8 +132,8 @@ pub(super) fn take(
     tx.touch_row(SALE_CHANGED, id);
     tx.row(
         sql!("UPDATE flash_sales SET remaining = remaining - $2, \
-         held = held + CASE WHEN payment_window_seconds > 0 THEN $2 ELSE 0 END, \
-         sold = sold + CASE WHEN payment_window_seconds > 0 THEN 0 ELSE $2 END \
+         held = held + CASE WHEN payment_window_seconds > 0 AND unit_amount > 0 THEN $2 ELSE 0 END, \
+         sold = sold + CASE WHEN payment_window_seconds > 0 AND unit_amount > 0 THEN 0 ELSE $2 END \
          WHERE id = $1 AND status = 'open' AND starts_at <= $3 AND ends_at > $3 AND remaining >= $2 \
          RETURNING product_id, remaining, unit_amount, currency, per_user_limit, payment_window_seconds"),
         &[id.into(), quantity.into(), now.into()],
@@ -236,8 +236,8 @@ pub(super) fn bring_forward(
     Ok(changed == 1)
 }
 
-/// Units in the sale's live orders, counted from the orders themselves. An order whose late payment
-/// took free units has left the sale.
+/// Units in the sale's live orders, counted from the orders themselves. An order without its sale is
+/// one whose late payment took free units, as version 0.1.0 had it.
 pub(super) fn units_ordered(tx: &mut Tx<'_>, id: SaleId) -> Result<i64, StoreError> {
     Ok(tx
         .row(

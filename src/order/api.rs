@@ -7,7 +7,7 @@ use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
-use super::{Filter, FollowUps, Order, OrderError, OrderId, OrderStatus, ReleasedToSale};
+use super::{Filter, FollowUps, Order, OrderError, OrderId, OrderStatus, SaleUnits};
 use crate::auth::api::{Access, Tag, UserView};
 use crate::auth::idempotency::Key;
 use crate::auth::{Role, Scope, UserId};
@@ -18,11 +18,11 @@ use crate::http::{Body, Created, Failure, Problem, fails, read_cursor};
 use crate::monitor::Metrics;
 use crate::product::ProductId;
 use crate::product::stock::StockError;
-use crate::store::Store;
+use crate::store::{Store, Tx};
 use crate::user::{self, UserError};
 
 /// Told when units return to a sale, after the commit.
-pub type OnReleased = Arc<dyn Fn(&[ReleasedToSale]) + Send + Sync>;
+pub type OnSaleUnits = Arc<dyn Fn(&[SaleUnits]) + Send + Sync>;
 
 impl From<OrderError> for Problem {
     fn from(error: OrderError) -> Self {
@@ -179,7 +179,7 @@ pub struct OrderApi {
     clock: Clock,
     rules: Arc<config::Orders>,
     metrics: Metrics,
-    on_released: OnReleased,
+    on_sale_units: OnSaleUnits,
     follow_ups: FollowUps,
 }
 
@@ -190,7 +190,7 @@ impl OrderApi {
         clock: Clock,
         rules: Arc<config::Orders>,
         metrics: Metrics,
-        on_released: OnReleased,
+        on_sale_units: OnSaleUnits,
         follow_ups: FollowUps,
     ) -> Self {
         Self {
@@ -198,9 +198,33 @@ impl OrderApi {
             clock,
             rules,
             metrics,
-            on_released,
+            on_sale_units,
             follow_ups,
         }
+    }
+
+    /// Changes an order, and tells what that did to the units of open sales.
+    async fn change(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>, &FollowUps) -> Result<(Order, Vec<SaleUnits>), OrderError>
+        + Send
+        + 'static,
+    ) -> Result<Body<OrderView>, Failure<{ fails::SECURED | fails::NOT_FOUND | fails::CONFLICT }>>
+    {
+        let (follow_ups, tell) = (self.follow_ups.clone(), Arc::clone(&self.on_sale_units));
+        let (order, _) = self
+            .store
+            .write_then(
+                move |tx| work(tx, &follow_ups),
+                move |done: &Result<(Order, Vec<SaleUnits>), OrderError>| {
+                    if let Ok((_, moved)) = done {
+                        tell(moved);
+                    }
+                },
+            )
+            .await
+            .map_err(Problem::from)?;
+        Ok(Body(order.into()))
     }
 }
 
@@ -404,27 +428,17 @@ impl OrderApi {
         let caller = access.0;
         caller.require(Role::Customer, Scope::Orders)?;
         let owner = (!caller.is_staff()).then_some(caller.user_id);
-        let (now, tell) = (self.clock.now(), Arc::clone(&self.on_released));
-        let follow_ups = self.follow_ups.clone();
-        let (order, _) = self
-            .store
-            .write_then(
-                move |tx| super::cancel(tx, now, &follow_ups, OrderId(id.0), owner),
-                move |done: &Result<(Order, Vec<ReleasedToSale>), OrderError>| {
-                    if let Ok((_, released)) = done {
-                        tell(released);
-                    }
-                },
-            )
+        let now = self.clock.now();
+        self.change(move |tx, follow_ups| super::cancel(tx, now, follow_ups, OrderId(id.0), owner))
             .await
-            .map_err(Problem::from)?;
-        Ok(Body(order.into()))
     }
 
     /// Confirm a payment
     ///
-    /// Confirmed twice it counts once. Too late, it takes the units again while there are any, else
-    /// the order becomes `refund_due`.
+    /// Confirmed twice it counts once. Too late, it takes the units again from where they were: those
+    /// of a flash sale while the sale's window (and the payment window after it), its units, its price
+    /// and the buyer's limit allow; others while there are any at no higher price. Else, and if the
+    /// order was cancelled, it becomes `refund_due`.
     #[oai(path = "/orders/:id/pay", method = "post", tag = "Tag::Orders")]
     async fn pay(
         &self,
@@ -445,13 +459,9 @@ impl OrderApi {
             caller.require(Role::Customer, Scope::Orders)?;
         }
         let owner = (!trusted).then_some(caller.user_id);
-        let (now, follow_ups) = (self.clock.now(), self.follow_ups.clone());
-        let order = self
-            .store
-            .write(move |tx| super::pay(tx, now, &follow_ups, OrderId(id.0), owner))
+        let now = self.clock.now();
+        self.change(move |tx, follow_ups| super::pay(tx, now, follow_ups, OrderId(id.0), owner))
             .await
-            .map_err(Problem::from)?;
-        Ok(Body(order.into()))
     }
 }
 

@@ -2,16 +2,21 @@
 //!
 //! ```text
 //! pending_payment ──pay──▶ paid ──▶ processed ──▶ fulfilled
-//!    │        │             └──cancel───┴─▶ refund_due
-//!    │cancel  │expire                      ▲
-//!    ▼        ▼                            │ late payment, no units left
-//! cancelled  expired ──late payment────────┴─▶ paid (units taken again)
+//!    │        │              └──cancel──┴──▶ refund_due
+//!    │cancel  │expire                          ▲  ▲
+//!    │        ▼                                │  │
+//!    │      expired ──paid late, no units──────┘  │
+//!    │        └───────paid late, units taken again──▶ paid
+//!    ▼                                            │
+//! cancelled ──paid all the same───────────────────┘
 //! ```
 //!
 //! Invariants: an order and its units' movements commit together; every change of state is a
-//! conditional update on the state before; whoever paid gets the units or is owed a refund, never
-//! neither. What is absent: `order` does not know what a flash sale is, only that some units return
-//! to one ([`ReleasedToSale`]).
+//! conditional update on the state before; a buyer who paid gets the units or is owed a refund, never
+//! neither; a late payment takes units only from where they were and by the terms under which they
+//! were first taken, so it is no way round the limits of a sale. What is absent: `order` does not
+//! decide about flash sales; of one it knows the counters that its orders' units come from
+//! ([`SaleUnits`]) and, for a late payment, its terms (`sql::take_again`).
 
 pub mod api;
 pub mod import;
@@ -128,13 +133,32 @@ pub struct FollowUps {
     pub events: Events,
 }
 
-/// Units that returned to an open sale.
+impl FollowUps {
+    /// The last unit of a sale that could be claimed is gone.
+    pub fn sale_sold_out(
+        &self,
+        tx: &mut Tx<'_>,
+        now: Timestamp,
+        sale_id: i64,
+        product_id: ProductId,
+    ) -> Result<(), StoreError> {
+        self.events.emit(
+            tx,
+            now,
+            EventKind::SaleSoldOut,
+            || serde_json::json!({"sale_id": sale_id, "product_id": product_id}),
+        )
+    }
+}
+
+/// Units of an open sale that moved otherwise than by a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReleasedToSale {
+pub struct SaleUnits {
     /// The sale.
     pub sale_id: i64,
-    /// How many.
-    pub quantity: u32,
+    /// What that did to the units that can be claimed: above 0, so many came back; below 0, a late
+    /// payment took so many.
+    pub change: i64,
 }
 
 /// Why something could not be done to an order.
@@ -181,9 +205,14 @@ impl From<StockError> for OrderError {
     }
 }
 
-/// First state and end of the payment window of an order made now.
-pub fn payment_terms(now: Timestamp, window_seconds: i64) -> (OrderStatus, Option<Timestamp>) {
-    if window_seconds > 0 {
+/// First state and end of the payment window of an order made now. An order of nothing has no
+/// payment step: no provider confirms a payment of 0.
+pub fn payment_terms(
+    now: Timestamp,
+    window_seconds: i64,
+    total_amount: i64,
+) -> (OrderStatus, Option<Timestamp>) {
+    if window_seconds > 0 && total_amount > 0 {
         (
             OrderStatus::PendingPayment,
             Some(now.plus_seconds(window_seconds)),
@@ -240,7 +269,7 @@ pub fn create(
     }
     fail::fail_point!("order.units_taken");
     let window = i64::try_from(rules.payment_window_seconds).unwrap_or(i64::MAX);
-    let (status, expires_at) = payment_terms(now, window);
+    let (status, expires_at) = payment_terms(now, window, total);
     let new = NewOrder {
         user_id,
         status,
@@ -333,7 +362,7 @@ pub fn cancel(
     follow_ups: &FollowUps,
     id: OrderId,
     owner: Option<UserId>,
-) -> Result<(Order, Vec<ReleasedToSale>), OrderError> {
+) -> Result<(Order, Vec<SaleUnits>), OrderError> {
     let order = get(tx, id, owner)?;
     let (was_held, to) = match order.status {
         OrderStatus::PendingPayment => (true, OrderStatus::Cancelled),
@@ -363,22 +392,25 @@ fn release(
     now: Timestamp,
     order: &Order,
     was_held: bool,
-) -> Result<Vec<ReleasedToSale>, OrderError> {
+) -> Result<Vec<SaleUnits>, OrderError> {
     let mut released = Vec::new();
     for item in &order.items {
-        let back = match order.sale_id {
+        let back_to_sale = match order.sale_id {
             Some(sale) => sql::back_to_sale(tx, sale, item.quantity, was_held)?,
-            None => None,
+            None => false,
         };
-        let reason = match (back, was_held) {
-            (Some(_), true) => Reason::ReleaseToSale,
-            (Some(_), false) => Reason::RefundToSale,
-            (None, true) => Reason::Release,
-            (None, false) => Reason::Refund,
+        let reason = match (back_to_sale, was_held) {
+            (true, true) => Reason::ReleaseToSale,
+            (true, false) => Reason::RefundToSale,
+            (false, true) => Reason::Release,
+            (false, false) => Reason::Refund,
         };
-        match (back, order.sale_id) {
-            (Some(units), _) => released.push(units),
-            (None, sale) => {
+        match order.sale_id {
+            Some(sale_id) if back_to_sale => released.push(SaleUnits {
+                sale_id,
+                change: i64::from(item.quantity),
+            }),
+            sale => {
                 if let Some(sale) = sale {
                     sql::returned_from_sale(tx, sale, item.quantity, was_held)?;
                 }
@@ -398,14 +430,16 @@ fn release(
 }
 
 /// Notes a payment. Paid twice is paid once; paid too late takes the units again or is due back.
+/// Answers besides what a late payment took from a sale that is open.
 pub fn pay(
     tx: &mut Tx<'_>,
     now: Timestamp,
     follow_ups: &FollowUps,
     id: OrderId,
     owner: Option<UserId>,
-) -> Result<Order, OrderError> {
+) -> Result<(Order, Vec<SaleUnits>), OrderError> {
     let order = get(tx, id, owner)?;
+    let mut taken = Vec::new();
     match order.status {
         OrderStatus::PendingPayment => {
             if !sql::shift(tx, now, id, OrderStatus::PendingPayment, OrderStatus::Paid)? {
@@ -425,12 +459,18 @@ pub fn pay(
                 stock::append(tx, now, &movement)?;
             }
         }
-        OrderStatus::Expired => pay_late(tx, now, &order)?,
+        OrderStatus::Expired => taken = pay_late(tx, now, follow_ups, &order)?,
+        // Its buyer gave it up, but the money is here.
+        OrderStatus::Cancelled => {
+            if !sql::shift(tx, now, id, OrderStatus::Cancelled, OrderStatus::Paid)? {
+                return Err(OrderError::State(order.status));
+            }
+            sql::owe_back(tx, now, id)?;
+        }
         OrderStatus::Paid
         | OrderStatus::Processed
         | OrderStatus::Fulfilled
         | OrderStatus::RefundDue => {}
-        OrderStatus::Cancelled => return Err(OrderError::State(order.status)),
     }
     let paid = get(tx, id, None)?;
     if paid.status != order.status {
@@ -440,45 +480,110 @@ pub fn pay(
         };
         tasks::follow(tx, now, follow_ups, &paid, what)?;
     }
-    Ok(paid)
+    Ok((paid, taken))
 }
 
-fn pay_late(tx: &mut Tx<'_>, now: Timestamp, order: &Order) -> Result<(), OrderError> {
-    let mut taken = Vec::new();
-    for item in &order.items {
-        match stock::take(tx, item.product_id, item.quantity) {
-            Ok(_) => taken.push(item),
-            Err(StockError::Store(error)) => return Err(error.into()),
-            Err(StockError::NotFound(_) | StockError::Insufficient { .. }) => break,
+/// Why a late payment gets no units.
+#[derive(Debug)]
+enum Late {
+    /// There are none for it, or its terms no longer hold: the money goes back.
+    Refused,
+    /// The database.
+    Store(StoreError),
+}
+
+impl From<StoreError> for Late {
+    fn from(error: StoreError) -> Self {
+        Late::Store(error)
+    }
+}
+
+impl From<StockError> for Late {
+    fn from(error: StockError) -> Self {
+        match error {
+            StockError::Store(error) => Late::Store(error),
+            StockError::NotFound(_) | StockError::Insufficient { .. } => Late::Refused,
         }
     }
-    let complete = taken.len() == order.items.len();
-    let to = if complete {
-        OrderStatus::Paid
-    } else {
-        OrderStatus::RefundDue
-    };
-    if !sql::shift(tx, now, order.id, OrderStatus::Expired, to)? {
+}
+
+/// Takes an expired order's units again, all of them from where they were, or makes its money due
+/// back. Answers what an open sale gave.
+fn pay_late(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    follow_ups: &FollowUps,
+    order: &Order,
+) -> Result<Vec<SaleUnits>, OrderError> {
+    if !sql::shift(tx, now, order.id, OrderStatus::Expired, OrderStatus::Paid)? {
         return Err(OrderError::State(order.status));
     }
-    if complete && order.sale_id.is_some() {
-        sql::leave_sale(tx, order.id)?;
-    }
-    for item in taken {
-        if !complete {
-            stock::give_back(tx, item.product_id, item.quantity)?;
-            continue;
+    // What a line took before another was refused is undone with it.
+    match tx.part(|tx| take_again(tx, now, follow_ups, order))? {
+        Ok(taken) => Ok(taken),
+        Err(Late::Store(error)) => Err(error.into()),
+        Err(Late::Refused) => {
+            sql::owe_back(tx, now, order.id)?;
+            Ok(Vec::new())
         }
+    }
+}
+
+/// The order is `paid` by now, so that it counts among what its buyer has of the sale.
+fn take_again(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    follow_ups: &FollowUps,
+    order: &Order,
+) -> Result<Vec<SaleUnits>, Late> {
+    let mut from_sale = Vec::new();
+    for item in &order.items {
+        let reason = match order.sale_id {
+            Some(sale) => match sql::take_again(tx, now, sale, item)? {
+                Some(sql::TakenAgain::FromSale { remaining }) => {
+                    from_sale.push(SaleUnits {
+                        sale_id: sale,
+                        change: -i64::from(item.quantity),
+                    });
+                    if remaining == 0 {
+                        follow_ups.sale_sold_out(tx, now, sale, item.product_id)?;
+                    }
+                    Reason::ClaimSell
+                }
+                // The sale has closed since, and its units lie with the free ones.
+                Some(sql::TakenAgain::FromReturned) => {
+                    stock::take(tx, item.product_id, item.quantity)?;
+                    Reason::Sell
+                }
+                None => return Err(Late::Refused),
+            },
+            None => {
+                let now_sold_at = stock::take(tx, item.product_id, item.quantity)?;
+                if now_sold_at.unit_amount > item.unit_amount
+                    || now_sold_at.currency != order.currency
+                {
+                    return Err(Late::Refused);
+                }
+                Reason::Sell
+            }
+        };
         let movement = Movement {
             product_id: item.product_id,
-            sale_id: None,
+            sale_id: order.sale_id,
             order_id: Some(order.id.0),
-            reason: Reason::Sell,
+            reason,
             quantity: item.quantity,
         };
         stock::append(tx, now, &movement)?;
     }
-    Ok(())
+    // Counted after the sale's row was changed and is locked by that: whoever else gets units of this
+    // sale for the same buyer comes before or after, never between.
+    if let Some(sale) = order.sale_id
+        && !sql::is_within_limit(tx, sale, order.user_id)?
+    {
+        return Err(Late::Refused);
+    }
+    Ok(from_sale)
 }
 
 /// Whether any order waits to be expired: a look that costs no write.
@@ -492,7 +597,7 @@ pub fn expire_due(
     now: Timestamp,
     follow_ups: &FollowUps,
     batch: u32,
-) -> Result<(usize, Vec<ReleasedToSale>), OrderError> {
+) -> Result<(usize, Vec<SaleUnits>), OrderError> {
     let due = sql::due(tx, now, batch)?;
     let mut released = Vec::new();
     for id in &due {
@@ -541,7 +646,7 @@ mod tests {
                 crate::auth::create_account(tx, START, &account, crate::auth::Role::Customer)
             })
             .expect("user");
-        let product = NewProduct {
+        let new = NewProduct {
             sku: None,
             name: "Mug".to_owned(),
             description: String::new(),
@@ -551,6 +656,7 @@ mod tests {
             stock: 10,
             popularity: 0,
         };
+        let product = new.clone();
         let product = store
             .write_blocking(move |tx| create_product(tx, START, &product))
             .expect("product");
@@ -597,7 +703,7 @@ mod tests {
         stock_is(7, "refused");
         let id = order.id;
         for _ in 0..2 {
-            let paid = store
+            let (paid, _) = store
                 .write_blocking(move |tx| pay(tx, START, &FollowUps::default(), id, Some(user)))
                 .expect("pay");
             assert_eq!(paid.status, OrderStatus::Paid);
@@ -618,7 +724,7 @@ mod tests {
         };
         assert_eq!((expire(), expire()), (1, 0));
         stock_is(10, "expired");
-        let paid = store
+        let (paid, _) = store
             .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), id, None))
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::Paid);
@@ -627,7 +733,7 @@ mod tests {
         let id = place(vec![(product, 4)]).expect("order").id;
         assert_eq!(expire(), 1);
         place(vec![(product, 1)]).expect("another buyer");
-        let paid = store
+        let (paid, _) = store
             .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), id, None))
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::RefundDue);
@@ -640,5 +746,89 @@ mod tests {
             matches!(foreign, Err(OrderError::NotFound(_))),
             "another's order is as absent as none"
         );
+
+        let other = NewProduct {
+            unit_amount: 300,
+            ..new
+        };
+        let other = store
+            .write_blocking(move |tx| create_product(tx, START, &other))
+            .expect("product");
+        let id = place(vec![(product, 1), (other, 1)]).expect("order").id;
+        assert_eq!(expire(), 2, "this one and the other buyer's");
+        store
+            .write_blocking(move |tx| crate::product::archive(tx, late, other))
+            .expect("archived");
+        let (paid, _) = store
+            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), id, None))
+            .expect("late payment");
+        assert_eq!(paid.status, OrderStatus::RefundDue);
+        assert_eq!(paid.paid_at, Some(late), "the money came");
+        stock_is(
+            4,
+            "paid late, one of two products is gone: neither is taken",
+        );
+
+        let id = place(vec![(product, 1)]).expect("order").id;
+        assert_eq!(expire(), 1);
+        let dearer = crate::product::ProductPatch {
+            unit_amount: Some(701),
+            ..Default::default()
+        };
+        store
+            .write_blocking(move |tx| crate::product::update(tx, late, product, &dearer))
+            .expect("dearer");
+        let (paid, _) = store
+            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), id, None))
+            .expect("late payment");
+        assert_eq!(paid.status, OrderStatus::RefundDue);
+        stock_is(4, "paid late, at a price of before");
+
+        let id = place(vec![(product, 1)]).expect("order").id;
+        store
+            .write_blocking(move |tx| cancel(tx, START, &FollowUps::default(), id, None))
+            .expect("cancelled");
+        let (paid, _) = store
+            .write_blocking(move |tx| pay(tx, START, &FollowUps::default(), id, None))
+            .expect("a payment that crossed it");
+        assert_eq!(paid.status, OrderStatus::RefundDue);
+        stock_is(4, "cancelled, then paid");
+
+        // Taken over from the shop before, delivered.
+        let item = OrderItem {
+            product_id: product,
+            quantity: 2,
+            unit_amount: 700,
+            amount: 1_400,
+        };
+        let past = store
+            .write_blocking::<_, StoreError>(move |tx| {
+                let id = sql::insert_past(tx, START, "A-1", user, 1_400, "CNY", START)?;
+                sql::insert_item(tx, id, 1, &item)?;
+                Ok(id)
+            })
+            .expect("a past order");
+        let refused = store.write_blocking(move |tx| {
+            cancel(tx, late, &FollowUps::default(), past, None).map(|_| ())
+        });
+        assert!(matches!(
+            refused,
+            Err(OrderError::State(OrderStatus::Fulfilled))
+        ));
+        let (again, moved) = store
+            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), past, None))
+            .expect("paid already");
+        assert_eq!((again.status, moved), (OrderStatus::Fulfilled, Vec::new()));
+        stock_is(4, "delivered is delivered");
+    }
+
+    #[test]
+    fn an_order_of_nothing_has_no_payment_step() {
+        assert_eq!(payment_terms(START, 900, 0), (OrderStatus::Paid, None));
+        assert_eq!(
+            payment_terms(START, 900, 1),
+            (OrderStatus::PendingPayment, Some(START.plus_seconds(900)))
+        );
+        assert_eq!(payment_terms(START, 0, 1), (OrderStatus::Paid, None));
     }
 }

@@ -1,8 +1,6 @@
 //! Every statement about orders and their lines.
 
-use super::{
-    Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, ReleasedToSale, SALE_CHANGED,
-};
+use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, SALE_CHANGED};
 use crate::auth::{Account, UserId};
 use crate::clock::Timestamp;
 use crate::sql;
@@ -211,28 +209,20 @@ pub(super) fn due(tx: &mut Tx<'_>, now: Timestamp, limit: u32) -> Result<Vec<Ord
     )
 }
 
-/// Units of a sale's order go back to the sale while it is open; `None` when it is closed.
+/// Units of a sale's order go back to the sale while it is open; `false` when it is closed.
 pub(super) fn back_to_sale(
     tx: &mut Tx<'_>,
     sale: i64,
     quantity: u32,
     was_held: bool,
-) -> Result<Option<ReleasedToSale>, StoreError> {
+) -> Result<bool, StoreError> {
     let sql = if was_held {
-        "UPDATE flash_sales SET remaining = remaining + $2, held = held - $2 WHERE id = $1 AND status = 'open' \
-         RETURNING remaining"
+        "UPDATE flash_sales SET remaining = remaining + $2, held = held - $2 WHERE id = $1 AND status = 'open'"
     } else {
-        "UPDATE flash_sales SET remaining = remaining + $2, sold = sold - $2 WHERE id = $1 AND status = 'open' \
-         RETURNING remaining"
+        "UPDATE flash_sales SET remaining = remaining + $2, sold = sold - $2 WHERE id = $1 AND status = 'open'"
     };
     tx.touch_row(SALE_CHANGED, sale);
-    tx.row(sql!(sql), &[sale.into(), quantity.into()], |row| {
-        row.get::<i64>(0)?;
-        Ok(ReleasedToSale {
-            sale_id: sale,
-            quantity,
-        })
-    })
+    Ok(tx.execute(sql!(sql), &[sale.into(), quantity.into()])? == 1)
 }
 
 /// Units of a closed sale's order: the sale counts them as returned.
@@ -261,13 +251,82 @@ pub(super) fn held_to_sold(tx: &mut Tx<'_>, sale: i64, quantity: u32) -> Result<
     Ok(())
 }
 
-/// A late payment took free units: the order is an ordinary one from now on.
-pub(super) fn leave_sale(tx: &mut Tx<'_>, id: OrderId) -> Result<(), StoreError> {
-    tx.execute(
-        sql!("UPDATE orders SET sale_id = NULL WHERE id = $1"),
-        &[id.into()],
+/// Where the units of a late payment came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TakenAgain {
+    /// From the sale, which still has so many.
+    FromSale {
+        /// Units that can be claimed, after it.
+        remaining: i64,
+    },
+    /// From those that the sale gave back at its end: the caller takes them from the free stock.
+    FromReturned,
+}
+
+/// A late payment takes units of its sale, by the terms of the sale: within its window and the
+/// payment window after it, at a price that has not risen, while the sale has any of its units left.
+/// A sale that was stopped by hand has none for it. `None` when it gets none.
+pub(super) fn take_again(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    sale: i64,
+    item: &OrderItem,
+) -> Result<Option<TakenAgain>, StoreError> {
+    let params = [
+        sale.into(),
+        item.quantity.into(),
+        item.unit_amount.into(),
+        now.into(),
+    ];
+    tx.touch_row(SALE_CHANGED, sale);
+    let open = tx.row(
+        sql!("open", "UPDATE flash_sales SET remaining = remaining - $2, sold = sold + $2 WHERE id = $1 AND status = 'open' \
+         AND remaining >= $2 AND unit_amount <= $3 AND ends_at + payment_window_seconds * 1000000 > $4 \
+         RETURNING remaining"),
+        &params,
+        |row| Ok(TakenAgain::FromSale { remaining: row.get(0)? }),
     )?;
-    Ok(())
+    if open.is_some() {
+        return Ok(open);
+    }
+    let ended = tx.execute(
+        sql!("ended", "UPDATE flash_sales SET returned = returned - $2, sold = sold + $2 WHERE id = $1 AND status = 'ended' \
+         AND returned >= $2 AND unit_amount <= $3 AND ends_at + payment_window_seconds * 1000000 > $4"),
+        &params,
+    )?;
+    Ok((ended == 1).then_some(TakenAgain::FromReturned))
+}
+
+/// Whether a buyer has no more units of a sale than one may have.
+pub(super) fn is_within_limit(
+    tx: &mut Tx<'_>,
+    sale: i64,
+    buyer: UserId,
+) -> Result<bool, StoreError> {
+    Ok(tx
+        .row(
+            sql!("SELECT 1 FROM flash_sales s WHERE s.id = $1 AND (SELECT COALESCE(SUM(c.quantity), 0) FROM claims c \
+             JOIN orders o ON o.id = c.order_id WHERE c.sale_id = $1 AND c.user_id = $2 AND o.status <> 'cancelled' \
+             AND o.status <> 'expired' AND o.status <> 'refund_due') <= s.per_user_limit"),
+            &[sale.into(), buyer.into()],
+            |_| Ok(()),
+        )?
+        .is_some())
+}
+
+/// A payment that came too late and gets no units: the money is due back. The order was set to
+/// `paid` in this transaction.
+pub(super) fn owe_back(tx: &mut Tx<'_>, now: Timestamp, id: OrderId) -> Result<(), StoreError> {
+    let changed = tx.execute(
+        sql!("UPDATE orders SET status = 'refund_due', updated_at = $2 WHERE id = $1 AND status = 'paid'"),
+        &[id.into(), now.into()],
+    )?;
+    match changed {
+        1 => Ok(()),
+        _ => Err(StoreError::Bug(format!(
+            "order {id} left the state it was given"
+        ))),
+    }
 }
 
 /// The run that imported an order; `None` when it is not there.

@@ -42,6 +42,7 @@ impl From<ProductError> for Problem {
                 Problem::conflict("sku_taken", text).field("sku", "is another product's")
             }
             ProductError::StockChanged => Problem::conflict("stock_changed", text),
+            ProductError::InSale(_) => Problem::conflict("product_in_sale", text),
             ProductError::Store(error) => error.into(),
         }
     }
@@ -765,14 +766,15 @@ impl ProductApi {
 
     /// Take a product out of the shop
     ///
-    /// Its orders and its ledger stay. For staff.
+    /// Its orders and its ledger stay. While a flash sale sells it or will, 409 `product_in_sale` names
+    /// the sales to be stopped first. For staff.
     #[oai(path = "/products/:id", method = "delete")]
     async fn delete(
         &self,
         access: Access,
         /// Key of the product
         id: Path<i64>,
-    ) -> Result<NoContent, Failure<{ fails::SECURED | fails::NOT_FOUND }>> {
+    ) -> Result<NoContent, Failure<{ fails::SECURED | fails::NOT_FOUND | fails::CONFLICT }>> {
         access.0.require(Role::Staff, Scope::Catalogue)?;
         let now = self.clock.now();
         self.store

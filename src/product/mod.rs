@@ -142,6 +142,9 @@ pub enum ProductError {
     /// Units are bound in sales or orders meanwhile.
     #[error("the stock changed meanwhile")]
     StockChanged,
+    /// These flash sales sell it or will; the first few of them.
+    #[error("the product is sold in flash sale {}; stop that first", .0.iter().map(i64::to_string).collect::<Vec<_>>().join(", "))]
+    InSale(Vec<i64>),
     /// The database.
     #[error(transparent)]
     Store(StoreError),
@@ -320,12 +323,18 @@ impl Product {
     }
 }
 
-/// Takes a product out of the shop.
+/// Takes a product out of the shop, unless a flash sale sells it or will.
 pub fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<(), ProductError> {
-    if sql::archive(tx, now, id)? {
+    if !sql::archive(tx, now, id)? {
+        return Err(ProductError::NotFound(id));
+    }
+    // Looked up once the product's row is locked: a sale that is being made takes its units from that
+    // row, so it was made before and is seen here, or it comes after and finds no product.
+    let sales = sql::sales_not_over(tx, now, id)?;
+    if sales.is_empty() {
         Ok(())
     } else {
-        Err(ProductError::NotFound(id))
+        Err(ProductError::InSale(sales))
     }
 }
 

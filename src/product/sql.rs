@@ -190,6 +190,22 @@ pub(super) fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<
     )? == 1)
 }
 
+/// The flash sales of a product that run or will, the earliest first, at most ten.
+pub(super) fn sales_not_over(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: ProductId,
+) -> Result<Vec<i64>, StoreError> {
+    tx.rows(
+        sql!(
+            "SELECT id FROM flash_sales WHERE product_id = $1 AND status = 'open' AND ends_at > $2 \
+         ORDER BY starts_at LIMIT 10"
+        ),
+        &[id.into(), now.into()],
+        |row| row.get(0),
+    )
+}
+
 /// A row of an import onto a known SKU; what the file is silent about stays; `false` when nothing differs.
 pub(super) fn import_over(
     tx: &mut Tx<'_>,
@@ -525,6 +541,16 @@ pub(super) mod tampering {
         "at = at + 1",
         "prev_hash = 'x'",
         "hash = 'x'",
+    ];
+
+    /// Changes of a row that has a sale and an order.
+    pub(in super::super) const OF_SALES: &[&str] = &[
+        "sale_id = NULL",
+        "order_id = NULL",
+        "sale_id = sale_id + 1",
+        "order_id = order_id + 1",
+        "sale_id = order_id, order_id = sale_id",
+        "sale_id = NULL, order_id = NULL",
     ];
 
     pub(in super::super) fn change(

@@ -487,30 +487,45 @@ mod tests {
 
     #[test]
     fn a_change_of_any_field_of_any_row_is_named() {
-        for row in 1..=3 {
-            for change in sql::tampering::CHANGES {
-                let dir = tempfile::tempdir().expect("temporary directory");
-                let (store, id) = shop(&dir, 10);
-                store
-                    .write_blocking::<_, StockError>(move |tx| {
-                        set(tx, NOW, id, 7)?;
-                        set(tx, NOW, id, 9)
-                    })
-                    .expect("stock-take");
-                assert_eq!(verdict(&store).problems_total, 0);
-                store
-                    .write_blocking::<_, StoreError>(move |tx| {
-                        sql::tampering::change(tx, id, row, change)
-                    })
-                    .expect("tampering");
-                let found = verdict(&store);
-                let first = found.problems.first().expect("a problem");
-                assert!(
-                    first.contains(&format!("row {row}")) || change.starts_with("product_id"),
-                    "{change} of row {row}: {:?}",
-                    found.problems
-                );
-            }
+        // The last row belongs to a sale and an order, which can be made away with or exchanged.
+        let changes = (1..=4)
+            .flat_map(|row| {
+                sql::tampering::CHANGES
+                    .iter()
+                    .map(move |change| (row, change))
+            })
+            .chain(sql::tampering::OF_SALES.iter().map(|change| (4, change)));
+        for (row, change) in changes {
+            let dir = tempfile::tempdir().expect("temporary directory");
+            let (store, id) = shop(&dir, 10);
+            store
+                .write_blocking::<_, StockError>(move |tx| {
+                    set(tx, NOW, id, 7)?;
+                    set(tx, NOW, id, 9)?;
+                    give_back(tx, id, 1)?;
+                    let movement = Movement {
+                        product_id: id,
+                        sale_id: Some(5),
+                        order_id: Some(8),
+                        reason: Reason::Receipt,
+                        quantity: 1,
+                    };
+                    Ok(append(tx, NOW, &movement)?)
+                })
+                .expect("stock-take");
+            assert_eq!(verdict(&store).problems_total, 0);
+            store
+                .write_blocking::<_, StoreError>(move |tx| {
+                    sql::tampering::change(tx, id, row, change)
+                })
+                .expect("tampering");
+            let found = verdict(&store);
+            let first = found.problems.first().expect("a problem");
+            assert!(
+                first.contains(&format!("row {row}")) || change.starts_with("product_id"),
+                "{change} of row {row}: {:?}",
+                found.problems
+            );
         }
     }
 

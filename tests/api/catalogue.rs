@@ -1,5 +1,7 @@
 //! The catalogue: reading, searching, paging, changing, importing.
 
+use std::time::Duration;
+
 use onrush::auth::Role;
 use serde_json::{Value, json};
 
@@ -117,6 +119,44 @@ fn a_batch_keeps_the_order_and_names_what_is_missing() {
         let answer = shop.get(&format!("/api/v1/products?ids={ids}")).send();
         assert_eq!(answer.outcome(), "400 invalid_parameter", "{ids}");
     }
+}
+
+#[test]
+fn a_product_in_a_sale_that_runs_or_will_stays_in_the_shop() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    let product = shop.product(&staff, 20);
+    let later = shop.clock.now().plus_seconds(7_200);
+    let runs = shop.sale(&staff, product, 5, json!({}));
+    let planned = shop.sale(
+        &staff,
+        product,
+        5,
+        json!({"starts_at": later, "ends_at": later.plus_seconds(60)}),
+    );
+    let delete = || {
+        let path = format!("/api/v1/products/{product}");
+        shop.ask("DELETE", &path).token(&staff).send()
+    };
+    let refused = delete();
+    assert_eq!(refused.outcome(), "409 product_in_sale");
+    let detail = text(&refused.json()["detail"]);
+    assert!(
+        detail.contains(&format!("flash sale {runs}, {planned};")),
+        "{detail}"
+    );
+    assert_eq!(shop.stock(product), 10, "still in the shop");
+    let stop = |sale: i64| {
+        let path = format!("/api/v1/flash-sales/{sale}/stop");
+        shop.post(&path).token(&staff).send().expect(200);
+    };
+    stop(planned);
+    assert_eq!(delete().outcome(), "409 product_in_sale");
+    shop.clock.advance(Duration::from_secs(3_600));
+    let staff = shop.token(Role::Staff);
+    let path = format!("/api/v1/products/{product}");
+    let gone = shop.ask("DELETE", &path).token(&staff).send();
+    assert_eq!(gone.status, 204, "its sales are over");
 }
 
 #[test]

@@ -397,3 +397,75 @@ fn a_product_tells_what_is_set_aside_of_it_until_its_sales_are_over() {
     stop(last);
     assert_eq!(units(), (8, 0));
 }
+
+/// One unit at 100, one a buyer: claimed, left to expire, three times; then all three are paid.
+#[test]
+fn paying_late_is_no_way_round_the_limits_of_a_sale() {
+    for with_key in [true, false] {
+        let shop =
+            Shop::open_with(|settings| settings.orders.customers_confirm_payment = !with_key);
+        let (staff, anna) = (shop.token(Role::Staff), shop.token(Role::Customer));
+        let product = shop.product(&staff, 20);
+        let terms =
+            json!({"unit_amount": 100, "payment_window_seconds": 1, "attempts_per_minute": 100});
+        let sale = shop.sale(&staff, product, 1, terms);
+        let payer = if with_key {
+            shop.account("till@example.com", Role::Admin);
+            let admin = shop.login("till@example.com");
+            let body = json!({"name": "provider", "scopes": ["payments"]});
+            let key = shop.post("/api/v1/api-keys").token(&admin).json(&body);
+            text(&key.send().expect(201)["key"])
+        } else {
+            anna.clone()
+        };
+        let orders: Vec<String> = (0..3)
+            .map(|_| {
+                let path = format!("/api/v1/flash-sales/{sale}/claims");
+                let won = shop.post(&path).token(&anna).send().expect(201);
+                shop.clock.advance(Duration::from_secs(1));
+                shop.wait_until("the hold expires", || view(&shop, sale)["held"] == 0);
+                won["order_id"].to_string()
+            })
+            .collect();
+        let pay_all = || {
+            let pay = |order: &String| {
+                let path = format!("/api/v1/orders/{order}/pay");
+                text(&shop.post(&path).token(&payer).send().expect(200)["state"])
+            };
+            orders.iter().map(pay).collect::<Vec<_>>()
+        };
+        let states = ["paid", "refund_due", "refund_due"];
+        assert_eq!(pay_all(), states);
+        assert_eq!(pay_all(), states, "told again, nothing changes");
+        let sold = view(&shop, sale);
+        assert_eq!(
+            (&sold["sold"], &sold["state"], shop.stock(product)),
+            (&json!(1), &json!("sold_out"), 19)
+        );
+        let ben = shop.token(Role::Customer);
+        let path = format!("/api/v1/flash-sales/{sale}/claims");
+        let refused = shop.post(&path).token(&ben).send();
+        assert_eq!(refused.outcome(), "409 sold_out", "the gate knows");
+    }
+}
+
+#[test]
+fn what_costs_nothing_is_paid_at_once() {
+    let shop = Shop::open_with(|settings| settings.orders.customers_confirm_payment = false);
+    let (staff, anna) = (shop.token(Role::Staff), shop.token(Role::Customer));
+    let body = json!({"name": "Sample", "unit_amount": 0, "currency": "CNY", "stock": 5});
+    let product = shop.post("/api/v1/products").token(&staff).json(&body);
+    let product = product.send().expect(201)["id"].as_i64().expect("an id");
+    let body = json!({"items": [{"product_id": product, "quantity": 1}]});
+    let order = shop.post("/api/v1/orders").token(&anna).json(&body);
+    let order = order.send().expect(201);
+    assert_eq!(order["state"], "paid");
+    assert!(order.get("expires_at").is_none_or(Value::is_null));
+    let terms = json!({"unit_amount": 0, "payment_window_seconds": 600});
+    let sale = shop.sale(&staff, product, 2, terms);
+    let path = format!("/api/v1/flash-sales/{sale}/claims");
+    let won = shop.post(&path).token(&anna).send().expect(201);
+    assert_eq!(won["state"], "paid");
+    let sold = view(&shop, sale);
+    assert_eq!((&sold["sold"], &sold["held"]), (&json!(1), &json!(0)));
+}

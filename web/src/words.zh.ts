@@ -710,6 +710,7 @@ export const zhProblems: Record<string, string> = {
   email_taken: '该邮箱已有账号。',
   sku_taken: '该货号已被其他商品使用。',
   insufficient_stock: '库存不足。',
+  product_in_sale: '该商品有进行中或即将开始的秒杀活动，请先停止活动再下架。',
   stock_changed: '库存刚刚发生变化，请重新盘点后再试。',
   sale_overlaps: '该商品在此时间段内已有其他抢购。',
   invalid_state: '当前状态不允许此操作。',
