@@ -222,8 +222,13 @@ fn registry(
     let reports = Arc::new(settings.reports.clone());
     let products = Arc::new(settings.products.clone());
     let key_seconds = settings.orders.idempotency_seconds;
+    let known_seconds = i64::from(settings.auth.login_known_days) * 86_400;
     let sweeps: Vec<(&str, Sweep)> = vec![
         ("sessions", Arc::new(auth::purge_sessions)),
+        (
+            "known_places",
+            Arc::new(move |tx, now| auth::place::purge_places(tx, now, known_seconds)),
+        ),
         (
             "idempotency_keys",
             Arc::new(move |tx, now| idempotency::purge(tx, now, key_seconds)),

@@ -88,6 +88,63 @@ impl Checks {
         }
     }
 
+    /// As [`Checks::text`], for what people are to read and write down: it has something to be seen,
+    /// and does not turn round the text that it is shown in. Checked is what [`trimmed`] left.
+    pub fn name(&mut self, field: &str, value: &str, chars_min: usize, chars_max: usize) {
+        self.text(field, value, chars_min, chars_max);
+        let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if let Some(c) = value.chars().find(|c| turns(*c)) {
+            self.hidden(field, c);
+        } else if !value.is_empty() && value.chars().all(|c| c.is_whitespace() || is_invisible(c)) {
+            let reason = "must have a character that can be seen";
+            self.0.push(FieldError::new(field, reason));
+        }
+    }
+
+    /// As [`Checks::text`], for what programs compare: two that look alike are alike.
+    pub fn key(&mut self, field: &str, value: &str, chars_min: usize, chars_max: usize) {
+        self.text(field, value, chars_min, chars_max);
+        if value != value.trim() {
+            let reason = "must not begin or end with white space";
+            self.0.push(FieldError::new(field, reason));
+        }
+        let is_hidden = |c: char| is_invisible(c) || (c.is_whitespace() && c != ' ');
+        if let Some(c) = value
+            .trim()
+            .chars()
+            .find(|c| is_hidden(*c) && !c.is_control())
+        {
+            self.hidden(field, c);
+        }
+    }
+
+    /// A name that is part of addresses, keys and labels.
+    pub fn path_name(&mut self, field: &str, value: &str) {
+        let holds = (1..=100).contains(&value.len())
+            && value
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte));
+        self.require(
+            holds,
+            field,
+            "must be 1 to 100 letters, digits or any of _ . : -",
+        );
+        // Whatever sends or passes on an address takes such a part out of it.
+        self.require(
+            !matches!(value, "." | ".."),
+            field,
+            "must not be . or .., which no address can end in",
+        );
+    }
+
+    fn hidden(&mut self, field: &str, c: char) {
+        let reason = format!(
+            "must not contain the invisible character U+{:04X}",
+            u32::from(c)
+        );
+        self.0.push(FieldError::new(field, reason));
+    }
+
     fn length(&mut self, field: &str, value: &str, chars_min: usize, chars_max: usize) {
         let chars = value.chars().count();
         if chars < chars_min || chars > chars_max {
@@ -106,6 +163,40 @@ impl Checks {
             Err(self.0)
         }
     }
+}
+
+/// A name as it is kept: without white space around it, and without what editors and web pages leave
+/// there unseen.
+pub fn trimmed(text: &str) -> &str {
+    let is_left_over =
+        |c: char| c.is_whitespace() || matches!(c, '\u{ad}' | '\u{200b}' | '\u{2060}' | '\u{feff}');
+    text.trim_matches(is_left_over)
+}
+
+/// Whether a character is shown as nothing (Unicode's `Default_Ignorable_Code_Point`, and two blanks).
+/// Some of them are at home in names: they join emoji, or part words in Khmer and Persian.
+fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}'
+            | '\u{34f}'
+            | '\u{61c}'
+            | '\u{115f}'..='\u{1160}'
+            | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{2800}'
+            | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0f}'
+            | '\u{feff}'
+            | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fff8}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
 }
 
 /// Why a text was not read as what it should be.
@@ -239,6 +330,62 @@ mod tests {
             .map(|fault| fault.field)
             .collect();
         assert_eq!(fields, ["quantity", "name", "name", "items[1]"]);
+    }
+
+    fn faults(check: impl Fn(&mut Checks)) -> usize {
+        let mut checks = Checks::new();
+        check(&mut checks);
+        checks.finish().map_or_else(|faults| faults.len(), |()| 0)
+    }
+
+    #[test]
+    fn a_name_can_be_seen_and_a_key_is_what_it_looks_like() {
+        let name = |text: &str| faults(|checks| checks.name("name", trimmed(text), 1, 20));
+        for good in [
+            "Mug 杯子",
+            " Mug\u{3000}",
+            "\u{feff}Mug\u{200b}",
+            "👩\u{200d}🍳 Li",
+            "می\u{200c}خواهم",
+            "❤\u{fe0f}",
+        ] {
+            assert_eq!(name(good), 0, "{good:?}");
+        }
+        for bad in [
+            "",
+            " \u{a0}\u{3000}",
+            "\u{200b}\u{feff}",
+            "\u{3164}",
+            "\u{200d}",
+            "Mug\u{202e}",
+            "Mug\u{7}x",
+        ] {
+            assert_eq!(name(bad), 1, "{bad:?}");
+        }
+        assert_eq!(trimmed("\u{feff} Mug 杯子\u{200b}\u{3000}"), "Mug 杯子");
+        let key = |text: &str| faults(|checks| checks.key("sku", text, 1, 20));
+        for good in ["A-1", "A 1", "货号１", "a/b:c"] {
+            assert_eq!(key(good), 0, "{good:?}");
+        }
+        for bad in [
+            "",
+            " A-1",
+            "A-1\u{3000}",
+            "A\u{a0}1",
+            "A-1\u{200b}",
+            "A\u{ad}1",
+            "A\u{200d}1",
+            "A\n1",
+        ] {
+            assert_eq!(key(bad), 1, "{bad:?}");
+        }
+        let part = |text: &str| faults(|checks| checks.path_name("name", text));
+        for good in ["mails", "a.b", "...", "-", "a:b_c-d"] {
+            assert_eq!(part(good), 0, "{good:?}");
+        }
+        for bad in ["", ".", "..", " a", "a ", "a/b", "é"] {
+            assert_eq!(part(bad), 1, "{bad:?}");
+        }
     }
 
     #[test]

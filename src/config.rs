@@ -320,16 +320,31 @@ section! {
         hash_concurrency: usize = 0,
         /// Password checks that may wait; one more is answered 503.
         hash_queue_max: usize = 256,
-        /// Failed logins of one account before it must wait.
+        /// Failed logins of one account before it must wait, from wherever they come. A caller at an
+        /// address or in a browser that has logged in to the account before has as many of its own,
+        /// so that strangers do not shut it out.
         login_account_failures: u32 = 5,
-        /// Failed logins of one address before it must wait.
+        /// After this time one of these failures is forgotten. From now on an account is guessed at
+        /// this often; in the first hour 19 times with these values.
+        login_account_forget_seconds: u64 = 900,
+        /// Accounts that fail at one address (of an IPv6 /64) before it must wait; each further failure of
+        /// the same account counts a quarter, and a right password takes back what its account added.
         login_address_failures: u32 = 20,
+        /// The same for accounts that have logged in from this address or browser before.
+        login_known_failures: u32 = 100,
+        /// After this time one of an address's failures is forgotten: 30 accounts an hour, 57 in the
+        /// first.
+        login_address_forget_seconds: u64 = 120,
         /// The first wait; each further failure doubles it.
         login_delay_seconds: u64 = 1,
         /// The longest wait. There is no permanent lock.
         login_delay_seconds_max: u64 = 900,
-        /// Accounts and addresses remembered for throttling.
+        /// Counts of failures that are remembered: some 40 bytes each.
         login_tracked_max: usize = 100_000,
+        /// Addresses, and as many browsers, that are remembered of each account.
+        login_known_places_max: u32 = 8,
+        /// An address or a browser that an account did not log in from for so long is forgotten.
+        login_known_days: u32 = 90,
         /// Sessions and API keys kept in memory, so that a request needs no query to know its caller.
         callers_cached_max: usize = 100_000,
         /// Live API keys of one account.
@@ -647,6 +662,8 @@ section! {
         password_delay_seconds: u64 = 1,
         /// The longest wait. It also keeps out workers at that address that know the password.
         password_delay_seconds_max: u64 = 60,
+        /// After this time one wrong password is forgotten.
+        password_forget_seconds: u64 = 300,
         /// Addresses that are remembered for it.
         password_tracked_max: usize = 10_000,
         /// Speak TLS, with the certificate and key of `[server]`.
@@ -1484,6 +1501,45 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
         8,
     )?;
     at_least("auth.argon2_passes", u64::from(s.auth.argon2_passes), 1)?;
+    for (key, value) in [
+        (
+            "auth.login_account_failures",
+            u64::from(s.auth.login_account_failures),
+        ),
+        (
+            "auth.login_account_forget_seconds",
+            s.auth.login_account_forget_seconds,
+        ),
+        (
+            "auth.login_address_failures",
+            u64::from(s.auth.login_address_failures),
+        ),
+        (
+            "auth.login_known_failures",
+            u64::from(s.auth.login_known_failures),
+        ),
+        (
+            "auth.login_address_forget_seconds",
+            s.auth.login_address_forget_seconds,
+        ),
+        ("auth.login_delay_seconds", s.auth.login_delay_seconds),
+        (
+            "auth.login_known_places_max",
+            u64::from(s.auth.login_known_places_max),
+        ),
+        ("auth.login_known_days", u64::from(s.auth.login_known_days)),
+        (
+            "faktory.password_forget_seconds",
+            s.faktory.password_forget_seconds,
+        ),
+    ] {
+        at_least(key, value, 1)?;
+    }
+    at_least(
+        "auth.login_tracked_max",
+        s.auth.login_tracked_max as u64,
+        1_000,
+    )?;
     at_least("orders.lines_max", s.orders.lines_max as u64, 1)?;
     at_least("orders.quantity_max", u64::from(s.orders.quantity_max), 1)?;
     at_least("orders.expiry_batch", u64::from(s.orders.expiry_batch), 1)?;

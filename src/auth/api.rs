@@ -5,7 +5,7 @@
 use ipnet::IpNet;
 use poem::http::header::{self, HeaderMap, HeaderValue};
 use poem::http::{Method, StatusCode};
-use poem::{Endpoint, Request, RequestBody};
+use poem::{Endpoint, FromRequest, Request, RequestBody};
 use poem_openapi::param::{Path, Query};
 use poem_openapi::registry::{MetaSecurityScheme, Registry};
 use poem_openapi::types::Example;
@@ -13,16 +13,16 @@ use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Object, 
 use serde::{Deserialize, Serialize};
 
 use super::idempotency::KeyError;
+use super::place::Origin;
 use super::{
     Account, ApiKey, Auth, AuthError, Caller, Carrier, Denied, KeyId, Login, NewKey, Role, Scope,
 };
 use crate::check::FieldError;
 use crate::clock::Timestamp;
-use crate::config::Language;
+use crate::config::{self, Language};
 use crate::http::json::WithCookie;
 use crate::http::{
-    Body, ClientAddr, Created, Failure, NoContent, Problem, RequestInfo, comes_from, fails,
-    read_cursor,
+    Body, Created, Failure, NoContent, Problem, RequestInfo, comes_from, fails, read_cursor,
 };
 use crate::store::StoreError;
 
@@ -66,6 +66,10 @@ const COOKIE_SCHEME: &str = "cookie";
 const SECURE_COOKIE: &str = "__Host-onrush";
 /// The cookie over plain HTTP, where browsers refuse that prefix.
 const PLAIN_COOKIE: &str = "onrush_session";
+/// The cookie by which a browser is known where it has logged in before, over TLS.
+const SECURE_DEVICE_COOKIE: &str = "__Host-onrush-device";
+/// The same over plain HTTP.
+const PLAIN_DEVICE_COOKIE: &str = "onrush_device";
 /// Proof that a write by cookie comes from our own page.
 const CSRF_HEADER: &str = "x-csrf-token";
 
@@ -171,7 +175,7 @@ async fn resolve(request: &Request) -> Result<Access, Problem> {
         let is_secure = request
             .data::<RequestInfo>()
             .is_some_and(RequestInfo::is_secure);
-        let token = cookie(headers, is_secure).ok_or_else(|| {
+        let token = cookie(headers, cookie_name(is_secure)).ok_or_else(|| {
             Problem::unauthorized("log in, then send `Authorization: Bearer` with the token")
         })?;
         (token, Carrier::Cookie)
@@ -228,8 +232,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
         .then(|| token.trim_start())
 }
 
-fn cookie(headers: &HeaderMap, is_secure: bool) -> Option<&str> {
-    let wanted = cookie_name(is_secure);
+fn cookie<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a str> {
     headers
         .get_all(header::COOKIE)
         .iter()
@@ -246,6 +249,25 @@ fn cookie_name(is_secure: bool) -> &'static str {
         SECURE_COOKIE
     } else {
         PLAIN_COOKIE
+    }
+}
+
+fn device_cookie_name(is_secure: bool) -> &'static str {
+    if is_secure {
+        SECURE_DEVICE_COOKIE
+    } else {
+        PLAIN_DEVICE_COOKIE
+    }
+}
+
+impl<'a> FromRequest<'a> for Origin {
+    async fn from_request(request: &'a Request, body: &mut RequestBody) -> poem::Result<Self> {
+        let info = <RequestInfo as FromRequest>::from_request(request, body).await?;
+        let headers = request.headers();
+        let device = cookie(headers, device_cookie_name(info.is_secure()));
+        // Browsers alone send it, and no script can.
+        let is_browser = headers.contains_key("sec-fetch-site");
+        Ok(Origin::new(info.client().0, device, is_browser))
     }
 }
 
@@ -268,6 +290,15 @@ fn set_cookie(is_secure: bool, token: Option<&str>) -> Option<HeaderValue> {
         "{name}={}; Path=/; HttpOnly; SameSite=Strict{secure}{end}",
         token.unwrap_or_default()
     );
+    HeaderValue::from_str(&text).ok()
+}
+
+/// The header that gives a browser its device token, for as long as it is remembered unused.
+fn set_device_cookie(is_secure: bool, token: &str, seconds: i64) -> Option<HeaderValue> {
+    let name = device_cookie_name(is_secure);
+    let secure = if is_secure { "; Secure" } else { "" };
+    let text =
+        format!("{name}={token}; Path=/; HttpOnly; SameSite=Strict{secure}; Max-Age={seconds}");
     HeaderValue::from_str(&text).ok()
 }
 
@@ -351,7 +382,7 @@ fn problem(error: AuthError) -> Problem {
 #[oai(example)]
 struct RegisterBody {
     /// Address to log in with
-    #[oai(validator(min_length = 3, max_length = 254, pattern = r"^[^@\s]+@[^@\s]+$"))]
+    #[oai(validator(min_length = 3, max_length = 254, pattern = r"^\s*[^@\s]+@[^@\s]+\s*$"))]
     email: String,
     /// What to call you
     #[oai(validator(max_length = 100))]
@@ -490,9 +521,18 @@ struct SessionView {
 }
 
 impl SessionView {
-    /// The answer, and the cookie that goes with it.
-    fn new(login: Login, carrier: Carrier, info: &RequestInfo) -> (Self, Option<HeaderValue>) {
-        let (token, csrf_token, cookie) = match carrier {
+    /// The answer, and the cookies that go with it.
+    fn new(
+        login: Login,
+        carrier: Carrier,
+        info: &RequestInfo,
+        settings: &config::Auth,
+    ) -> (Self, Vec<HeaderValue>) {
+        let seconds = i64::from(settings.login_known_days) * 86_400;
+        let device = login
+            .device
+            .and_then(|token| set_device_cookie(info.is_secure(), &token, seconds));
+        let (token, csrf_token, session) = match carrier {
             Carrier::Bearer => (Some(login.token), None, None),
             Carrier::Cookie => (
                 None,
@@ -506,7 +546,7 @@ impl SessionView {
             expires_at: login.expires_at,
             user: login.account.into(),
         };
-        (view, cookie)
+        (view, session.into_iter().chain(device).collect())
     }
 }
 
@@ -627,8 +667,10 @@ impl AuthApi {
     async fn register(
         &self,
         info: RequestInfo,
+        origin: Origin,
         body: Body<RegisterBody>,
-    ) -> Result<Created<SessionView>, Failure<{ fails::CONFLICT | fails::FORBIDDEN }>> {
+    ) -> Result<WithCookie<Created<SessionView>>, Failure<{ fails::CONFLICT | fails::FORBIDDEN }>>
+    {
         if !self.open_registration {
             return Err(Problem::forbidden("accounts are made by staff here").into());
         }
@@ -648,21 +690,24 @@ impl AuthApi {
             .transpose()?;
         let login = self
             .auth
-            .register(&email, &name, &password, language)
+            .register(&email, &name, &password, language, origin)
             .await
             .map_err(problem)?;
-        let (view, _) = SessionView::new(login, Carrier::Bearer, &info);
-        Ok(Created::new(view, "/api/v1/me"))
+        let settings = &self.auth.0.settings;
+        let (view, cookies) = SessionView::new(login, Carrier::Bearer, &info, settings);
+        Ok(WithCookie::new(Created::new(view, "/api/v1/me"), cookies))
     }
 
     /// Log in
     ///
-    /// Answers with a token, or for the admin page with a cookie. Repeated failures of one account
-    /// or one address must wait longer and longer.
+    /// Answers with a token, or for the admin page with a cookie. Repeated failures of one account,
+    /// and failures of many accounts at one address, must wait longer and longer: `Retry-After` says
+    /// how long. A client is not kept waiting for what strangers did where it comes from an address
+    /// that has logged in to the account before, or sends the device cookie that it was given then.
     #[oai(path = "/auth/login", method = "post")]
     async fn login(
         &self,
-        client: ClientAddr,
+        origin: Origin,
         info: RequestInfo,
         body: Body<LoginBody>,
     ) -> Result<WithCookie<Body<SessionView>>, Failure<{ fails::UNAUTHORIZED | fails::RATE_LIMITED }>>
@@ -675,11 +720,12 @@ impl AuthApi {
         let carrier = carrier_of(cookie);
         let login = self
             .auth
-            .login(&email, &password, client.0, carrier)
+            .login(&email, &password, origin.keeps_cookies(cookie), carrier)
             .await
             .map_err(problem)?;
-        let (view, cookie) = SessionView::new(login, carrier, &info);
-        Ok(WithCookie::new(Body(view), cookie))
+        let settings = &self.auth.0.settings;
+        let (view, cookies) = SessionView::new(login, carrier, &info, settings);
+        Ok(WithCookie::new(Body(view), cookies))
     }
 
     /// Log out
@@ -703,10 +749,13 @@ impl AuthApi {
     #[oai(path = "/auth/setup", method = "post")]
     async fn setup(
         &self,
+        origin: Origin,
         info: RequestInfo,
         body: Body<SetupBody>,
-    ) -> Result<WithCookie<Created<SessionView>>, Failure<{ fails::FORBIDDEN | fails::CONFLICT }>>
-    {
+    ) -> Result<
+        WithCookie<Created<SessionView>>,
+        Failure<{ fails::FORBIDDEN | fails::CONFLICT | fails::RATE_LIMITED }>,
+    > {
         let SetupBody {
             token,
             email,
@@ -717,11 +766,19 @@ impl AuthApi {
         let carrier = carrier_of(cookie);
         let login = self
             .auth
-            .finish_setup(&token, &email, &name, &password, carrier)
+            .finish_setup(
+                &token,
+                &email,
+                &name,
+                &password,
+                carrier,
+                origin.keeps_cookies(cookie),
+            )
             .await
             .map_err(problem)?;
-        let (view, cookie) = SessionView::new(login, carrier, &info);
-        Ok(WithCookie::new(Created::new(view, "/api/v1/me"), cookie))
+        let settings = &self.auth.0.settings;
+        let (view, cookies) = SessionView::new(login, carrier, &info, settings);
+        Ok(WithCookie::new(Created::new(view, "/api/v1/me"), cookies))
     }
 
     /// Who am I

@@ -9,11 +9,11 @@
 pub mod api;
 pub mod idempotency;
 mod password;
+pub mod place;
 mod sql;
 pub mod throttle;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,14 +23,16 @@ use parking_lot::Mutex;
 use rand::TryRngCore;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
 
-use crate::check::{Checks, FieldError};
-use crate::clock::{Clock, Timestamp};
+use crate::check::{self, Checks, FieldError};
+use crate::clock::{Clock, Stopwatch, Timestamp};
 use crate::config::{self, Language};
 use crate::store::{Row, Store, StoreError, Tx};
 use crate::{id_type, word_type};
 use password::Passwords;
-use throttle::{Rules, Throttle};
+use place::{DEVICE_PREFIX, Origin, PlaceKind};
+use throttle::{Attempt, Rules, Throttle, Verdict};
 
 id_type! {
     /// Key of an account.
@@ -225,7 +227,7 @@ pub enum AuthError {
     #[error("the address or the password is wrong")]
     Wrong,
     /// Too many failures; come back after so many seconds.
-    #[error("too many failed logins")]
+    #[error("too many wrong passwords; wait before the next try")]
     Throttled(u64),
     /// Too many passwords are being checked.
     #[error("too many logins at once")]
@@ -270,27 +272,46 @@ pub fn normal_email(email: &str) -> String {
     email.trim().to_lowercase()
 }
 
-/// What a new account must be like.
-pub fn check_account(email: &str, name: &str, password: &str) -> Result<(), Vec<FieldError>> {
-    let mut checks = Checks::new();
-    checks.text("email", email, 3, 254);
+const NO_EMAIL: &str = "must be an address such as name@example.com";
+
+/// An address as it is stored, or why no account can have it. All that log in, register and make
+/// accounts read addresses so.
+fn read_email(text: &str) -> Result<String, &'static str> {
+    let email = normal_email(text);
     let (local, domain) = email.split_once('@').unwrap_or_default();
-    checks.require(
-        !local.is_empty()
-            && !domain.is_empty()
-            && !domain.contains('@')
-            && !email.contains(char::is_whitespace),
-        "email",
-        "must be an address such as name@example.com",
-    );
-    checks.text("name", name, 1, 100);
+    let holds = !local.is_empty()
+        && !domain.is_empty()
+        && !domain.contains('@')
+        && email.chars().count() <= 254
+        && !email.chars().any(|c| c.is_whitespace() || c.is_control());
+    if holds { Ok(email) } else { Err(NO_EMAIL) }
+}
+
+/// What a new account must be like; answers its address and name as they are stored.
+fn check_account(
+    email: &str,
+    name: &str,
+    password: &str,
+) -> Result<(String, String), Vec<FieldError>> {
+    let mut checks = Checks::new();
+    let read = read_email(email).inspect(|email| checks.key("email", email, 3, 254));
+    let name = check::trimmed(name);
+    checks.name("name", name, 1, 100);
     if let Err(reason) = password::check(password, email) {
         checks.require(false, "password", reason);
     }
-    checks.finish()
+    match read {
+        Ok(email) => checks.finish().map(|()| (email, name.to_owned())),
+        Err(reason) => {
+            let mut faults = vec![FieldError::new("email", reason)];
+            faults.extend(checks.finish().err().into_iter().flatten());
+            Err(faults)
+        }
+    }
 }
 
 /// A token and the hash under which it is stored.
+#[derive(Clone)]
 struct Token {
     text: String,
     hash: String,
@@ -354,6 +375,28 @@ pub struct Login {
     pub expires_at: Timestamp,
     /// Whose it is.
     pub account: Account,
+    /// What a browser is to hold as its device cookie.
+    pub device: Option<String>,
+}
+
+/// A session that is about to be made.
+struct NewSession {
+    token: Token,
+    carrier: Carrier,
+    origin: Origin,
+    /// For a browser that has no device token.
+    device: Token,
+}
+
+impl NewSession {
+    fn new(carrier: Carrier, origin: Origin) -> Result<Self, AuthError> {
+        Ok(Self {
+            token: new_token(carrier.prefix())?,
+            carrier,
+            origin,
+            device: new_token(DEVICE_PREFIX)?,
+        })
+    }
 }
 
 /// Accounts and sessions whose last use is written in one statement each.
@@ -447,6 +490,8 @@ struct Inner {
     clock: Clock,
     passwords: Passwords,
     throttle: Throttle,
+    /// Logins that wait for others of the same account or address to be over.
+    in_line: Semaphore,
     epoch: AtomicU64,
     callers: Mutex<Callers>,
     setup: Mutex<Option<(String, Timestamp)>>,
@@ -464,6 +509,7 @@ impl Auth {
         Self(Arc::new(Inner {
             passwords: Passwords::new(&settings),
             throttle: Throttle::new(Rules::from(&*settings), clock.clone()),
+            in_line: Semaphore::new(settings.hash_queue_max.min(Semaphore::MAX_PERMITS)),
             callers: Mutex::new(Callers {
                 known: HashMap::new(),
                 unsaved: Vec::new(),
@@ -502,6 +548,7 @@ impl Auth {
         name: &str,
         password: &str,
         carrier: Carrier,
+        origin: Origin,
     ) -> Result<Login, AuthError> {
         let now = self.0.clock.now();
         let valid = self
@@ -513,20 +560,30 @@ impl Auth {
                 now < *expires_at && bool::from(hash.as_bytes().ct_eq(hash_token(token).as_bytes()))
             });
         if !valid {
-            return Err(AuthError::SetupOver);
+            // Only wrong tokens count: the right one has 256 random bits, so letting it in at once
+            // gives nobody a guess, and no stranger keeps the owner out.
+            return Err(
+                match self.0.throttle.secret_begins("setup", origin.address) {
+                    Verdict::Go(attempt) => {
+                        attempt.failed();
+                        AuthError::SetupOver
+                    }
+                    Verdict::Wait(seconds) => AuthError::Throttled(seconds),
+                    Verdict::Busy => AuthError::Overloaded,
+                },
+            );
         }
-        check_account(email, name, password).map_err(AuthError::Invalid)?;
+        let (email, name) = check_account(email, name, password).map_err(AuthError::Invalid)?;
         let hash = self.0.passwords.hash(password).await?;
-        let (email, name) = (normal_email(email), name.to_owned());
         let login = self
             .0
             .store
             .write({
-                let (auth, token) = (self.clone(), new_token(carrier.prefix())?);
+                let (auth, new) = (self.clone(), NewSession::new(carrier, origin)?);
                 move |tx| {
                     let id = sql::insert_first_admin(tx, now, &email, &name, &hash)?
                         .ok_or(AuthError::SetupOver)?;
-                    auth.begin_session(tx, now, id, token, carrier)
+                    auth.begin_session(tx, now, id, &new)
                 }
             })
             .await?;
@@ -541,12 +598,12 @@ impl Auth {
         name: &str,
         password: &str,
         language: Option<Language>,
+        origin: Origin,
     ) -> Result<Login, AuthError> {
-        check_account(email, name, password).map_err(AuthError::Invalid)?;
+        let (email, name) = check_account(email, name, password).map_err(AuthError::Invalid)?;
         let hash = self.0.passwords.hash(password).await?;
-        let (email, name, now) = (normal_email(email), name.to_owned(), self.0.clock.now());
-        let carrier = Carrier::Bearer;
-        let (auth, token) = (self.clone(), new_token(carrier.prefix())?);
+        let now = self.0.clock.now();
+        let (auth, new) = (self.clone(), NewSession::new(Carrier::Bearer, origin)?);
         self.0
             .store
             .write(move |tx| {
@@ -554,7 +611,7 @@ impl Auth {
                 if let Some(language) = language {
                     sql::set_language(tx, id, language.word())?;
                 }
-                let login = auth.begin_session(tx, now, id, token, carrier)?;
+                let login = auth.begin_session(tx, now, id, &new)?;
                 (auth.0.on_registered)(tx, now, &login.account)?;
                 Ok(login)
             })
@@ -569,9 +626,9 @@ impl Auth {
         password: &str,
         role: Role,
     ) -> Result<Account, AuthError> {
-        check_account(email, name, password).map_err(AuthError::Invalid)?;
+        let (email, name) = check_account(email, name, password).map_err(AuthError::Invalid)?;
         let hash = self.0.passwords.hash(password).await?;
-        let (email, name, now) = (normal_email(email), name.to_owned(), self.0.clock.now());
+        let now = self.0.clock.now();
         self.0
             .store
             .write(move |tx| {
@@ -586,15 +643,110 @@ impl Auth {
         &self,
         email: &str,
         password: &str,
-        address: IpAddr,
+        origin: Origin,
         carrier: Carrier,
     ) -> Result<Login, AuthError> {
-        let email = normal_email(email);
+        // What can be no account's address is refused before anything is counted.
+        let email = read_email(email)
+            .map_err(|reason| AuthError::Invalid(vec![FieldError::new("email", reason)]))?;
+        let (attempt, known) = self.admit(&email, &origin).await?;
+        let account = match self.check_password(&email, password).await {
+            Ok(Some(account)) => account,
+            Ok(None) => {
+                attempt.failed();
+                return Err(self.wrong(&email, &origin, known));
+            }
+            Err(error) => {
+                attempt.unchecked();
+                return Err(error);
+            }
+        };
+        attempt.succeeded();
+        if known.is_some() {
+            self.0.throttle.vouched(&email, origin.address);
+        }
+        let (auth, now) = (self.clone(), self.0.clock.now());
+        let new = NewSession::new(carrier, origin)?;
         self.0
-            .throttle
-            .check(Some(&email), address)
-            .map_err(AuthError::Throttled)?;
-        let key = email.clone();
+            .store
+            .write(move |tx| auth.begin_session(tx, now, account.id, &new))
+            .await
+    }
+
+    /// Lets a guess begin, as a stranger's or, where strangers must wait, as one from a place that the
+    /// account is known to log in from.
+    async fn admit(
+        &self,
+        email: &str,
+        origin: &Origin,
+    ) -> Result<(Attempt<'_>, Option<PlaceKind>), AuthError> {
+        let Inner {
+            throttle, in_line, ..
+        } = &*self.0;
+        let watch = Stopwatch::start();
+        let mut place = None;
+        let mut waiting = None;
+        loop {
+            // Before it is asked, so that no end is missed in between.
+            let settled = throttle.settled();
+            let refusal = match throttle.stranger_begins(email, origin.address) {
+                Verdict::Go(attempt) => return Ok((attempt, None)),
+                Verdict::Wait(seconds) => Some(seconds),
+                Verdict::Busy => None,
+            };
+            let known = match place {
+                Some(known) => known,
+                None => *place.insert(self.known_place(email, origin).await?),
+            };
+            let own = known.map(|kind| (kind, throttle.known_begins(email, origin.place(kind))));
+            let seconds = match (own, refusal) {
+                (Some((kind, Verdict::Go(attempt))), _) => return Ok((attempt, Some(kind))),
+                (Some((PlaceKind::Device, Verdict::Wait(seconds))), _) => Some(seconds),
+                (Some((_, Verdict::Busy)), _) => None,
+                (Some((PlaceKind::Address, Verdict::Wait(_))) | None, refusal) => refusal,
+            };
+            let Some(seconds) = seconds else {
+                if waiting.is_none() {
+                    let place = in_line.try_acquire();
+                    waiting = Some(place.map_err(|_| AuthError::Overloaded)?);
+                }
+                settled.await;
+                continue;
+            };
+            // As long as a wrong password takes of a caller whom strangers do not shut out: how fast
+            // the answer comes does not tell whose address this is.
+            let rest = self
+                .0
+                .passwords
+                .usual_time()
+                .saturating_sub(watch.elapsed());
+            tokio::time::sleep(rest).await;
+            return Err(AuthError::Throttled(seconds));
+        }
+    }
+
+    async fn known_place(
+        &self,
+        email: &str,
+        origin: &Origin,
+    ) -> Result<Option<PlaceKind>, AuthError> {
+        let (email, origin) = (email.to_owned(), origin.clone());
+        self.0
+            .store
+            .point(move |tx| match sql::account_by_email(tx, &email)? {
+                Some((account, _)) => Ok(origin.known_to(tx, account.id)?),
+                None => Ok(None),
+            })
+            .await
+    }
+
+    /// The usable account with this address and password.
+    async fn check_password(
+        &self,
+        email: &str,
+        password: &str,
+    ) -> Result<Option<Account>, AuthError> {
+        let key = email.to_owned();
         let found = self
             .0
             .store
@@ -603,17 +755,17 @@ impl Auth {
         let usable = found.filter(|(account, _)| account.status == Status::Active);
         let stored = usable.as_ref().and_then(|(_, hash)| hash.clone());
         let right = self.0.passwords.verify(password, stored).await?;
-        let Some((account, _)) = usable.filter(|_| right) else {
-            self.0.throttle.failed(Some(&email), address);
-            return Err(AuthError::Wrong);
+        Ok(usable.filter(|_| right).map(|(account, _)| account))
+    }
+
+    /// How a wrong password is answered. A caller who was let in for its address alone hears what a
+    /// stranger would: else the answer told which accounts log in from there.
+    fn wrong(&self, email: &str, origin: &Origin, known: Option<PlaceKind>) -> AuthError {
+        let wait = match known {
+            Some(PlaceKind::Address) => self.0.throttle.stranger_waits(email, origin.address),
+            Some(PlaceKind::Device) | None => None,
         };
-        self.0.throttle.succeeded(&email);
-        let token = new_token(carrier.prefix())?;
-        let (auth, now) = (self.clone(), self.0.clock.now());
-        self.0
-            .store
-            .write(move |tx| auth.begin_session(tx, now, account.id, token, carrier))
-            .await
+        wait.map_or(AuthError::Wrong, AuthError::Throttled)
     }
 
     fn begin_session(
@@ -621,16 +773,18 @@ impl Auth {
         tx: &mut Tx<'_>,
         now: Timestamp,
         id: UserId,
-        token: Token,
-        carrier: Carrier,
+        new: &NewSession,
     ) -> Result<Login, AuthError> {
         let account = sql::account_by_id(tx, id)?.ok_or(AuthError::NoAccount)?;
         let expires_at = now.plus_seconds(self.life(account.role).0);
-        sql::insert_session(tx, now, &token.hash, id, carrier, expires_at)?;
+        sql::insert_session(tx, now, &new.token.hash, id, new.carrier, expires_at)?;
+        let places_max = self.0.settings.login_known_places_max;
+        let device = new.origin.remember(tx, now, id, &new.device, places_max)?;
         Ok(Login {
-            token: token.text,
+            token: new.token.text.clone(),
             expires_at,
             account,
+            device,
         })
     }
 
@@ -828,10 +982,10 @@ impl NewAccount {
         password: &str,
         settings: &config::Auth,
     ) -> Result<Self, AuthError> {
-        check_account(email, name, password).map_err(AuthError::Invalid)?;
+        let (email, name) = check_account(email, name, password).map_err(AuthError::Invalid)?;
         Ok(Self {
-            email: normal_email(email),
-            name: name.to_owned(),
+            email,
+            name,
             password_hash: password::hash_now(password, settings)?,
         })
     }
@@ -896,7 +1050,8 @@ pub fn create_api_key(
     keys_max: usize,
 ) -> Result<(ApiKey, String), AuthError> {
     let mut checks = Checks::new();
-    checks.text("name", &new.name, 1, 100);
+    let name = check::trimmed(&new.name);
+    checks.name("name", name, 1, 100);
     checks.range("scopes", new.scopes.len(), 1, SCOPES_MAX);
     checks.require(
         new.expires_at.is_none_or(|end| end > now),
@@ -913,7 +1068,15 @@ pub fn create_api_key(
     let asked =
         |word: &&str| Scope::from_word(word).is_some_and(|scope| new.scopes.contains(&scope));
     let words: Vec<&str> = Scope::WORDS.iter().copied().filter(asked).collect();
-    let key = sql::insert_key(tx, now, user, new, &token.hash, &words.join(" "))?;
+    let key = sql::insert_key(
+        tx,
+        now,
+        user,
+        name,
+        new.expires_at,
+        &token.hash,
+        &words.join(" "),
+    )?;
     Ok((key, token.text))
 }
 

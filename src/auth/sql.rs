@@ -1,7 +1,8 @@
 //! Every statement about accounts' credentials, sessions and API keys.
 
 use super::idempotency::Stored;
-use super::{Account, ApiKey, Carrier, KeyId, KeyRow, NewKey, Role, Scope, SessionRow, UserId};
+use super::place::PlaceKind;
+use super::{Account, ApiKey, Carrier, KeyId, KeyRow, Role, Scope, SessionRow, UserId};
 use crate::clock::Timestamp;
 use crate::sql;
 use crate::store::{Param, Row, StoreError, Tx, value_rows};
@@ -210,7 +211,8 @@ pub(super) fn insert_key(
     tx: &mut Tx<'_>,
     now: Timestamp,
     user: UserId,
-    new: &NewKey,
+    name: &str,
+    expires_at: Option<Timestamp>,
     key_hash: &str,
     scopes: &str,
 ) -> Result<ApiKey, StoreError> {
@@ -222,11 +224,11 @@ pub(super) fn insert_key(
         ),
         &[
             user.into(),
-            (&new.name).into(),
+            name.into(),
             key_hash.into(),
             scopes.into(),
             now.into(),
-            new.expires_at.into(),
+            expires_at.into(),
         ],
         api_key,
     )?
@@ -363,4 +365,72 @@ pub(super) fn set_language(tx: &mut Tx<'_>, id: UserId, language: &str) -> Resul
         &[id.into(), language.into()],
     )?;
     Ok(())
+}
+
+/// Whether the account has logged in from this place.
+pub(super) fn is_known_place(
+    tx: &mut Tx<'_>,
+    place_hash: &str,
+    user: UserId,
+) -> Result<bool, StoreError> {
+    let found = tx.row(
+        sql!("SELECT 1 FROM known_places WHERE place_hash = $1 AND user_id = $2"),
+        &[place_hash.into(), user.into()],
+        |_| Ok(()),
+    )?;
+    Ok(found.is_some())
+}
+
+/// Whether any account has logged in from the device with this token.
+pub(super) fn is_device(tx: &mut Tx<'_>, place_hash: &str) -> Result<bool, StoreError> {
+    let found = tx.row(
+        sql!("SELECT 1 FROM known_places WHERE place_hash = $1 AND kind = 'device' LIMIT 1"),
+        &[place_hash.into()],
+        |_| Ok(()),
+    )?;
+    Ok(found.is_some())
+}
+
+pub(super) fn note_place(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    place_hash: &str,
+    user: UserId,
+    kind: PlaceKind,
+) -> Result<(), StoreError> {
+    tx.execute(
+        sql!(
+            "INSERT INTO known_places (place_hash, user_id, kind, seen_at) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (place_hash, user_id) DO UPDATE SET seen_at = excluded.seen_at"
+        ),
+        &[place_hash.into(), user.into(), kind.into(), now.into()],
+    )?;
+    Ok(())
+}
+
+/// Keeps the account's `most` places of this kind that were used last.
+pub(super) fn forget_places_beyond(
+    tx: &mut Tx<'_>,
+    user: UserId,
+    kind: PlaceKind,
+    most: i64,
+) -> Result<(), StoreError> {
+    tx.execute(
+        sql!(
+            "DELETE FROM known_places WHERE (place_hash, user_id) IN \
+         (SELECT place_hash, user_id FROM known_places WHERE user_id = $1 AND kind = $2 \
+          ORDER BY seen_at DESC, place_hash DESC LIMIT 100 OFFSET $3)"
+        ),
+        &[user.into(), kind.into(), most.into()],
+    )?;
+    Ok(())
+}
+
+/// Drops places that were last used before `until`, a bounded number at a time.
+pub(super) fn purge_places(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, StoreError> {
+    tx.execute(
+        sql!("DELETE FROM known_places WHERE (place_hash, user_id) IN \
+         (SELECT place_hash, user_id FROM known_places WHERE seen_at <= $1 ORDER BY seen_at LIMIT 500)"),
+        &[until.into()],
+    )
 }

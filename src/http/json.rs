@@ -523,21 +523,24 @@ impl ApiResponse for NoContent {
 #[derive(Debug)]
 pub struct WithCookie<R> {
     answer: R,
-    cookie: Option<HeaderValue>,
+    cookies: Vec<HeaderValue>,
 }
 
 impl<R> WithCookie<R> {
-    /// `cookie` is a whole `Set-Cookie` value.
-    pub fn new(answer: R, cookie: Option<HeaderValue>) -> Self {
-        Self { answer, cookie }
+    /// Each of `cookies` is a whole `Set-Cookie` value.
+    pub fn new(answer: R, cookies: impl IntoIterator<Item = HeaderValue>) -> Self {
+        Self {
+            answer,
+            cookies: cookies.into_iter().collect(),
+        }
     }
 }
 
 impl<R: IntoResponse> IntoResponse for WithCookie<R> {
     fn into_response(self) -> Response {
         let mut response = self.answer.into_response();
-        if let Some(cookie) = self.cookie {
-            response.headers_mut().insert(header::SET_COOKIE, cookie);
+        for cookie in self.cookies {
+            response.headers_mut().append(header::SET_COOKIE, cookie);
         }
         response
     }
@@ -549,7 +552,8 @@ impl<R: ApiResponse> ApiResponse for WithCookie<R> {
         for response in &mut meta.responses {
             response.headers.push(meta_header(
                 "Set-Cookie",
-                "The admin page's session, where it was asked for or ends.",
+                "The admin page's session, where it was asked for or ends; and for browsers a token \
+                 that tells this one apart from strangers when it logs in again.",
                 MetaSchema::new("string"),
             ));
         }

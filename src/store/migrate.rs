@@ -51,6 +51,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
         "V12__sold_and_set_aside",
         include_str!("migrations/0012_sold_and_set_aside.sql"),
     ),
+    (
+        "V13__known_places",
+        include_str!("migrations/0013_known_places.sql"),
+    ),
 ];
 
 /// What SQLite alone needs of the eighth.

@@ -43,7 +43,7 @@ struct UserPage {
 #[oai(example)]
 struct UserBody {
     /// Address to log in with
-    #[oai(validator(min_length = 3, max_length = 254, pattern = r"^[^@\s]+@[^@\s]+$"))]
+    #[oai(validator(min_length = 3, max_length = 254, pattern = r"^\s*[^@\s]+@[^@\s]+\s*$"))]
     email: String,
     /// What to call its owner
     #[oai(validator(min_length = 1, max_length = 100))]

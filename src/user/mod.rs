@@ -9,7 +9,7 @@ mod sql;
 pub mod tasks;
 
 use crate::auth::{Account, Role, Status, UserId};
-use crate::check::{Checks, FieldError};
+use crate::check::{self, Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::store::{StoreError, Tx};
 
@@ -54,15 +54,16 @@ pub fn update(
     patch: &Patch,
 ) -> Result<Account, UserError> {
     let mut checks = Checks::new();
-    if let Some(name) = &patch.name {
-        checks.text("name", name, 1, 100);
+    let name = patch.name.as_deref().map(check::trimmed);
+    if let Some(name) = name {
+        checks.name("name", name, 1, 100);
     }
     checks.finish().map_err(UserError::Invalid)?;
     let by_admin = by.covers(Role::Admin);
     if patch.role.is_some() && !by_admin {
         return Err(UserError::Beyond);
     }
-    let Some(account) = sql::update(tx, now, by_admin, id, patch)? else {
+    let Some(account) = sql::update(tx, now, by_admin, id, name, patch)? else {
         let account = get(tx, id)?;
         return Err(if account.role == Role::Customer || by_admin {
             UserError::LastAdmin

@@ -15,12 +15,13 @@ pub(super) fn get(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Account>, StoreE
 }
 
 /// Changes an account, unless that took the last active admin away, or it is no customer's and
-/// `by_admin` does not hold; `None` when nothing changed.
+/// `by_admin` does not hold; `None` when nothing changed. `name` is the patch's as it is kept.
 pub(super) fn update(
     tx: &mut Tx<'_>,
     now: Timestamp,
     by_admin: bool,
     id: UserId,
+    name: Option<&str>,
     patch: &Patch,
 ) -> Result<Option<Account>, StoreError> {
     tx.row(
@@ -35,7 +36,7 @@ pub(super) fn update(
             id.into(),
             now.into(),
             i64::from(by_admin).into(),
-            patch.name.as_deref().into(),
+            name.into(),
             patch.role.into(),
             patch.status.into(),
         ],

@@ -35,7 +35,7 @@ use self::wire::Answer;
 use self::workers::Workers;
 pub use self::workers::{Worker, WorkerState};
 use super::{TaskError, Tasks};
-use crate::auth::throttle::{Rules, Throttle};
+use crate::auth::throttle::{Limit, Rules, Throttle};
 use crate::config;
 use crate::http::serve::{ListenError, Tls, bind_tcp};
 use crate::monitor::Metrics;
@@ -156,14 +156,16 @@ impl Faktory {
     pub fn new(tasks: Tasks, settings: Arc<config::Faktory>, metrics: Metrics) -> Self {
         let workers = Arc::new(Workers::new(settings.workers_max, settings.worker_seconds));
         let known = Arc::clone(&workers);
+        let limit = Limit::new(settings.password_failures, settings.password_forget_seconds);
         tasks.ask_of_workers(Box::new(move |worker| known.is_away(worker)));
         Self(Arc::new(Inner {
             workers,
             passwords: Throttle::new(
                 Rules {
                     // There is one password and no account.
-                    account_failures: 0,
-                    address_failures: settings.password_failures,
+                    account: limit,
+                    address: limit,
+                    known: limit,
                     delay_seconds: settings.password_delay_seconds,
                     delay_seconds_max: settings.password_delay_seconds_max,
                     tracked_max: settings.password_tracked_max,

@@ -23,6 +23,7 @@ use super::job::hex;
 use super::wire::{Answer, Heard, Patience, Wire};
 use super::workers::Introduction;
 use super::{Inner, Listener};
+use crate::auth::throttle::Verdict;
 use crate::config::ms;
 use crate::http::serve::{ACCEPT_PAUSE, Addresses, Tls, is_exhausted};
 
@@ -220,7 +221,7 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
             .strip_prefix("HELLO ")
             .map(serde_json::from_str::<Hello>)
         {
-            Some(Ok(hello)) => match admit(inner, hello, salt.as_deref(), peer) {
+            Some(Ok(hello)) => match admit(inner, hello, salt.as_deref(), peer).await {
                 Ok(session) => {
                     wire.say(&Answer::Ok).await.ok()?;
                     return Some(session);
@@ -240,7 +241,7 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
     None
 }
 
-fn admit(
+async fn admit(
     inner: &Arc<Inner>,
     hello: Hello,
     salt: Option<&str>,
@@ -248,10 +249,18 @@ fn admit(
 ) -> Result<Session, (&'static str, String)> {
     if let Some(salt) = salt {
         // Before the work of comparing, which would be a burden of its own.
-        if let Err(seconds) = inner.passwords.check(None, peer.ip()) {
-            let why = format!("too many wrong passwords; try again in {seconds} s");
-            return Err(("throttled", why));
-        }
+        let attempt = loop {
+            let settled = inner.passwords.settled();
+            match inner.passwords.secret_begins("faktory", peer.ip()) {
+                Verdict::Go(attempt) => break attempt,
+                // Workers that come back all at once wait for each other, not for nothing.
+                Verdict::Busy => settled.await,
+                Verdict::Wait(seconds) => {
+                    let why = format!("too many wrong passwords; try again in {seconds} s");
+                    return Err(("throttled", why));
+                }
+            }
+        };
         // Clients of the first version know of one pass only.
         let passes = if hello.v < VERSION {
             1
@@ -262,10 +271,10 @@ fn admit(
         let given = hello.pwdhash.unwrap_or_default();
         if !bool::from(expected.as_bytes().ct_eq(given.as_bytes())) {
             tracing::warn!(%peer, "a Faktory client gave a wrong password");
-            inner.passwords.failed(None, peer.ip());
+            attempt.failed();
             return Err(("password", "Invalid password".to_owned()));
         }
-        inner.passwords.forgive(peer.ip());
+        attempt.succeeded();
     }
     let wid = match hello.wid.filter(|wid| !wid.is_empty()) {
         None => return Ok(Session::new(Arc::clone(inner), None)),
