@@ -8,10 +8,12 @@ use std::io::Read;
 
 use super::sql;
 use crate::auth::UserId;
+use crate::check::{self, Checks};
 use crate::clock::Timestamp;
 use crate::config;
+use crate::product::currency;
 use crate::product::import::{ImportError, ImportReport, decimal_to_minor};
-use crate::product::{self, ProductId, is_currency};
+use crate::product::{self, ProductId};
 use crate::store::{Store, StoreError, Tx};
 
 const COLUMNS: &[&str] = &[
@@ -148,54 +150,63 @@ fn read_row(
     name_at: Option<usize>,
     number: u64,
     bytes_max: usize,
-) -> Result<Line, (&'static str, &'static str)> {
+) -> Result<Line, (&'static str, String)> {
     let mut fields: [&str; 7] = [""; 7];
     for (field, column) in fields.iter_mut().zip(at) {
-        *field = text(record, *column)?;
+        *field = check::trimmed(text(record, *column)?);
     }
     let field = |column: usize| fields[column];
     if record.iter().any(|text| text.len() > bytes_max) {
-        return Err(("", "a field is too long"));
+        return Err(("", "a field is too long".to_owned()));
     }
     for (column, name) in COLUMNS.iter().enumerate() {
         if field(column).is_empty() {
-            return Err((name, "is missing"));
+            return Err((name, "is missing".to_owned()));
         }
     }
-    let currency = field(5);
-    if !is_currency(currency) {
-        return Err((
-            "currency",
-            "must be three capital letters of ISO 4217, such as CNY",
-        ));
+    let customer_name = match name_at.map(|at| text(record, at)).transpose()? {
+        Some(name) if !check::trimmed(name).is_empty() => check::trimmed(name),
+        Some(_) | None => field(1),
+    };
+    let mut checks = Checks::new();
+    checks.key(COLUMNS[0], field(0), 1, 255);
+    checks.key(COLUMNS[1], field(1), 1, 255);
+    checks.name(NAME_COLUMN, customer_name, 1, 255);
+    if let Err(faults) = checks.finish()
+        && let Some(first) = faults.into_iter().next()
+    {
+        let column = COLUMNS.iter().find(|column| **column == first.field);
+        return Err((column.copied().unwrap_or(NAME_COLUMN), first.reason));
     }
+    let currency = field(5);
+    currency::check_past(currency).map_err(|reason| ("currency", reason))?;
+    let wrong = |column: &'static str, reason: &str| (column, reason.to_owned());
     Ok(Line {
         number,
         order: field(0).to_owned(),
         customer: field(1).to_owned(),
-        customer_name: match name_at.map(|at| text(record, at)).transpose()? {
-            None | Some("") => field(1).to_owned(),
-            Some(name) => name.to_owned(),
-        },
+        customer_name: customer_name.to_owned(),
         sku: field(2).to_owned(),
         quantity: field(3)
             .parse()
             .ok()
             .filter(|quantity| *quantity > 0)
-            .ok_or(("quantity", "is not a whole number of 1 or more"))?,
-        amount: decimal_to_minor(field(4), currency).ok_or((
-            "amount",
-            "is not a decimal amount of this currency, such as 12.50",
-        ))?,
+            .ok_or_else(|| wrong("quantity", "is not a whole number of 1 or more"))?,
+        amount: decimal_to_minor(field(4), currency).ok_or_else(|| {
+            wrong(
+                "amount",
+                "is not a decimal amount of this currency, such as 12.50",
+            )
+        })?,
         currency: currency.to_owned(),
         at: Timestamp::parse_rfc3339(field(6))
-            .ok_or(("time", "is no RFC 3339 time, such as 2026-11-11T00:00:00Z"))?,
+            .ok_or_else(|| wrong("time", "is no RFC 3339 time, such as 2026-11-11T00:00:00Z"))?,
     })
 }
 
-fn text(record: &csv::ByteRecord, column: usize) -> Result<&str, (&'static str, &'static str)> {
+fn text(record: &csv::ByteRecord, column: usize) -> Result<&str, (&'static str, String)> {
     std::str::from_utf8(record.get(column).unwrap_or_default())
-        .map_err(|_| ("", "the row is not UTF-8"))
+        .map_err(|_| ("", "the row is not UTF-8".to_owned()))
 }
 
 fn write(

@@ -6,17 +6,11 @@ use super::Order;
 use super::tasks::About;
 use crate::clock::Timestamp;
 use crate::config::Language;
+use crate::product::import::minor_to_decimal;
 use crate::task::mail::Letter;
 
 /// Lines of an order that a mail shows.
 pub(super) const LINES_SHOWN: usize = 20;
-/// Currencies without a hundredth, and with a thousandth (ISO 4217).
-const WHOLE: &[&str] = &[
-    "BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV",
-    "XAF", "XOF", "XPF",
-];
-const THOUSANDTHS: &[&str] = &["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"];
-
 /// An order as receivers of events see it.
 pub(super) fn described(order: &Order) -> Value {
     let items: Vec<Value> = order
@@ -48,19 +42,7 @@ pub(super) fn described(order: &Order) -> Value {
 
 /// `1234` and `CNY` → `12.34 CNY`.
 fn money(amount: i64, currency: &str) -> String {
-    let digits = if WHOLE.contains(&currency) {
-        0
-    } else if THOUSANDTHS.contains(&currency) {
-        3
-    } else {
-        2
-    };
-    let unit = 10i64.pow(digits);
-    if digits == 0 {
-        return format!("{amount} {currency}");
-    }
-    let (whole, rest) = (amount / unit, amount % unit);
-    format!("{whole}.{rest:0width$} {currency}", width = digits as usize)
+    format!("{} {currency}", minor_to_decimal(amount, currency))
 }
 
 /// `2026-11-11 00:15 UTC`.

@@ -7,7 +7,8 @@ use std::io::Read;
 
 use serde::Serialize;
 
-use super::{NewProduct, ProductError, Silent, Upsert, is_currency};
+use super::currency::{self, minor_digits};
+use super::{NewProduct, ProductError, Silent, Upsert};
 use crate::clock::Timestamp;
 use crate::config;
 use crate::store::{Store, StoreError};
@@ -72,17 +73,6 @@ pub enum ImportError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// Digits after the point in amounts of a currency (ISO 4217 exponents).
-fn minor_digits(currency: &str) -> usize {
-    match currency {
-        "BIF" | "CLP" | "DJF" | "GNF" | "ISK" | "JPY" | "KMF" | "KRW" | "PYG" | "RWF" | "UGX"
-        | "VND" | "UYI" | "VUV" | "XAF" | "XOF" | "XPF" => 0,
-        "BHD" | "IQD" | "JOD" | "KWD" | "LYD" | "OMR" | "TND" => 3,
-        "CLF" | "UYW" => 4,
-        _ => 2,
-    }
 }
 
 /// 1234 minor units as `"12.34"`: what [`decimal_to_minor`] reads.
@@ -255,12 +245,7 @@ fn read_row(
         }
     };
     let currency = field("currency");
-    if !is_currency(currency) {
-        return Err(wrong(
-            "currency",
-            "must be three capital letters of ISO 4217, such as CNY",
-        ));
-    }
+    currency::check(currency).map_err(|reason| ("currency".to_owned(), reason))?;
     let unit_amount = match whole("unit_amount")? {
         Some(amount) => amount,
         None => decimal_to_minor(field("price"), currency).ok_or_else(|| {

@@ -5,13 +5,16 @@
 //! through [`stock`]. What is absent: no cache and no knowledge of sales.
 
 pub mod api;
+pub mod currency;
 pub mod import;
 mod sql;
 pub mod stock;
 pub mod tasks;
 mod terms;
 
-use crate::check::{Checks, FieldError};
+use std::borrow::Cow;
+
+use crate::check::{self, Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::id_type;
 use crate::store::{StoreError, Topic, Tx};
@@ -170,23 +173,47 @@ impl From<StockError> for ProductError {
     }
 }
 
+/// Trims a text in place, if there is anything to trim.
+fn trim(text: &mut String) {
+    let trimmed = check::trimmed(text);
+    if trimmed.len() != text.len() {
+        *text = trimmed.to_owned();
+    }
+}
+
+/// Whether [`trim`] would change it.
+fn is_trimmed(text: &str) -> bool {
+    check::trimmed(text).len() == text.len()
+}
+
 impl NewProduct {
+    /// As it is kept: without white space around its texts. Borrowed where there is none, as a rule.
+    fn trimmed(&self) -> Cow<'_, Self> {
+        let texts = [Some(&self.name), Some(&self.category), self.sku.as_ref()];
+        if texts.into_iter().flatten().all(|text| is_trimmed(text)) {
+            return Cow::Borrowed(self);
+        }
+        let mut new = self.clone();
+        trim(&mut new.name);
+        trim(&mut new.category);
+        new.sku.iter_mut().for_each(trim);
+        Cow::Owned(new)
+    }
+
     /// Refuses what no product may be.
     pub fn check(&self) -> Result<(), Vec<FieldError>> {
         let mut checks = Checks::new();
         if let Some(sku) = &self.sku {
-            checks.text("sku", sku, 1, 64);
+            checks.key("sku", sku, 1, 64);
         }
-        checks.text("name", &self.name, 1, 200);
-        checks.text("category", &self.category, 0, 100);
+        checks.name("name", &self.name, 1, 200);
+        checks.name("category", &self.category, 0, 100);
         check_description(&mut checks, &self.description);
         checks.range("unit_amount", self.unit_amount, 0, UNIT_AMOUNT_MAX);
         checks.range("stock", self.stock, 0, STOCK_MAX);
-        checks.require(
-            is_currency(&self.currency),
-            "currency",
-            "must be three capital letters of ISO 4217, such as CNY",
-        );
+        if let Err(reason) = currency::check(&self.currency) {
+            checks.require(false, "currency", reason);
+        }
         checks.finish()
     }
 
@@ -201,14 +228,26 @@ impl NewProduct {
 }
 
 impl ProductPatch {
+    /// As [`NewProduct::trimmed`].
+    fn trimmed(&self) -> Cow<'_, Self> {
+        let texts = [&self.name, &self.category];
+        if texts.into_iter().flatten().all(|text| is_trimmed(text)) {
+            return Cow::Borrowed(self);
+        }
+        let mut patch = self.clone();
+        patch.name.iter_mut().for_each(trim);
+        patch.category.iter_mut().for_each(trim);
+        Cow::Owned(patch)
+    }
+
     /// Refuses what no product may become.
     pub fn check(&self) -> Result<(), Vec<FieldError>> {
         let mut checks = Checks::new();
         if let Some(name) = &self.name {
-            checks.text("name", name, 1, 200);
+            checks.name("name", name, 1, 200);
         }
         if let Some(category) = &self.category {
-            checks.text("category", category, 0, 100);
+            checks.name("category", category, 0, 100);
         }
         if let Some(description) = &self.description {
             check_description(&mut checks, description);
@@ -239,11 +278,6 @@ fn check_description(checks: &mut Checks, text: &str) {
     );
 }
 
-/// Whether the text has the form of an ISO 4217 code.
-pub fn is_currency(code: &str) -> bool {
-    code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase())
-}
-
 /// The words that a search text asks for, at most eight.
 pub fn search_terms(text: &str) -> Vec<String> {
     let mut terms = terms::query(text);
@@ -257,6 +291,7 @@ pub fn create(
     now: Timestamp,
     new: &NewProduct,
 ) -> Result<ProductId, ProductError> {
+    let new = &*new.trimmed();
     new.check().map_err(ProductError::Invalid)?;
     let id = sql::insert(tx, now, new)?;
     for term in terms::index(new.text()) {
@@ -282,6 +317,7 @@ pub fn update(
     id: ProductId,
     patch: &ProductPatch,
 ) -> Result<Product, ProductError> {
+    let patch = &*patch.trimmed();
     patch.check().map_err(ProductError::Invalid)?;
     let before = sql::get(tx, id)?.ok_or(ProductError::NotFound(id))?;
     if let Some(counted) = patch.stock {
@@ -377,6 +413,7 @@ pub fn upsert(
     counted: Option<i64>,
     silent: Silent,
 ) -> Result<Upsert, ProductError> {
+    let new = &*new.trimmed();
     new.check().map_err(ProductError::Invalid)?;
     let sku = new.sku.as_deref().unwrap_or_default();
     let Some(before) = sql::by_sku(tx, sku)? else {

@@ -498,12 +498,7 @@ impl From<TaskError> for ScheduleError {
 /// A name is part of addresses and labels.
 fn check_name(name: &str) -> Result<(), Vec<FieldError>> {
     let mut checks = Checks::new();
-    let holds = (1..=100).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte));
-    let reason = "must be 1 to 100 letters, digits or any of _ . : -";
-    checks.require(holds, "name", reason);
+    checks.path_name("name", name);
     checks.finish()
 }
 

@@ -396,7 +396,7 @@ impl Registry {
         new: &NewTask,
     ) -> Result<(), Vec<FieldError>> {
         let mut checks = Checks::new();
-        checks.text("name", &new.name, 1, 200);
+        checks.key("name", &new.name, 1, 200);
         queue_name(&mut checks, "queue", &new.queue);
         let fits = |text: &str, most: usize| text.len() <= most;
         checks.require(
@@ -442,7 +442,7 @@ impl Registry {
             checks.range("result_seconds", seconds, 0, longest);
         }
         if let Some(unique) = &new.unique {
-            checks.text("unique_key", &unique.key, 1, 255);
+            checks.key("unique_key", &unique.key, 1, 255);
             if let Some(seconds) = unique.seconds {
                 // The time until it may start need not be counted.
                 let delay = new.run_at.map_or(0, |at| at.micros_since(now) / 1_000_000);
@@ -451,7 +451,7 @@ impl Registry {
             }
         }
         if let Some(debounce) = &new.debounce {
-            checks.text("debounce_key", &debounce.key, 1, 255);
+            checks.key("debounce_key", &debounce.key, 1, 255);
             checks.require(
                 new.unique.is_none() && new.after.is_empty(),
                 "debounce_key",
@@ -469,15 +469,7 @@ impl Registry {
 
 /// A queue's name is part of keys and labels: letters, digits and `_ . : -`.
 pub(super) fn queue_name(checks: &mut Checks, field: &str, name: &str) {
-    let holds = (1..=100).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte));
-    checks.require(
-        holds,
-        field,
-        "must be 1 to 100 letters, digits or any of _ . : -",
-    );
+    checks.path_name(field, name);
 }
 
 /// Lines that wait to be written.

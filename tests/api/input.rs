@@ -1,7 +1,7 @@
 //! Bad input of every kind: the right status, a code, the field, and nothing changes.
 
 use onrush::auth::Role;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::Shop;
 
@@ -93,6 +93,147 @@ fn a_body_that_does_not_fit_is_told_why() {
     );
     let none = shop.get("/api/v1/products").send().expect(200);
     assert_eq!(none["items"], json!([]), "nothing was made");
+}
+
+#[test]
+fn names_and_keys_are_held_to_one_rule_wherever_they_come_in() {
+    let shop = Shop::open();
+    let admin = shop.token(Role::Admin);
+    let send = |method: &str, path: &str, body: &Value| {
+        shop.ask(method, path).token(&admin).json(body).send()
+    };
+    let with = |body: &Value, field: &str, value: &str| {
+        let mut body = body.clone();
+        body[field] = json!(value);
+        body
+    };
+    let password = crate::support::PASSWORD;
+    let product = json!({"name": "Mug", "unit_amount": 1, "currency": "CNY"});
+    let user = json!({"email": "a@example.com", "name": "x", "password": password});
+    let mug = send("POST", "/api/v1/products", &product).expect(201)["id"].to_string();
+    let mug = format!("/api/v1/products/{mug}");
+    let li = send("POST", "/api/v1/users", &user).expect(201)["id"].to_string();
+    let li = format!("/api/v1/users/{li}");
+    let key = json!({"name": "x", "scopes": ["orders"]});
+    let other = with(&user, "email", "b@example.com");
+    // Names that people read: nothing to be seen, text turned round, a bell.
+    for (method, path, body) in [
+        ("POST", "/api/v1/products", &product),
+        ("PATCH", &mug, &json!({})),
+        ("POST", "/api/v1/users", &other),
+        ("PATCH", &li, &json!({})),
+        ("POST", "/api/v1/auth/register", &other),
+        ("POST", "/api/v1/api-keys", &key),
+    ] {
+        for bad in [
+            "",
+            "   ",
+            "\u{3000}\u{a0}",
+            "\u{200b}",
+            "x\u{202e}y",
+            "x\u{7}y",
+        ] {
+            let answer = send(method, path, &with(body, "name", bad));
+            assert_eq!(answer.outcome(), "422 validation_failed", "{path}: {bad:?}");
+            assert_eq!(answer.json()["errors"][0]["field"], "name", "{answer:?}");
+        }
+        let good = send(
+            method,
+            path,
+            &with(body, "name", " \u{feff}杯子 Mug\u{3000}"),
+        );
+        assert!(good.status < 300, "{path}: {good:?}");
+        let made = good.json();
+        let name = made.get("user").unwrap_or(&made)["name"].clone();
+        assert_eq!(name, "杯子 Mug", "{path}");
+    }
+    // Keys that programs compare.
+    let keyed = with(&with(&product, "sku", " A-1\u{3000}"), "category", " Cups ");
+    let made = send("POST", "/api/v1/products", &keyed).expect(201);
+    assert_eq!(
+        (&made["sku"], &made["category"]),
+        (&json!("A-1"), &json!("Cups"))
+    );
+    let file =
+        "sku,name,price,currency\nA-1,Mug,1,CNY\nA-2,\u{a0}\u{200b},1,CNY\nA\u{200b}3,x,1,CNY\n";
+    let report = shop
+        .post("/api/v1/products/import")
+        .token(&admin)
+        .raw("text/csv; charset=utf-8", file.as_bytes())
+        .send()
+        .expect(200);
+    assert_eq!(
+        (&report["created"], &report["updated"], &report["failed"]),
+        (&json!(0), &json!(1), &json!(2)),
+        "{report}"
+    );
+    let task = json!({"name": "resize"});
+    let refused = |path: &str, body: &Value, field: &str| {
+        let answer = send("POST", path, body);
+        assert_eq!(answer.outcome(), "422 validation_failed", "{body}");
+        assert_eq!(answer.json()["errors"][0]["field"], field, "{answer:?}");
+    };
+    refused(
+        "/api/v1/products",
+        &with(&product, "sku", "A\u{200b}1"),
+        "sku",
+    );
+    for (field, bad) in [
+        ("name", " resize"),
+        ("name", "resize\u{200b}"),
+        ("unique_key", "a\u{a0}"),
+        ("queue", "."),
+        ("queue", ".."),
+        ("queue", " mails"),
+    ] {
+        refused("/api/v1/tasks", &with(&task, field, bad), field);
+    }
+    for name in [".", "..", " ", "a "] {
+        let body = json!({"name": name, "task": "resize", "interval_seconds": 60});
+        refused("/api/v1/schedules", &body, "name");
+    }
+}
+
+#[test]
+fn a_currency_that_does_not_exist_is_refused_with_the_one_that_was_meant() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    for (code, reason) in [
+        ("RMB", "RMB is no currency of ISO 4217; write CNY"),
+        ("NTD", "NTD is no currency of ISO 4217; write TWD"),
+        ("cny", "must be in capital letters: CNY"),
+        ("HRK", "HRK is no currency any more; write EUR"),
+        (
+            "XYZ",
+            "XYZ is no currency of ISO 4217; write one such as CNY",
+        ),
+    ] {
+        let body = json!({"name": "x", "unit_amount": 1, "currency": code});
+        let made = shop.post("/api/v1/products").token(&staff).json(&body);
+        let fault = json!({"field": "currency", "reason": reason});
+        assert_eq!(made.send().json()["errors"], json!([fault]));
+        let file = format!("sku,name,price,currency\nA-1,x,1,{code}\n");
+        let report = shop
+            .post("/api/v1/products/import")
+            .token(&staff)
+            .raw("text/csv; charset=utf-8", file.as_bytes())
+            .send()
+            .expect(200);
+        assert_eq!(report["errors"][0]["reason"], reason, "{report}");
+    }
+    // What an older version took is read as before.
+    let id = shop.product(&staff, 3);
+    let odd = rusqlite::Connection::open(shop.data_dir().join("onrush.db")).expect("open");
+    odd.execute("UPDATE products SET currency = 'RMB' WHERE id = ?1", [id])
+        .expect("changed");
+    let read = shop
+        .get(&format!("/api/v1/products/{id}"))
+        .send()
+        .expect(200);
+    assert_eq!(read["currency"], "RMB");
+    let order = json!({"items": [{"product_id": id, "quantity": 1}]});
+    let order = shop.post("/api/v1/orders").token(&staff).json(&order);
+    assert_eq!(order.send().expect(201)["currency"], "RMB");
 }
 
 #[test]

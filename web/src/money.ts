@@ -1,7 +1,7 @@
 // Money: whole minor units in the API, major units for people.
 //
 // Never through floating point on the way in: what a person typed is cut as text. The exponents are
-// ISO 4217's, the same that `src/product/import.rs` reads prices with; browsers' own tables differ.
+// ISO 4217's, the same as in `src/product/currency.rs`; browsers' own tables differ.
 
 const NO_DECIMALS = 'BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF'.split(' ');
 const THREE_DECIMALS = 'BHD IQD JOD KWD LYD OMR TND'.split(' ');

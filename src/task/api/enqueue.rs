@@ -11,7 +11,7 @@ use super::views::{RetryBody, TaskKey};
 use crate::auth::api::{Access, Tag};
 use crate::auth::idempotency::Key;
 use crate::auth::{Role, Scope};
-use crate::check::{Checks, FieldError};
+use crate::check::{self, Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::http::json::Accepted;
 use crate::http::{Body, Failure, Problem, RequestInfo, fails};
@@ -409,7 +409,7 @@ impl EnqueueApi {
             "must be true for on_success and on_complete",
         );
         if let Some(text) = &body.description {
-            checks.text("description", text, 0, 500);
+            checks.name("description", check::trimmed(text), 0, 500);
         }
         checks.finish()?;
         let mut nodes = Vec::with_capacity(body.tasks.len());
@@ -440,7 +440,10 @@ impl EnqueueApi {
                 .map_err(Problem::from)
         };
         let (on_success, on_complete) = (callback(&body.on_success)?, callback(&body.on_complete)?);
-        let (user, description, is_batch) = (caller.user_id, body.description, body.batch);
+        let description = body
+            .description
+            .map(|text| check::trimmed(&text).to_owned());
+        let (user, is_batch) = (caller.user_id, body.batch);
         let made = self
             .tasks
             .store()

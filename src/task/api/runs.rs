@@ -208,7 +208,7 @@ impl RunApi {
             );
         }
         let worker = body.worker.unwrap_or_else(|| "http".to_owned());
-        checks.text("worker", &worker, 1, 200);
+        checks.key("worker", &worker, 1, 200);
         let wait_ms = u64::from(body.wait_seconds.unwrap_or(0)) * 1_000;
         let most = self.tasks.rules().fetch_wait_ms_max;
         checks.range("wait_seconds", wait_ms / 1_000, 0, most / 1_000);

@@ -17,13 +17,13 @@ use super::serve::Stage;
 use super::wire::{Answer, Wire};
 use super::workers::{NAMED, NAMELESS, WorkerState};
 use super::{Inner, Refused, mutate, sql};
-use crate::check::Checks;
+use crate::check::{self, Checks};
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config::ms;
 use crate::store::{StoreError, Tx};
 use crate::task::enqueue::{add_to_batch, open_batch, seal_batch};
 use crate::task::handler::{DEFAULT_QUEUE, queue_name};
-use crate::task::life::{complete_found, plus_ms};
+use crate::task::life::{complete_found, plus_ms, shortened};
 use crate::task::{
     AttemptOutcome, Changes, Enqueued, Failure, LogLevel, NewTask, Started, TaskError, TaskState,
     append_logs, enqueue, fail, progress,
@@ -674,7 +674,7 @@ impl Session {
         }
         let description = new
             .description
-            .map(|text| text.chars().take(500).collect::<String>());
+            .map(|text| shortened(check::trimmed(&text), 500));
         let bid = self
             .inner
             .tasks

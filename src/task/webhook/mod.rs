@@ -410,7 +410,7 @@ fn check_fields(
         checks.require(false, "url", reason);
     }
     if let Some(description) = description {
-        checks.text("description", description, 0, 500);
+        checks.name("description", check::trimmed(description), 0, 500);
     }
     if let Some(events) = events {
         checks.range("events", events.len(), 1, KINDS.len());

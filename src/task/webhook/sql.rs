@@ -4,6 +4,7 @@ use super::{
     Delivery, Endpoint, EndpointId, EndpointPatch, EndpointStatus, Event, NewEndpoint,
     SigningSecret,
 };
+use crate::check;
 use crate::clock::Timestamp;
 use crate::sql;
 use crate::store::{Row, StoreError, Tx};
@@ -74,7 +75,7 @@ pub(super) fn insert_endpoint(
          old_secret_expires_at, created_at, updated_at"),
         &[
             (&new.url).into(),
-            (&new.description).into(),
+            check::trimmed(&new.description).into(),
             (&new.events.join(" ")).into(),
             secret.reveal().into(),
             now.into(),
@@ -102,7 +103,7 @@ pub(super) fn update_endpoint(
         &[
             id.into(),
             patch.url.as_ref().into(),
-            patch.description.as_ref().into(),
+            patch.description.as_deref().map(check::trimmed).into(),
             events.as_ref().into(),
             patch.status.into(),
             reason.into(),
