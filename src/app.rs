@@ -39,6 +39,7 @@ use crate::order::FollowUps;
 use crate::order::api::OrderApi;
 use crate::order::tasks::{ProcessOrder, SendOrderEmail};
 use crate::product::api::{ProductApi, Showcase};
+use crate::product::reindex::Reindexer;
 use crate::product::tasks::{UpdateProductPopularity, VerifyStock, WarmCache};
 use crate::report;
 use crate::report::api::ReportApi;
@@ -720,6 +721,7 @@ impl App {
         services.spawn(Upkeep::new(tasks.clone()).run(services_stopped.clone()));
         services.spawn(handles.cache.clone().run(services_stopped.clone()));
         services.spawn(webhooks.run_upkeep(services_stopped.clone()));
+        services.spawn(Reindexer::new(store.clone()).run(services_stopped.clone()));
         services.spawn(keep_gauges(
             store.clone(),
             settings.database.readers,

@@ -195,7 +195,7 @@ pub(super) fn fill(
 ) -> anyhow::Result<Made> {
     let newest = Filter {
         category: None,
-        terms: Vec::new(),
+        search: product::Search::default(),
         sort: Sort::Newest,
         after: None,
         limit: 1,

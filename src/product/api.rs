@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use super::import::{ImportError, ImportReport, import_products};
 use super::{
     CHANGED, Filter, LISTED, NewProduct, PAGE_MAX, Product, ProductError, ProductId, ProductPatch,
-    Sort, sql,
+    Search, Sort, sql,
 };
 use crate::auth::api::{Access, Tag};
 use crate::auth::{Role, Scope};
@@ -403,7 +403,7 @@ impl Showcase {
 fn list_key(filter: &Filter) -> String {
     let Filter {
         category,
-        terms,
+        search,
         sort,
         after,
         limit,
@@ -411,11 +411,11 @@ fn list_key(filter: &Filter) -> String {
     let after = after
         .map(|(key, id)| format!("{key}.{id}"))
         .unwrap_or_default();
-    // A category may hold any characters; the terms hold none of these.
+    // A category may hold any characters; words hold letters and digits alone.
     format!(
         "{}\n{limit}\n{after}\n{}\n{}{}",
         sort_letter(*sort),
-        terms.join("\r"),
+        search.key(),
         u8::from(category.is_some()),
         category.as_deref().unwrap_or_default()
     )
@@ -607,14 +607,14 @@ impl ProductApi {
                 )
             })?),
         };
-        let terms = q.0.as_deref().map(super::search_terms).unwrap_or_default();
-        let nothing_to_find = q.0.is_some_and(|text| !text.trim().is_empty()) && terms.is_empty();
+        let search = q.0.as_deref().map(Search::new).unwrap_or_default();
+        let nothing_to_find = q.0.is_some_and(|text| !text.trim().is_empty()) && search.is_empty();
         if nothing_to_find {
             return Ok(print_page(std::iter::empty(), None, &[]));
         }
         let filter = Filter {
             category: category.0,
-            terms,
+            search,
             sort,
             after,
             limit: limit.0,
@@ -635,7 +635,7 @@ impl ProductApi {
     ) -> Result<Printed<ProductPage>, Failure<{ fails::NOTHING }>> {
         let filter = Filter {
             category: None,
-            terms: Vec::new(),
+            search: Search::default(),
             sort: Sort::Popularity,
             after: None,
             limit: limit.0,

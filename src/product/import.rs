@@ -113,6 +113,11 @@ const KNOWN: &[&str] = &[
     "popularity",
 ];
 
+/// Text of one write beyond which it does not wait for more rows: each character of Chinese is a row
+/// of the search's index, and what else is to be written waits meanwhile. A thousand rows of
+/// ordinary length have less.
+const WRITE_BYTES_MAX: usize = 262_144;
+
 /// A row with its line and, where the file speaks of it, the counted stock.
 type Checked = (u64, NewProduct, Option<i64>);
 
@@ -170,6 +175,7 @@ pub fn import_products(
     };
     let mut report = ImportReport::default();
     let mut batch: Vec<Checked> = Vec::with_capacity(settings.batch_rows);
+    let mut batch_bytes = 0;
     let mut record = csv::StringRecord::new();
     loop {
         let line = reader.position().line();
@@ -179,7 +185,10 @@ pub fn import_products(
                 report.read += 1;
                 let line = record.position().map_or(line, csv::Position::line);
                 match read_row(&record, &at, header.len(), settings.field_bytes_max) {
-                    Ok((new, counted)) => batch.push((line, new, counted)),
+                    Ok((new, counted)) => {
+                        batch_bytes += new.text_bytes();
+                        batch.push((line, new, counted));
+                    }
                     Err((field, reason)) => report.fail(settings.errors_max, line, field, reason),
                 }
             }
@@ -189,7 +198,8 @@ pub fn import_products(
             }
             Err(error) => return Err(ImportError::Read(error)),
         }
-        if batch.len() >= settings.batch_rows {
+        if batch.len() >= settings.batch_rows || batch_bytes >= WRITE_BYTES_MAX {
+            batch_bytes = 0;
             write(
                 store,
                 now,

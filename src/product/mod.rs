@@ -7,6 +7,7 @@
 pub mod api;
 pub mod currency;
 pub mod import;
+pub mod reindex;
 mod sql;
 pub mod stock;
 pub mod tasks;
@@ -19,6 +20,7 @@ use crate::clock::Timestamp;
 use crate::id_type;
 use crate::store::{StoreError, Topic, Tx};
 use stock::{Movement, Reason, StockError};
+use terms::Asked;
 
 /// Touched, by row, by whatever changes what is shown of a product.
 pub const CHANGED: Topic = Topic::new(1);
@@ -120,14 +122,57 @@ pub enum Sort {
 pub struct Filter {
     /// Only this category.
     pub category: Option<String>,
-    /// Words that must occur, as [`search_terms`] cuts them.
-    pub terms: Vec<String>,
+    /// Words that must occur.
+    pub search: Search,
     /// Order.
     pub sort: Sort,
     /// The last row of the page before: its sort key and id.
     pub after: Option<(i64, i64)>,
     /// Rows at most.
     pub limit: i64,
+}
+
+/// What a text asks the catalogue for.
+#[derive(Clone, Debug, Default)]
+pub struct Search {
+    /// The words that must all occur; none asks for nothing.
+    asked: Vec<Asked>,
+    /// What the rule before this one asked for, where that is something else: products that
+    /// [`reindex`] has not been at are found by it.
+    earlier: Vec<Asked>,
+}
+
+impl Search {
+    /// The words of this text.
+    pub fn new(text: &str) -> Self {
+        let (asked, mut earlier) = (terms::query(text), terms::first::query(text));
+        if earlier == asked {
+            earlier.clear();
+        }
+        Self { asked, earlier }
+    }
+
+    /// Names it among all questions, in letters, digits, `*` and line ends.
+    fn key(&self) -> String {
+        let mut key = String::new();
+        for list in [&self.asked, &self.earlier] {
+            for asked in list {
+                let (word, end) = match asked {
+                    Asked::Whole(word) => (word, "\r"),
+                    Asked::Beginning(word) => (word, "*\r"),
+                };
+                key.push_str(word);
+                key.push_str(end);
+            }
+            key.push('\n');
+        }
+        key
+    }
+
+    /// Whether it has no words.
+    pub fn is_empty(&self) -> bool {
+        self.asked.is_empty()
+    }
 }
 
 /// Why something could not be done to the catalogue.
@@ -217,6 +262,11 @@ impl NewProduct {
         checks.finish()
     }
 
+    /// Bytes of all text that is searched.
+    fn text_bytes(&self) -> usize {
+        self.text().iter().map(|text| text.len()).sum()
+    }
+
     fn text(&self) -> [&str; 4] {
         [
             &self.name,
@@ -278,13 +328,6 @@ fn check_description(checks: &mut Checks, text: &str) {
     );
 }
 
-/// The words that a search text asks for, at most eight.
-pub fn search_terms(text: &str) -> Vec<String> {
-    let mut terms = terms::query(text);
-    terms.truncate(8);
-    terms
-}
-
 /// Puts a product into the shop; its first units are received into the ledger.
 pub fn create(
     tx: &mut Tx<'_>,
@@ -294,9 +337,7 @@ pub fn create(
     let new = &*new.trimmed();
     new.check().map_err(ProductError::Invalid)?;
     let id = sql::insert(tx, now, new)?;
-    for term in terms::index(new.text()) {
-        sql::add_term(tx, id, &term)?;
-    }
+    reindex::created(tx, id, new.text())?;
     if let Ok(quantity @ 1..) = u32::try_from(new.stock) {
         let movement = Movement {
             product_id: id,
@@ -324,19 +365,8 @@ pub fn update(
         stock::set(tx, now, id, counted)?;
     }
     let after = sql::update(tx, now, id, patch)?.ok_or(ProductError::NotFound(id))?;
-    reindex(tx, &before, &after)?;
+    reindex::changed(tx, &before, &after)?;
     Ok(after)
-}
-
-fn reindex(tx: &mut Tx<'_>, before: &Product, after: &Product) -> Result<(), StoreError> {
-    let (old, new) = (terms::index(before.text()), terms::index(after.text()));
-    for term in old.difference(&new) {
-        sql::remove_term(tx, after.id, term)?;
-    }
-    for term in new.difference(&old) {
-        sql::add_term(tx, after.id, term)?;
-    }
-    Ok(())
 }
 
 impl Product {
@@ -422,7 +452,7 @@ pub fn upsert(
     };
     let mut changed = sql::import_over(tx, now, before.id, new, silent)?;
     if changed && let Some(after) = sql::get(tx, before.id)? {
-        reindex(tx, &before, &after)?;
+        reindex::changed(tx, &before, &after)?;
     }
     if let Some(counted) = counted
         && counted != before.stock

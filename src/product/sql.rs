@@ -1,7 +1,10 @@
 //! Every statement of the catalogue, the stock and its ledger.
 
 use super::stock::{LedgerRow, Taken};
-use super::{CHANGED, Filter, LISTED, NewProduct, Product, ProductId, ProductPatch, Silent, Sort};
+use super::terms::Asked;
+use super::{
+    CHANGED, Filter, LISTED, NewProduct, Product, ProductId, ProductPatch, Search, Silent, Sort,
+};
 use crate::clock::Timestamp;
 use crate::sql;
 use crate::store::{Param, Row, StoreError, Tx, value_rows};
@@ -80,30 +83,17 @@ pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Product>, Sto
         params.push(category.into());
         sql.push_str(&format!(" AND category = {}", mark(&params)));
     }
-    let ends: Vec<String> = filter
-        .terms
-        .iter()
-        .map(|term| format!("{term}\u{10FFFF}"))
-        .collect();
-    if !filter.terms.is_empty() {
-        let mut parts = Vec::new();
-        for (at, term) in filter.terms.iter().enumerate() {
-            params.push(term.into());
-            let from = mark(&params);
-            // The last word may still be being typed: its beginning suffices.
-            if at + 1 == filter.terms.len() && term.is_ascii() {
-                params.push((&ends[at]).into());
-                let to = mark(&params);
-                parts.push(format!(
-                    "SELECT product_id FROM product_terms WHERE term >= {from} AND term < {to}"
-                ));
-            } else {
-                parts.push(format!(
-                    "SELECT product_id FROM product_terms WHERE term = {from}"
-                ));
-            }
-        }
-        sql.push_str(&format!(" AND id IN ({})", parts.join(" INTERSECT ")));
+    let Search { asked, earlier } = &filter.search;
+    let (asked, earlier) = (ranges(asked), ranges(earlier));
+    match (asked.as_slice(), earlier.as_slice()) {
+        ([], _) => {}
+        (asked, []) => sql.push_str(&format!(" AND id IN ({})", all_of(asked, &mut params))),
+        (asked, earlier) => sql.push_str(&format!(
+            " AND id IN (SELECT product_id FROM ({}) AS found UNION SELECT product_id FROM ({}) AS found_earlier \
+             WHERE EXISTS (SELECT 1 FROM product_terms_due))",
+            all_of(asked, &mut params),
+            all_of(earlier, &mut params)
+        )),
     }
     let (column, order, compare) = match filter.sort {
         Sort::Popularity => ("popularity", "DESC", "<"),
@@ -124,6 +114,40 @@ pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Product>, Sto
         " ORDER BY {column} {order}, id {order} LIMIT {limit}"
     ));
     tx.rows(sql!(&sql), &params, product)
+}
+
+/// A word to look for in the index: it alone, or from it up to what does not begin so.
+type Range<'a> = (&'a str, Option<String>);
+
+fn ranges(asked: &[Asked]) -> Vec<Range<'_>> {
+    let mut ranges = Vec::with_capacity(asked.len());
+    for asked in asked {
+        ranges.push(match asked {
+            Asked::Whole(word) => (word.as_str(), None),
+            Asked::Beginning(word) => (word.as_str(), Some(format!("{word}\u{10FFFF}"))),
+        });
+    }
+    ranges
+}
+
+/// The products that have a word of each range.
+fn all_of<'a>(ranges: &'a [Range<'a>], params: &mut Vec<Param<'a>>) -> String {
+    let mut parts = Vec::with_capacity(ranges.len());
+    for (from, to) in ranges {
+        params.push(Param::Text(from));
+        let at = params.len();
+        parts.push(match to {
+            None => format!("SELECT product_id FROM product_terms WHERE term = ${at}"),
+            Some(to) => {
+                params.push(Param::Text(to));
+                format!(
+                    "SELECT product_id FROM product_terms WHERE term >= ${at} AND term < ${}",
+                    at + 1
+                )
+            }
+        });
+    }
+    parts.join(" INTERSECT ")
 }
 
 pub(super) fn insert(
@@ -236,20 +260,93 @@ pub(super) fn import_over(
     Ok(is_changed)
 }
 
-pub(super) fn add_term(tx: &mut Tx<'_>, id: ProductId, term: &str) -> Result<(), StoreError> {
+/// Adds words; those that are there already stay. One statement each: for one of several rows that
+/// could fail half-way, SQLite keeps the pages before it once more, and what it keeps of a long
+/// transaction it walks through after each such statement (measured: twice the time of an import).
+pub(super) fn add_terms<'a>(
+    tx: &mut Tx<'_>,
+    id: ProductId,
+    terms: impl IntoIterator<Item = &'a String>,
+) -> Result<(), StoreError> {
+    for term in terms {
+        tx.execute(
+            sql!("INSERT INTO product_terms (term, product_id) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
+            &[term.into(), id.into()],
+        )?;
+    }
+    Ok(())
+}
+
+/// Removes words, if they are there.
+pub(super) fn remove_terms<'a>(
+    tx: &mut Tx<'_>,
+    id: ProductId,
+    terms: impl IntoIterator<Item = &'a String>,
+) -> Result<(), StoreError> {
+    for term in terms {
+        tx.execute(
+            sql!("DELETE FROM product_terms WHERE term = $1 AND product_id = $2"),
+            &[term.into(), id.into()],
+        )?;
+    }
+    Ok(())
+}
+
+/// The products above the first key and up to the second that have words of an earlier rule.
+pub(super) fn terms_due(tx: &mut Tx<'_>) -> Result<Option<(i64, i64)>, StoreError> {
+    tx.row(
+        sql!("SELECT above_id, until_id FROM product_terms_due WHERE id = 1"),
+        &[],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+}
+
+/// [`terms_due`], and holds the row until the transaction ends.
+pub(super) fn hold_terms_due(tx: &mut Tx<'_>) -> Result<Option<(i64, i64)>, StoreError> {
+    tx.row(
+        sql!("UPDATE product_terms_due SET above_id = above_id WHERE id = 1 RETURNING above_id, until_id"),
+        &[],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+}
+
+/// Whether the product is among those of [`terms_due`]; then the row is held as well.
+pub(super) fn hold_if_terms_due(tx: &mut Tx<'_>, id: ProductId) -> Result<bool, StoreError> {
+    Ok(tx.execute(
+        sql!("UPDATE product_terms_due SET above_id = above_id WHERE id = 1 AND above_id < $1 AND until_id >= $1"),
+        &[id.into()],
+    )? == 1)
+}
+
+/// The products up to this one have the words of this rule.
+pub(super) fn note_terms_due(tx: &mut Tx<'_>, above: ProductId) -> Result<(), StoreError> {
     tx.execute(
-        sql!("INSERT INTO product_terms (term, product_id) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
-        &[term.into(), id.into()],
+        sql!("UPDATE product_terms_due SET above_id = $1 WHERE id = 1"),
+        &[above.into()],
     )?;
     Ok(())
 }
 
-pub(super) fn remove_term(tx: &mut Tx<'_>, id: ProductId, term: &str) -> Result<(), StoreError> {
-    tx.execute(
-        sql!("DELETE FROM product_terms WHERE term = $1 AND product_id = $2"),
-        &[term.into(), id.into()],
-    )?;
+/// All products have the words of this rule.
+pub(super) fn no_terms_due(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    tx.execute(sql!("DELETE FROM product_terms_due WHERE id = 1"), &[])?;
     Ok(())
+}
+
+/// The next products by key, shown or not.
+pub(super) fn by_key(
+    tx: &mut Tx<'_>,
+    above: i64,
+    until: i64,
+    limit: u32,
+) -> Result<Vec<Product>, StoreError> {
+    tx.rows(
+        sql!(&format!(
+            "SELECT {COLUMNS} FROM products WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3"
+        )),
+        &[above.into(), until.into(), limit.into()],
+        product,
+    )
 }
 
 pub(super) fn take_stock(
@@ -517,6 +614,16 @@ pub(super) fn set_popularity(
             value_rows(places, &["bigint", "bigint"])
         )),
         &params,
+    )
+}
+
+/// All words of a product, for the test that compares them: no index leads to them.
+#[cfg(test)]
+pub(super) fn terms_of(tx: &mut Tx<'_>, id: ProductId) -> Result<Vec<String>, StoreError> {
+    tx.rows(
+        sql!("SELECT term FROM product_terms WHERE product_id = $1"),
+        &[id.into()],
+        |row| row.get(0),
     )
 }
 

@@ -55,6 +55,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
         "V13__known_places",
         include_str!("migrations/0013_known_places.sql"),
     ),
+    (
+        "V14__search_words",
+        include_str!("migrations/0014_search_words.sql"),
+    ),
 ];
 
 /// What SQLite alone needs of the eighth.

@@ -3,13 +3,162 @@
 use std::time::Duration;
 
 use onrush::auth::Role;
+use onrush::store::StoreError;
 use serde_json::{Value, json};
 
-use crate::support::{Shop, text};
+use crate::support::{Shop, text, unpack_first_version};
 
 fn names(page: &Value) -> Vec<String> {
     let items = page["items"].as_array().expect("a list");
     items.iter().map(|item| text(&item["name"])).collect()
+}
+
+/// Names of what a search finds, newest first.
+fn found(shop: &Shop, q: &str) -> Vec<String> {
+    let q: String = q.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let path = format!("/api/v1/products?sort=newest&limit=200&q={q}");
+    names(&shop.get(&path).send().expect(200))
+}
+
+fn make(shop: &Shop, staff: &str, body: Value) -> i64 {
+    let mut product = json!({"unit_amount": 100, "currency": "CNY"});
+    for (key, value) in body.as_object().expect("an object") {
+        product[key] = value.clone();
+    }
+    let made = shop.post("/api/v1/products").token(staff).json(&product);
+    made.send().expect(201)["id"].as_i64().expect("an id")
+}
+
+/// So many different characters of Chinese.
+fn different(from: u32, count: u32) -> Vec<String> {
+    let one = |at| char::from_u32(0x4E00 + from + at).expect("a character");
+    (0..count).map(|at| one(at).to_string()).collect()
+}
+
+#[test]
+fn a_long_text_is_found_to_its_end_and_name_sku_and_category_always() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    let long = different(0, 168);
+    make(
+        &shop,
+        &staff,
+        json!({"name": "Long", "description": long.concat()}),
+    );
+    let name = different(1_000, 110).concat();
+    make(
+        &shop,
+        &staff,
+        json!({"name": name, "sku": "QX-778", "category": "手工家具", "description": long.concat()}),
+    );
+    let longest = different(3_000, 10_000);
+    let id = make(
+        &shop,
+        &staff,
+        json!({"name": "Longest", "sku": "QX-779", "description": longest.concat()}),
+    );
+    let words: Vec<String> = (0..900).map(|at| format!("word{at}")).collect();
+    make(
+        &shop,
+        &staff,
+        json!({"name": "English", "description": words.join(" ")}),
+    );
+    for at in [0, 55, 110, 140, 165] {
+        let q = long[at..at + 3].concat();
+        assert_eq!(found(&shop, &q), [name.as_str(), "Long"], "{at}");
+    }
+    assert_eq!(found(&shop, &long[167]), [name.as_str(), "Long"]);
+    for q in ["QX-778", "qx 778", "手工家具", "家具"] {
+        assert_eq!(found(&shop, q), [name.as_str()], "{q}");
+    }
+    for at in [0, 4_000, 9_990] {
+        assert_eq!(found(&shop, &longest[at..at + 10].concat()), ["Longest"]);
+    }
+    assert_eq!(found(&shop, "QX-779"), ["Longest"]);
+    assert_eq!(found(&shop, "word899"), ["English"]);
+    // What was there before is gone with a shorter text.
+    let path = format!("/api/v1/products/{id}");
+    let patch = shop.ask("PATCH", &path).token(&staff);
+    let patch = patch.json(&json!({"description": longest[..5].concat()}));
+    patch.send().expect(200);
+    assert_eq!(found(&shop, &longest[..3].concat()), ["Longest"]);
+    assert!(found(&shop, &longest[9_990..].concat()).is_empty());
+}
+
+#[test]
+fn all_forms_of_a_letter_are_found_by_each_other_and_words_by_their_beginning() {
+    let shop = Shop::open();
+    let staff = shop.token(Role::Staff);
+    for (same, beginning) in [
+        (&["ＵＳＢ－Ｃ １５", "USB-C 15", "usb-c 15"][..], "ｕｓ"),
+        (&["ﾃﾚﾋﾞ ｶﾞｲﾄﾞ", "テレビ ガイド"], "ﾃ"),
+        (
+            &["Café Crème", "Cafe\u{301} Cre\u{300}me", "CAFE CREME"],
+            "café cré",
+        ),
+        (&["Straße", "STRASSE", "strasse"], "straß"),
+        (&["İzmir ıhlamur", "izmir ihlamur", "IZMIR IHLAMUR"], "İzm"),
+        (&["Ёлка", "ёлка", "ЕЛКА"], "ёл"),
+    ] {
+        for stored in same {
+            let id = make(&shop, &staff, json!({"name": stored}));
+            for q in same.iter().copied().chain([beginning]) {
+                assert_eq!(found(&shop, q), [*stored], "{q} asked for {stored}");
+            }
+            let gone = shop.ask("DELETE", &format!("/api/v1/products/{id}"));
+            gone.token(&staff).send().expect(204);
+        }
+    }
+    // An import goes by the SKU as it is written.
+    let csv = "sku,name,price,currency\nAB-1,One,1,CNY\nＡＢ－１,Two,1,CNY\nab-1,Three,1,CNY\n";
+    let import = shop.post("/api/v1/products/import").token(&staff);
+    let report = import.raw("text/csv", csv.as_bytes()).send().expect(200);
+    assert_eq!(report["created"], 3, "{report}");
+    assert_eq!(found(&shop, "ab-1"), ["Three", "Two", "One"]);
+}
+
+#[test]
+fn a_directory_of_the_first_version_is_searched_by_the_new_rule() {
+    let shop = Shop::open_with(|settings| unpack_first_version(&settings.data.dir));
+    shop.wait_until("all products are indexed again", || {
+        found(&shop, "cafe noir") == ["Cafe\u{301} Noir"] && !found(&shop, "item 38").is_empty()
+    });
+    shop.wait_until("the last one is as well", || {
+        let due = shop.app().store.read_blocking::<_, StoreError>(|tx| {
+            let sql = onrush::sql!("SELECT id FROM product_terms_due");
+            tx.row(sql, &[], |_| Ok(()))
+        });
+        due.expect("read").is_none()
+    });
+    for (q, sku) in [
+        ("word899", "EN-LONG"),
+        ("creme cafe", "CAFE-NFC"),
+        ("usb-c 充电线 15", "ＵＳＢ－Ｃ－１５"),
+        ("ワイヤレス", "KANA"),
+        ("grosse strasse", "STRASSE"),
+        ("istanbul", "ISTANBUL"),
+        ("зеле", "RU"),
+    ] {
+        let q: String = q.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let page = shop.get(&format!("/api/v1/products?q={q}")).send();
+        let page = page.expect(200);
+        assert_eq!(page["items"][0]["sku"], sku, "{page}");
+        assert_eq!(page["items"].as_array().map(Vec::len), Some(1), "{q}");
+    }
+    let long = {
+        let page = shop.get("/api/v1/products?q=CN-168").send().expect(200);
+        text(&page["items"][0]["description"])
+    };
+    let end: String = long.chars().skip(160).collect();
+    assert_eq!(found(&shop, &end), ["一百六十八"]);
+    // The archived one was not left out: it comes back as an import of today has it.
+    assert!(found(&shop, "P039").is_empty());
+    let staff = shop.token(Role::Staff);
+    let csv = "sku,name,price,currency\nP039,Große Ｌａｍｐｅ,1,CNY\n";
+    let import = shop.post("/api/v1/products/import").token(&staff);
+    import.raw("text/csv", csv.as_bytes()).send().expect(200);
+    assert_eq!(found(&shop, "grosse lampe"), ["Große Ｌａｍｐｅ"]);
+    assert!(found(&shop, "item 39").is_empty());
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::ask::Client;
 use super::sale::{Buyer, Crowd, Heard, Sale};
 use super::server::Launch;
 use super::{note, until};
+use crate::support::unpack_first_version;
 
 const KILLS: usize = 32;
 const BUYERS: usize = 3_600;
@@ -270,4 +271,54 @@ fn killed_while_a_sale_is_stopped_what_is_left_returns_once() {
         sale.launch.assert_ledger_holds();
         sale.assert_orders_and_keys(server.address, &buyers);
     }
+}
+
+/// All words of the search, and whether some are still to be renewed.
+fn words(dir: &std::path::Path) -> (Vec<(String, i64)>, bool) {
+    // Read-only, it leaves the log where it is: a start misses one that is gone.
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let conn = rusqlite::Connection::open_with_flags(dir.join("onrush.db"), flags);
+    let conn = conn.expect("a database");
+    let mut all = conn
+        .prepare("SELECT term, product_id FROM product_terms ORDER BY term, product_id")
+        .expect("a statement");
+    let rows = all
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .and_then(Iterator::collect)
+        .expect("words");
+    let due = conn.query_row("SELECT count(*) FROM product_terms_due", [], |row| {
+        row.get::<_, i64>(0)
+    });
+    (rows, due.expect("a count") > 0)
+}
+
+#[test]
+fn killed_while_an_old_search_index_is_renewed_it_goes_on_where_it_was() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let (dir, undisturbed) = (root.path().join("data"), root.path().join("undisturbed"));
+    unpack_first_version(&dir);
+    unpack_first_version(&undisturbed);
+    for count in [1, 12, 5, 20] {
+        let armed =
+            Launch::new(&dir).set("FAULT_KILL_AT", format!("product.words_renewed:{count}"));
+        let ended = match armed.attempt() {
+            Ok(server) => server.ended(),
+            Err(ended) => ended,
+        };
+        ended.assert_killed();
+        assert!(words(&dir).1, "some are left after {count}");
+    }
+    for dir in [&dir, &undisturbed] {
+        let server = Launch::new(dir).start();
+        server.says("all products are indexed for the search");
+        server.stop();
+        // A start after that has nothing to renew.
+        Launch::new(dir)
+            .set("FAULT_KILL_AT", "product.words_renewed:1")
+            .start()
+            .stop();
+    }
+    let (renewed, is_due) = words(&dir);
+    assert!(!is_due && renewed.len() > 9_000, "{}", renewed.len());
+    assert!(renewed == words(&undisturbed).0);
 }

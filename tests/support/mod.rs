@@ -304,6 +304,20 @@ fn start(runtime: &tokio::runtime::Runtime, settings: &Settings, clock: &Clock) 
         .expect("it starts")
 }
 
+/// Makes a data directory as version 0.1.0 left it: fifty products that were imported, one of them
+/// archived since, and the words that their search knew.
+pub fn unpack_first_version(dir: &std::path::Path) {
+    use std::os::unix::fs::DirBuilderExt;
+    let packed: &[u8] = include_bytes!("../fixtures/onrush-0.1.0.db.gz");
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(packed)
+        .read_to_end(&mut bytes)
+        .expect("a database");
+    let made = std::fs::DirBuilder::new().mode(0o700).create(dir);
+    made.expect("a directory");
+    std::fs::write(dir.join("onrush.db"), bytes).expect("written");
+}
+
 pub fn text(value: &Value) -> String {
     value.as_str().expect("text").to_owned()
 }
