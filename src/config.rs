@@ -1022,7 +1022,11 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
                     path: path.clone(),
                     reason: without_excerpt(&error.to_string()),
                 })?;
-        for key in flatten(&table).into_keys() {
+        for (key, value) in flatten(&table) {
+            // A heading with nothing below it sets nothing.
+            if is_empty(&value) && is_section(&key, &known) {
+                continue;
+            }
             check_known(&key, &known, &path.display().to_string())?;
             sources.insert(key, path.display().to_string());
         }
@@ -1073,10 +1077,10 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         sources.insert(key, source);
     }
 
+    let figment = figment.select(Profile::Default);
     let mut settings: Settings = figment
-        .select(Profile::Default)
         .extract()
-        .map_err(|error| invalid(&error, &sources))?;
+        .map_err(|error| invalid(&error, &sources, &figment))?;
     follow_shop(&mut settings, &mut sources);
     validate(&settings).map_err(|(key, reason)| ConfigError::Invalid {
         source_name: sources
@@ -1116,6 +1120,16 @@ fn follow_shop(settings: &mut Settings, sources: &mut Sources) {
 }
 
 impl Loaded {
+    /// How many settings have another value than their default.
+    pub fn changed(&self) -> usize {
+        let known = flatten(&defaults());
+        let values = flatten(&to_json(&self.settings));
+        let differs = |(key, value): &(&String, &serde_json::Value)| {
+            !value.is_null() && known.get(*key) != Some(*value)
+        };
+        values.iter().filter(differs).count()
+    }
+
     /// Every effective value as `(dotted key, value, source)`, in the order of the file.
     pub fn effective(&self) -> Vec<(String, String, String)> {
         let values = flatten(&to_json(&self.settings));
@@ -1188,10 +1202,28 @@ fn known_keys() -> BTreeMap<String, serde_json::Value> {
     known
 }
 
+/// Whether `value` is a table with nothing in it.
+fn is_empty(value: &serde_json::Value) -> bool {
+    value.as_object().is_some_and(serde_json::Map::is_empty)
+}
+
+/// Whether settings stand below `key`: the file as a whole, a section, the entries, or one of them.
+fn is_section(key: &str, known: &BTreeMap<String, serde_json::Value>) -> bool {
+    let name = key
+        .strip_prefix(ENTRIES)
+        .and_then(|rest| rest.strip_prefix('.'));
+    let below = match name {
+        Some(name) if !name.contains('.') => format!("{ENTRIES}.*."),
+        _ => format!("{key}."),
+    };
+    key.is_empty() || known.keys().any(|known| known.starts_with(&below))
+}
+
 /// Of a key within an entry, the entry's name and the rest.
 fn entry_of(key: &str) -> Option<(&str, &str)> {
     let inside = key.strip_prefix(ENTRIES)?.strip_prefix('.')?;
-    inside.split_once('.')
+    // A name may have points in it; what belongs to an entry has none.
+    inside.rsplit_once('.')
 }
 
 /// `schedules.entries.nightly.cron` → `schedules.entries.*.cron`; other keys as they are.
@@ -1240,14 +1272,27 @@ fn check_known(
     if known.contains_key(&pattern) {
         return Ok(());
     }
+    if is_section(key, known) {
+        return Err(ConfigError::Invalid {
+            key: key.to_owned(),
+            reason: format!(
+                "is a section and takes no value; set what belongs to it, such as {key}.{}",
+                first_of(key)
+            ),
+            source_name: source_name.to_owned(),
+        });
+    }
+    let sections = SECTIONS.iter().map(|(section, _)| *section);
     let nearest = known
         .keys()
+        .map(String::as_str)
+        .chain(sections)
         .map(|candidate| (strsim::damerau_levenshtein(candidate, &pattern), candidate))
         .min()
         .filter(|(distance, candidate)| *distance * 3 <= candidate.len())
         .map(|(_, candidate)| match entry_of(key) {
             Some((name, _)) => candidate.replace(".*.", &format!(".{name}.")),
-            None => candidate.clone(),
+            None => candidate.to_owned(),
         });
     Err(ConfigError::UnknownKey {
         key: key.to_owned(),
@@ -1256,7 +1301,27 @@ fn check_known(
     })
 }
 
-/// Text from the environment or a flag, read as the type that the default has.
+/// The first setting of a section; of an entry, what it needs most.
+fn first_of(section: &str) -> &'static str {
+    let found = SECTIONS.iter().find(|(name, _)| *name == section);
+    found
+        .and_then(|(_, docs)| docs.first())
+        .map_or("cron", |(name, _)| *name)
+}
+
+/// A value as it may stand in `onrush.toml` behind `=`; `None` where it may not.
+fn toml_value(text: &str) -> Option<serde_json::Value> {
+    let line = format!("value = {text}");
+    let table: serde_json::Map<String, serde_json::Value> =
+        Figment::from(Toml::string(&line)).extract().ok()?;
+    // A line break in it would make two settings of one.
+    let mut values = table.into_iter();
+    let (first, rest) = (values.next()?.1, values.next());
+    rest.is_none().then_some(first)
+}
+
+/// Text from the environment or a flag, read as the type that the default has. Numbers, lists and
+/// tables may also be written as in the file.
 fn typed_like(default: &serde_json::Value, text: &str) -> Result<serde_json::Value, String> {
     use serde_json::Value;
     match default {
@@ -1268,8 +1333,15 @@ fn typed_like(default: &serde_json::Value, text: &str) -> Result<serde_json::Val
         Value::Number(_) => text
             .trim()
             .parse::<u64>()
+            .ok()
+            .or_else(|| toml_value(text)?.as_u64())
             .map(Value::from)
-            .map_err(|_| format!("`{text}` is not a whole number of 0 or more")),
+            .ok_or_else(|| format!("`{text}` is not a whole number of 0 or more")),
+        Value::Array(_) if text.trim_start().starts_with('[') => {
+            toml_value(text).filter(Value::is_array).ok_or_else(|| {
+                format!("`{text}` is no list; write one,two or, as in the file, [\"one\", \"two\"]")
+            })
+        }
         Value::Array(items) => text
             .split(',')
             .map(str::trim)
@@ -1281,9 +1353,21 @@ fn typed_like(default: &serde_json::Value, text: &str) -> Result<serde_json::Val
             .collect::<Result<_, _>>()
             .map(Value::Array),
         // An optional setting says nothing of its type; a JSON text is what it looks like.
-        Value::Null => Ok(serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))),
-        Value::String(_) | Value::Object(_) => Ok(Value::from(text)),
+        Value::Null => Ok(serde_json::from_str(text)
+            .ok()
+            .or_else(|| table_in(text))
+            .unwrap_or_else(|| Value::from(text))),
+        Value::Object(_) => table_in(text).ok_or_else(|| {
+            "is no table; write it as in the file, such as { name = \"value\" }".to_owned()
+        }),
+        Value::String(_) => Ok(Value::from(text)),
     }
+}
+
+/// The table or list that a text is, written as in the file.
+fn table_in(text: &str) -> Option<serde_json::Value> {
+    let is_one = text.trim_start().starts_with(['{', '[']);
+    is_one.then(|| toml_value(text)).flatten()
 }
 
 /// A complaint of the TOML parser without the line that it shows: a secret may stand there.
@@ -1297,32 +1381,50 @@ fn without_excerpt(complaint: &str) -> String {
     told.join(": ")
 }
 
-fn invalid(error: &figment::Error, sources: &Sources) -> ConfigError {
+fn invalid(error: &figment::Error, sources: &Sources, figment: &Figment) -> ConfigError {
     let first = error.clone().into_iter().next();
-    // The place within a list does not matter: what set the list is to be named.
-    let key = first
-        .as_ref()
-        .map(|e| {
-            let parts = e
-                .path
-                .iter()
-                .take_while(|part| part.parse::<usize>().is_err());
-            parts.cloned().collect::<Vec<_>>().join(".")
-        })
-        .unwrap_or_default();
+    let path = first.as_ref().map_or(&[][..], |error| &error.path[..]);
+    // What set a list is to be named, and of the list the one that is wrong.
+    let place = path.iter().position(|part| part.parse::<usize>().is_ok());
+    let key = path[..place.unwrap_or(path.len())].join(".");
+    let reason = match &first {
+        // The usual reason shows what was found.
+        _ if SECRETS.contains(&key.as_str()) => "must be a text in quotes".to_owned(),
+        Some(error) => match &error.kind {
+            // All that the parsers of addresses ever say.
+            figment::error::Kind::Message(said) if said.contains("IP address") => {
+                let found = found_at(figment, &key, path.get(key.split('.').count()));
+                match place {
+                    Some(_) => format!(
+                        "{found} is no range of addresses; write 10.0.0.0/8, or 10.0.0.1/32 for one address"
+                    ),
+                    None => format!(
+                        "{found} is no address; write one such as 127.0.0.1, or 0.0.0.0 or :: for all"
+                    ),
+                }
+            }
+            kind => kind.to_string(),
+        },
+        None => error.to_string(),
+    };
     ConfigError::Invalid {
         source_name: sources
             .get(&key)
             .cloned()
             .unwrap_or_else(|| "the settings".to_owned()),
-        reason: match first {
-            // The usual reason shows what was found.
-            _ if SECRETS.contains(&key.as_str()) => "must be a text in quotes".to_owned(),
-            Some(error) => error.kind.to_string(),
-            None => error.to_string(),
-        },
+        reason,
         key,
     }
+}
+
+/// The text at a key, or at a place of the list there, as it is quoted to the one who wrote it.
+fn found_at(figment: &Figment, key: &str, place: Option<&String>) -> String {
+    let found = figment.extract_inner::<serde_json::Value>(key).ok();
+    let text = found.as_ref().and_then(|value| match place {
+        Some(place) => value.get(place.parse::<usize>().ok()?)?.as_str(),
+        None => value.as_str(),
+    });
+    text.map_or_else(|| "this".to_owned(), |text| format!("`{text}`"))
 }
 
 /// The ranges of `[cache]`, as [`validate`].
@@ -1940,6 +2042,144 @@ mod tests {
                 );
             }
         }
+    }
+
+    fn load_text(text: &str) -> Result<Loaded, ConfigError> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("write");
+        load(&Inputs {
+            file: Some(file.path().to_owned()),
+            ..Inputs::default()
+        })
+    }
+
+    #[test]
+    fn a_heading_with_nothing_below_it_sets_nothing() {
+        let sections = SECTIONS.iter().map(|(name, _)| format!("[{name}]\n"));
+        let all: String = sections.clone().collect();
+        let others = [
+            "",
+            "# nothing\n",
+            "[schedules.entries]\n",
+            "auth = {}\n",
+            &all,
+        ];
+        for text in sections.chain(others.map(str::to_owned)) {
+            let loaded = load_text(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(loaded.settings, Settings::default(), "{text}");
+            assert!(loaded.sources.is_empty(), "{text}");
+        }
+        let entry = load_text("[schedules.entries.nightly]\n").expect("an entry of nothing");
+        assert_eq!(
+            entry.settings.schedules.entries["nightly"],
+            ScheduleEntry::default()
+        );
+        let named = "[schedules.entries.\"v1.5\"]\ncron = \"0 1 * * *\"\n";
+        let entries = load_text(named).expect("a name with a point");
+        assert!(entries.settings.schedules.entries.contains_key("v1.5"));
+        for (text, word) in [
+            ("[ordres]\n", "did you mean `orders`?"),
+            ("[auth.session]\n", "there is no setting `auth.session`"),
+            ("auth = 5\n", "auth: is a section"),
+            ("[[server]]\nport = 1\n", "server: is a section"),
+            ("[schedules]\nentries = 5\n", "schedules.entries: "),
+        ] {
+            let error = load_text(text).expect_err(text).to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn each_line_of_the_commented_file_holds_by_itself() {
+        let text = commented_file();
+        let mut lines = 0;
+        for (at, line) in text.lines().enumerate() {
+            let is_setting = line.strip_prefix("# ").filter(|rest| {
+                let name = rest.split_once(" = ").map_or("", |(name, _)| name);
+                !name.is_empty()
+                    && name
+                        .chars()
+                        .all(|c| c.is_ascii_lowercase() || "_0123456789".contains(c))
+            });
+            let Some(setting) = is_setting else {
+                continue;
+            };
+            let lines_with = text.lines().enumerate();
+            let with: Vec<&str> = lines_with
+                .map(|(other, line)| if other == at { setting } else { line })
+                .collect();
+            let loaded = load_text(&with.join("\n"));
+            let loaded = loaded.unwrap_or_else(|error| panic!("{setting}: {error}"));
+            assert_eq!(loaded.settings, Settings::default(), "{setting}");
+            assert_eq!(loaded.changed(), 0, "{setting}");
+            lines += 1;
+        }
+        assert_eq!(
+            lines,
+            SECTIONS.iter().map(|(_, docs)| docs.len()).sum::<usize>()
+        );
+    }
+
+    #[test]
+    fn lists_numbers_and_tables_in_the_environment_may_be_written_as_in_the_file() {
+        let proxies = |text: &str| {
+            let loaded = load(&env(&[("ONRUSH_SERVER__TRUSTED_PROXIES", text)]))?;
+            Ok::<_, ConfigError>(loaded.settings.server.trusted_proxies)
+        };
+        let both = proxies("10.0.0.0/8, 192.168.0.0/16").expect("with commas");
+        assert_eq!(both.len(), 2);
+        for same in [
+            "[\"10.0.0.0/8\", \"192.168.0.0/16\"]",
+            " ['10.0.0.0/8','192.168.0.0/16',] ",
+            "10.0.0.0/8,,192.168.0.0/16,",
+        ] {
+            assert_eq!(proxies(same).expect(same), both, "{same}");
+        }
+        assert!(proxies("").expect("none").is_empty() && proxies("[]").expect("none").is_empty());
+        for (text, word) in [
+            (
+                "[10.0.0.0/8]",
+                "`[10.0.0.0/8]` is no list; write one,two or",
+            ),
+            ("[\"10.0.0.0/8\"", "is no list"),
+            ("[\"10.0.0.0/8\"]\nother = 1", "is no list"),
+            ("[\"10.0.0.0/8\", 5]", "server.trusted_proxies"),
+            (
+                "10.0.0.0/8,10.0.0.1",
+                "`10.0.0.1` is no range of addresses; write 10.0.0.0/8",
+            ),
+            ("[\"10.0.0.0/33\"]", "`10.0.0.0/33` is no range"),
+        ] {
+            let error = proxies(text).expect_err(text).to_string();
+            assert!(error.contains(word), "{error}");
+            assert!(error.contains("(set by environment ONRUSH_SERVER__TRUSTED_PROXIES)"));
+        }
+        let loaded = load(&env(&[
+            ("ONRUSH_SERVER__CORS_ORIGINS", "[\"https://a.example\"]"),
+            ("ONRUSH_SERVER__BODY_BYTES_MAX", "2_097_152"),
+            (
+                "ONRUSH_SCHEDULES__ENTRIES",
+                "{ nightly = { cron = \"0 1 * * *\" } }",
+            ),
+            ("ONRUSH_SCHEDULES__ENTRIES__NIGHTLY__ARGS", "{ image = 7 }"),
+        ]));
+        let settings = loaded.expect("as in the file").settings;
+        assert_eq!(settings.server.cors_origins, ["https://a.example"]);
+        assert_eq!(settings.server.body_bytes_max, 2_097_152);
+        let nightly = &settings.schedules.entries["nightly"];
+        assert_eq!(nightly.cron.as_deref(), Some("0 1 * * *"));
+        assert_eq!(nightly.args, Some(serde_json::json!({"image": 7})));
+        for (text, word) in [("five", "is no table"), ("{ nightly = 5 }", "nightly")] {
+            let error = load(&env(&[("ONRUSH_SCHEDULES__ENTRIES", text)]));
+            let error = error.expect_err(text).to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        let wrong = load_text("[server]\nmetrics_allow = [\"127.0.0.0/8\", \"all\"]\n");
+        let wrong = wrong.expect_err("no range").to_string();
+        assert!(
+            wrong.contains("server.metrics_allow: `all` is no range"),
+            "{wrong}"
+        );
     }
 
     #[test]
