@@ -30,11 +30,11 @@ use crate::http::docs::Spec;
 use crate::http::edge::{Edge, EdgeOptions};
 use crate::http::files::{EmbeddedPage, StaticFiles};
 use crate::http::outgoing::Outgoing;
-use crate::http::serve::{Listeners, serve};
+use crate::http::serve::{Listeners, Tls, serve};
 use crate::http::{docs, probes};
 use crate::monitor::State;
 use crate::monitor::api::SystemApi;
-use crate::monitor::{Health, Metrics};
+use crate::monitor::{Health, Metrics, logs};
 use crate::order::FollowUps;
 use crate::order::api::OrderApi;
 use crate::order::tasks::{ProcessOrder, SendOrderEmail};
@@ -276,8 +276,14 @@ fn built_in_schedules(settings: &Settings) -> Vec<BuiltIn> {
     all
 }
 
-/// Checks the schedules that the settings declare, without a data directory.
-pub fn check_schedules(settings: &Settings) -> anyhow::Result<()> {
+/// Checks of the settings what a start would refuse beyond their values, without a data directory:
+/// the files that they name, the log's directives, the schedules that they declare.
+pub fn check(settings: &Settings) -> anyhow::Result<()> {
+    logs::check(&settings.log)?;
+    let server = &settings.server;
+    if !server.tls_cert.as_os_str().is_empty() {
+        Tls::load(&server.tls_cert, &server.tls_key)?;
+    }
     without_data(settings.clone(), |handles| {
         let basis = schedule::Basis {
             rules: Arc::new(settings.schedules.clone()),

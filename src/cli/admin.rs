@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -10,17 +10,20 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Common, EXIT_BROKEN, EXIT_UNAVAILABLE, EXIT_USAGE, Failed, Outcome, print, say};
+use super::{
+    Common, EXIT_BROKEN, EXIT_UNAVAILABLE, EXIT_USAGE, Failed, Outcome, existing_database,
+    password, print, say,
+};
 use crate::app;
 use crate::auth::{self, Role, Scope};
 use crate::config;
 use crate::product::stock;
-use crate::store::{Store, StoreError, database_in};
+use crate::store::{Store, StoreError};
 use crate::user;
 
 #[derive(Subcommand)]
 pub(super) enum UserCommand {
-    /// Make an account; the password is read from standard input
+    /// Make an account; the password is asked for, or the first line of standard input
     Add(UserAddArgs),
     /// Give an account another role; the server must not run
     Promote(UserPromoteArgs),
@@ -80,9 +83,9 @@ pub(super) enum ConfigCommand {
     Show,
     /// Write a commented settings file
     Init {
-        /// Where to write it
-        #[arg(default_value = config::FILE_NAME)]
-        file: PathBuf,
+        /// Where to write it, as --config says it too [default: ./onrush.toml]
+        #[arg(conflicts_with = "config")]
+        file: Option<PathBuf>,
     },
     /// Check the settings without starting
     Check,
@@ -114,26 +117,13 @@ fn role(word: &str) -> Result<Role, Failed> {
     })
 }
 
-fn read_password() -> Result<String, Failed> {
-    if std::io::stdin().is_terminal() {
-        say("Password (it will be shown; pipe it in to avoid that):");
-    }
-    let mut password = String::new();
-    std::io::stdin()
-        .lock()
-        .take(1_024)
-        .read_to_string(&mut password)?;
-    let line = password.lines().next().unwrap_or_default().to_owned();
-    Ok(line)
-}
-
 pub(super) fn user(common: &Common, command: &UserCommand) -> Outcome {
     let settings = common.load(Vec::new())?.settings;
     match command {
         UserCommand::Add(args) => {
             let role = role(&args.role)?;
-            let password = read_password()?;
             let name = args.name.clone().unwrap_or_else(|| args.email.clone());
+            let password = password::read()?;
             let new = auth::NewAccount::checked(&args.email, &name, &password, &settings.auth)?;
             let opened = app::open_data(&settings)?;
             let now = opened.clock.now();
@@ -150,6 +140,7 @@ pub(super) fn user(common: &Common, command: &UserCommand) -> Outcome {
         }
         UserCommand::Promote(args) => {
             let role = role(&args.role)?;
+            existing_database(&settings)?;
             let opened = app::open_data(&settings)?;
             let (now, email) = (opened.clock.now(), args.email.clone());
             let patch = user::Patch {
@@ -196,6 +187,7 @@ pub(super) fn api_key(common: &Common, command: &ApiKeyCommand) -> Outcome {
         ));
     }
     let settings = common.load(Vec::new())?.settings;
+    existing_database(&settings)?;
     let opened = app::open_data(&settings)?;
     let now = opened.clock.now();
     let (email, most) = (args.email.clone(), settings.auth.api_keys_max);
@@ -220,16 +212,7 @@ pub(super) fn api_key(common: &Common, command: &ApiKeyCommand) -> Outcome {
 pub(super) fn stock(common: &Common, command: &StockCommand) -> Outcome {
     let StockCommand::Verify = command;
     let settings = common.load(Vec::new())?.settings;
-    let path = database_in(&settings.data.dir);
-    if !path.exists() {
-        return Err(Failed::new(
-            EXIT_UNAVAILABLE,
-            format!(
-                "there is no database in {}; name the data directory with --data-dir",
-                settings.data.dir.display()
-            ),
-        ));
-    }
+    let path = existing_database(&settings)?;
     let bar = if common.json || !std::io::stderr().is_terminal() {
         ProgressBar::hidden()
     } else {
@@ -291,40 +274,59 @@ pub(super) fn config(common: &Common, command: &ConfigCommand) -> Outcome {
             }
         }
         ConfigCommand::Init { file } => {
-            let mut open = std::fs::OpenOptions::new();
-            open.write(true).create_new(true);
-            match open.open(file) {
-                Ok(mut out) => out.write_all(config::commented_file().as_bytes())?,
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                    return Err(Failed::new(
-                        EXIT_USAGE,
-                        format!(
-                            "{} exists; remove it first or name another file",
-                            file.display()
-                        ),
-                    ));
-                }
-                Err(error) => {
-                    return Err(Failed::new(
-                        EXIT_UNAVAILABLE,
-                        format!("{}: {error}", file.display()),
-                    ));
-                }
-            }
-            print(&format!("wrote {}", file.display()));
+            let named = file.as_ref().or(common.config.as_ref());
+            let file = named.cloned().unwrap_or_else(|| config::FILE_NAME.into());
+            init(&file)?;
+            let shown = file.display();
+            print(&match (common.json, named) {
+                (true, _) => serde_json::json!({"file": shown.to_string()}).to_string(),
+                (false, Some(_)) => format!("wrote {shown}; give it to each command as --config"),
+                (false, None) => format!("wrote {shown}"),
+            });
         }
         ConfigCommand::Check => {
             let loaded = common.load(Vec::new())?;
-            crate::app::check_schedules(&loaded.settings)?;
-            print(&if common.json {
-                serde_json::json!({"valid": true, "changed": loaded.sources.len()}).to_string()
-            } else {
-                format!(
-                    "the settings are valid; {} differ from their defaults",
-                    loaded.sources.len()
-                )
+            app::check(&loaded.settings)?;
+            let changed = loaded.changed();
+            print(&match (common.json, changed) {
+                (true, _) => serde_json::json!({"valid": true, "changed": changed}).to_string(),
+                (false, 1) => "the settings are valid; 1 differs from its default".to_owned(),
+                (false, _) => {
+                    format!("the settings are valid; {changed} differ from their defaults")
+                }
             });
         }
+    }
+    Ok(())
+}
+
+/// Writes the commented settings file where none is.
+fn init(file: &Path) -> Outcome {
+    let failed = |error: std::io::Error| {
+        Failed::new(
+            EXIT_USAGE,
+            match error.kind() {
+                std::io::ErrorKind::AlreadyExists => format!(
+                    "{} exists; remove it first or name another file",
+                    file.display()
+                ),
+                _ => format!("{}: {error}; name another file", file.display()),
+            },
+        )
+    };
+    if let Some(folder) = file.parent().filter(|path| !path.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let mut open = std::fs::OpenOptions::new();
+    let mut out = open
+        .write(true)
+        .create_new(true)
+        .open(file)
+        .map_err(failed)?;
+    if let Err(error) = out.write_all(config::commented_file().as_bytes()) {
+        // Half a file would be in the way of the next try.
+        std::fs::remove_file(file).map_err(failed)?;
+        return Err(failed(error));
     }
     Ok(())
 }

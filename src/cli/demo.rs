@@ -5,7 +5,7 @@ use clap::Args;
 use super::rehearse::{self, Crowd};
 use super::{Common, Failed, Outcome, sample, say};
 use crate::app::{self, App};
-use crate::flash_sale::{self, NewSale, Sale, SaleError, rehearsal};
+use crate::flash_sale::{self, NewSale, Sale, rehearsal};
 use crate::monitor::{Metrics, logs};
 use crate::product::ProductId;
 use crate::task::webhook::Events;
@@ -21,7 +21,7 @@ pub(super) struct DemoArgs {
     /// Connections at once
     #[arg(long, default_value_t = 256)]
     connections: u16,
-    /// TCP port; 0 takes a free one [default: 8000]
+    /// TCP port; 0 takes a free one [default: from the settings, else 8000]
     #[arg(long)]
     port: Option<String>,
     /// End after the report card instead of serving on
@@ -97,5 +97,5 @@ async fn open_sale(app: &App, product: ProductId, units: u32) -> Result<Sale, Fa
             flash_sale::create(tx, now, &settings, &Events::default(), &new)
         })
         .await
-        .map_err(|error: SaleError| anyhow::anyhow!("the sale could not be opened: {error}").into())
+        .map_err(|error| rehearse::refused("the sale could not be opened", error))
 }

@@ -50,7 +50,7 @@ pub(super) fn import(common: &Common, command: &ImportCommand) -> Outcome {
     } else {
         let file = File::open(&args.file).map_err(|error| {
             Failed::new(
-                super::EXIT_UNAVAILABLE,
+                super::EXIT_USAGE,
                 format!("{}: {error}", args.file.display()),
             )
         })?;

@@ -1,13 +1,15 @@
 //! The command line: what a person types, what they see, how the process ends.
 //!
 //! Exit codes: 0 done; 1 a promise or a check failed; 2 wrong usage or settings; 69 the data
-//! directory or a server is not available; 74 the disk failed. Invariants: results go to standard
-//! output, all else to standard error; an error is one sentence that says what to do next.
+//! directory or a server is not available; 74 the disk failed; 130 Ctrl-C at a question. Invariants:
+//! results go to standard output, all else to standard error; an error is one sentence that says what
+//! to do next, each thing once; what was asked for wrongly is told from what is not available.
 
 mod admin;
 mod cache;
 mod demo;
 mod import;
+mod password;
 mod rehearse;
 mod report;
 mod sample;
@@ -19,8 +21,19 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Inputs, Loaded};
+use crate::auth::AuthError;
+use crate::check::FieldError;
+use crate::config::{self, ConfigError, Inputs, Loaded, Settings};
+use crate::flash_sale::SaleError;
+use crate::http::serve::{ListenError, TlsError};
+use crate::monitor::logs::LogError;
+use crate::product::import::ImportError;
+use crate::report::ReportError;
 use crate::schedule::NotDeclarable;
+use crate::store::database_in;
+use crate::task::TaskError;
+use crate::task::mail::MailSetupError;
+use crate::user::UserError;
 
 #[derive(Parser)]
 #[command(
@@ -42,7 +55,7 @@ struct Common {
     /// Settings file [default: ./onrush.toml if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Data directory [default: ./onrush-data]
+    /// Data directory [default: from the settings, else ./onrush-data; of `demo` ./onrush-demo]
     #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Print one JSON object instead of text
@@ -110,20 +123,99 @@ pub(crate) const EXIT_BROKEN: u8 = 1;
 pub(crate) const EXIT_USAGE: u8 = 2;
 /// The data directory or a server is not available.
 pub(crate) const EXIT_UNAVAILABLE: u8 = 69;
+/// Ctrl-C in the place of an answer, as shells number it.
+pub(crate) const EXIT_STOPPED: u8 = 130;
 
 impl<E: Into<anyhow::Error>> From<E> for Failed {
     fn from(error: E) -> Self {
         let error: anyhow::Error = error.into();
-        let is_setting = error.is::<config::ConfigError>() || error.is::<NotDeclarable>();
-        let code = if is_setting {
-            EXIT_USAGE
-        } else {
-            EXIT_UNAVAILABLE
-        };
-        Self {
-            code,
-            message: format!("{error:#}"),
+        if let Some(faults) = faults_of(&error) {
+            return Self::new(EXIT_USAGE, in_words(faults));
         }
+        let code = match is_asked_wrongly(&error) || is_set_wrongly(&error) {
+            true => EXIT_USAGE,
+            false => EXIT_UNAVAILABLE,
+        };
+        let next = error.downcast_ref().and_then(next_step).unwrap_or_default();
+        Self::new(code, told(&error) + next)
+    }
+}
+
+/// What an error says and why, each thing once: many an error quotes its cause, which the chain
+/// then has again.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+/// Faults of fields as a person reads them.
+fn in_words(faults: &[FieldError]) -> String {
+    let word = |fault: &FieldError| format!("{} {}", fault.field, fault.reason);
+    let words: Vec<String> = faults.iter().map(word).collect();
+    words.join("; ")
+}
+
+/// The fields that an input was refused for.
+fn faults_of(error: &anyhow::Error) -> Option<&[FieldError]> {
+    if let Some(AuthError::Invalid(faults)) = error.downcast_ref() {
+        return Some(faults);
+    }
+    if let Some(UserError::Invalid(faults)) = error.downcast_ref() {
+        return Some(faults);
+    }
+    if let Some(SaleError::Invalid(faults)) = error.downcast_ref() {
+        return Some(faults);
+    }
+    if let Some(TaskError::Invalid(faults)) = error.downcast_ref() {
+        return Some(faults);
+    }
+    match error.downcast_ref() {
+        Some(ReportError::Invalid(faults)) => Some(faults),
+        _ => None,
+    }
+}
+
+/// Whether the command asked for something that can't be, whatever the state of the machine.
+fn is_asked_wrongly(error: &anyhow::Error) -> bool {
+    let account = |error: &AuthError| matches!(error, AuthError::Exists | AuthError::NoAccount);
+    error.downcast_ref().is_some_and(account)
+        || error
+            .downcast_ref()
+            .is_some_and(|error: &UserError| !matches!(error, UserError::Store(_)))
+        || error
+            .downcast_ref()
+            .is_some_and(|error: &SaleError| !matches!(error, SaleError::Store(_)))
+        || matches!(
+            error.downcast_ref(),
+            Some(TaskError::NotFound(_) | TaskError::UnknownTask { .. } | TaskError::KeyHeld(_))
+        )
+        || matches!(error.downcast_ref(), Some(ReportError::TooLarge(_)))
+        || matches!(error.downcast_ref(), Some(ImportError::Header(_)))
+}
+
+/// Whether a setting is at fault.
+fn is_set_wrongly(error: &anyhow::Error) -> bool {
+    error.is::<ConfigError>()
+        || error.is::<NotDeclarable>()
+        || error.is::<MailSetupError>()
+        || error.is::<TlsError>()
+        || matches!(error.downcast_ref(), Some(ListenError::Tls(_)))
+        || matches!(error.downcast_ref(), Some(LogError::Level(_)))
+}
+
+/// What is to be done about a refusal that the API has other words for.
+fn next_step(error: &AuthError) -> Option<&'static str> {
+    match error {
+        AuthError::Exists => Some("; `onrush user promote` gives it another role"),
+        AuthError::NoAccount => Some("; `onrush user add` makes one"),
+        _ => None,
     }
 }
 
@@ -132,7 +224,12 @@ pub(crate) type Outcome = Result<(), Failed>;
 impl Common {
     fn load(&self, mut flags: Vec<(String, String)>) -> Result<Loaded, Failed> {
         if let Some(dir) = &self.data_dir {
-            flags.push(("data.dir".to_owned(), dir.display().to_string()));
+            // A name that can't be told exactly would open another directory.
+            let dir = dir.to_str().ok_or_else(|| {
+                let reason = "--data-dir must be UTF-8; choose another directory";
+                Failed::new(EXIT_USAGE, reason)
+            })?;
+            flags.push(("data.dir".to_owned(), dir.to_owned()));
         }
         self.load_with(flags)
     }
@@ -144,6 +241,20 @@ impl Common {
             flags,
         ))?)
     }
+}
+
+/// The database of a shop that is to be there already, for a command that makes none.
+pub(crate) fn existing_database(settings: &Settings) -> Result<PathBuf, Failed> {
+    let dir = settings.data.dir.display();
+    let path = database_in(&settings.data.dir);
+    let reason = match path.try_exists() {
+        Ok(true) => return Ok(path),
+        Ok(false) => format!("there is no database in {dir}"),
+        Err(_) if settings.data.dir.is_file() => format!("{dir} is a file"),
+        Err(error) => format!("{}: {error}", path.display()),
+    };
+    let advice = "name the data directory with --data-dir";
+    Err(Failed::new(EXIT_UNAVAILABLE, format!("{reason}; {advice}")))
 }
 
 /// Reads the command line, runs the command, reports its error.

@@ -15,11 +15,11 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::ProgressBar;
 
-use super::{Common, EXIT_BROKEN, EXIT_UNAVAILABLE, EXIT_USAGE, Failed, Outcome, print, say};
+use super::{Common, EXIT_BROKEN, EXIT_USAGE, Failed, Outcome, existing_database, print, say};
 use crate::app::{self, App};
 use crate::auth;
 use crate::flash_sale::rehearsal::{self, Card, Plan, Progress};
-use crate::flash_sale::{self, NewSale, Sale, SaleId};
+use crate::flash_sale::{self, NewSale, Sale, SaleError, SaleId};
 use crate::monitor::{Metrics, logs};
 use crate::product::{ProductId, stock};
 use crate::store::{Store, StoreError, database_in};
@@ -27,7 +27,8 @@ use crate::task::webhook::Events;
 
 #[derive(Args)]
 pub(super) struct RehearseArgs {
-    /// The flash sale to rehearse [default: the next open one]
+    /// The flash sale to rehearse [default: of those with units left, the one that runs or else
+    /// the next to begin]
     #[arg(long, conflicts_with = "product")]
     sale: Option<i64>,
     /// Rehearse a new sale of this product instead, with --units and --unit-amount
@@ -83,16 +84,7 @@ impl Drop for Copy {
 
 pub(super) fn rehearse(common: &Common, args: &RehearseArgs) -> Outcome {
     let own = common.load(Vec::new())?.settings;
-    let database = database_in(&own.data.dir);
-    if !database.exists() {
-        return Err(Failed::new(
-            EXIT_UNAVAILABLE,
-            format!(
-                "there is no database in {}; name the data directory with --data-dir",
-                own.data.dir.display()
-            ),
-        ));
-    }
+    let database = existing_database(&own)?;
     let dir = args.copy_to.clone().unwrap_or_else(|| {
         std::env::temp_dir().join(format!("onrush-rehearsal-{}", uuid::Uuid::now_v7()))
     });
@@ -188,13 +180,11 @@ async fn choose(app: &App, args: &RehearseArgs) -> Result<Sale, Failed> {
             flash_sale::create(tx, now, &settings, &Events::default(), &new).map(Some)
         })
         .await
-        .map_err(|error| {
-            Failed::new(EXIT_USAGE, format!("the sale can't be rehearsed: {error}"))
-        })?;
+        .map_err(|error| refused("the sale can't be rehearsed", error))?;
     let sale = sale.ok_or_else(|| {
         Failed::new(
             EXIT_USAGE,
-            "the shop has no open sale; make one, or try a new one with --product and --units",
+            "the shop has no open sale with units left; make one, or try a new one with --product and --units",
         )
     })?;
     if sale.remaining == 0 {
@@ -207,6 +197,12 @@ async fn choose(app: &App, args: &RehearseArgs) -> Result<Sale, Failed> {
         ));
     }
     Ok(sale)
+}
+
+/// Why a sale was not opened, behind what was to be done.
+pub(super) fn refused(what: &str, error: SaleError) -> Failed {
+    let Failed { code, message } = error.into();
+    Failed::new(code, format!("{what}: {message}"))
 }
 
 /// Lets the crowd into the open sale, shows the report card, and serves on or stops.

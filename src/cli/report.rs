@@ -8,11 +8,12 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Common, EXIT_UNAVAILABLE, EXIT_USAGE, Failed, Outcome, print};
+use super::{Common, Failed, Outcome, existing_database, print};
+use crate::check::FieldError;
 use crate::clock::Clock;
 use crate::product::import::minor_to_decimal;
 use crate::report::{self, Report, ReportError, TopProduct};
-use crate::store::{Store, database_in};
+use crate::store::Store;
 
 /// Days that the tables show; more are better read as CSV.
 const DAYS_SHOWN: usize = 62;
@@ -36,21 +37,21 @@ pub(super) struct SalesArgs {
     csv: bool,
 }
 
+/// A refusal that names the flags in the place of the API's fields.
 fn explained(error: ReportError) -> Failed {
+    let flag = |text: &str| {
+        let text = text.replace("start_date", "--from");
+        text.replace("end_date", "--to")
+    };
     match error {
         ReportError::Invalid(faults) => {
-            let faults: Vec<String> = faults
+            let faults = faults
                 .iter()
-                .map(|fault| {
-                    let flag = fault.field.replace("start_date", "--from");
-                    let reason = fault.reason.replace("start_date", "--from");
-                    format!("{} {reason}", flag.replace("end_date", "--to"))
-                })
+                .map(|fault| FieldError::new(flag(&fault.field), flag(&fault.reason)))
                 .collect();
-            Failed::new(EXIT_USAGE, faults.join("; "))
+            ReportError::Invalid(faults).into()
         }
-        ReportError::TooLarge(_) => Failed::new(EXIT_USAGE, error.to_string()),
-        ReportError::NotReady | ReportError::Store(_) => error.into(),
+        ReportError::TooLarge(_) | ReportError::NotReady | ReportError::Store(_) => error.into(),
     }
 }
 
@@ -59,16 +60,7 @@ pub(super) fn report(common: &Common, command: &ReportCommand) -> Outcome {
     let settings = common.load(Vec::new())?.settings;
     let rules = &settings.reports;
     let days = report::days_of(rules, &args.from, &args.to).map_err(explained)?;
-    let path = database_in(&settings.data.dir);
-    if !path.exists() {
-        return Err(Failed::new(
-            EXIT_UNAVAILABLE,
-            format!(
-                "there is no database in {}; name the data directory with --data-dir",
-                settings.data.dir.display()
-            ),
-        ));
-    }
+    let path = existing_database(&settings)?;
     let bar = if std::io::stderr().is_terminal() {
         ProgressBar::new(100).with_style(ProgressStyle::with_template("{bar:40} {percent} %")?)
     } else {

@@ -8,10 +8,10 @@ use crate::monitor::logs;
 
 #[derive(Args)]
 pub(super) struct ServeArgs {
-    /// Address to listen on [default: 127.0.0.1]
+    /// Address to listen on [default: from the settings, else 127.0.0.1]
     #[arg(long)]
     host: Option<String>,
-    /// TCP port; 0 takes a free one [default: 8000]
+    /// TCP port; 0 takes a free one [default: from the settings, else 8000]
     #[arg(long)]
     port: Option<String>,
 }

@@ -7,10 +7,10 @@ use clap::{Args, Subcommand};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 
-use super::{Common, EXIT_UNAVAILABLE, EXIT_USAGE, Failed, Outcome, print};
+use super::{Common, EXIT_USAGE, Failed, Outcome, existing_database, print};
 use crate::app;
 use crate::config::Settings;
-use crate::store::{Store, Tx, database_in};
+use crate::store::{Store, Tx};
 use crate::task::handler::Asked;
 use crate::task::{self, Filter, Task, TaskError, TaskId, TaskState};
 
@@ -37,7 +37,7 @@ pub(super) struct EnqueueArgs {
     /// Where it waits [default: the built-in task's own queue, else `default`]
     #[arg(long)]
     queue: Option<String>,
-    /// Higher first, 0 to 255 [default: 100]
+    /// Higher first, 0 to 255 [default: the built-in task's own, else 100]
     #[arg(long)]
     priority: Option<u8>,
     /// Not before so many seconds have passed
@@ -61,36 +61,12 @@ pub(super) struct ListArgs {
     limit: u32,
 }
 
-/// A refusal, with its fields, as a person reads it.
-fn explained(error: TaskError) -> Failed {
-    match error {
-        TaskError::Invalid(errors) => {
-            let faults: Vec<String> = errors
-                .iter()
-                .map(|fault| format!("{} {}", fault.field, fault.reason))
-                .collect();
-            Failed::new(EXIT_USAGE, faults.join("; "))
-        }
-        TaskError::UnknownTask { .. } => Failed::new(EXIT_USAGE, error.to_string()),
-        other => other.into(),
-    }
-}
-
 fn read_alone<T>(
     settings: &Settings,
     work: impl FnOnce(&mut Tx<'_>) -> Result<T, TaskError>,
 ) -> Result<T, Failed> {
-    let path = database_in(&settings.data.dir);
-    if !path.exists() {
-        return Err(Failed::new(
-            EXIT_UNAVAILABLE,
-            format!(
-                "there is no database in {}; name the data directory with --data-dir",
-                settings.data.dir.display()
-            ),
-        ));
-    }
-    Store::read_alone(&path, &settings.database, work).map_err(explained)
+    let path = existing_database(settings)?;
+    Ok(Store::read_alone(&path, &settings.database, work)?)
 }
 
 fn brief(task: &Task) -> serde_json::Value {
@@ -142,7 +118,7 @@ fn enqueue(common: &Common, settings: &Settings, args: &EnqueueArgs) -> Outcome 
                 .write_blocking(move |tx| task::enqueue(tx, now, &new))
         });
     opened.close();
-    let id = made.map_err(explained)?.id();
+    let id = made?.id();
     print(&if common.json {
         serde_json::json!({"id": id}).to_string()
     } else {

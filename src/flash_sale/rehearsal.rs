@@ -202,7 +202,8 @@ pub fn open_now(
         Some(id) => id,
         None => match super::open_sales(tx)?
             .iter()
-            .find(|sale| sale.ends_at > now)
+            .filter(|sale| sale.ends_at > now && sale.remaining > 0)
+            .min_by_key(|sale| sale.starts_at)
         {
             Some(next) => next.id,
             None => return Ok(None),

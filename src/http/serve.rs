@@ -78,24 +78,42 @@ const REFUSAL_BYTES_MAX: usize = 512;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The address can't be had.
-    #[error("can't listen on {address}: {source}")]
+    #[error("can't listen on {address}: {}", why_not(.reason, .setting))]
     Tcp {
         /// What was asked for.
         address: SocketAddr,
+        /// What asked for it, as a person is told to change it.
+        setting: &'static str,
         /// Why not.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The unix socket can't be had.
-    #[error("can't listen on {}: {source}", path.display())]
+    #[error("can't listen on {}: {reason}; choose another place with server.unix_socket", path.display())]
     Unix {
         /// What was asked for.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The certificate or key can't be used.
     #[error("can't use the certificate: {0}")]
     Tls(#[from] TlsError),
+}
+
+/// Why an address can't be had, and what to do about it.
+fn why_not(error: &io::Error, setting: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "another process listens there; stop that one, or choose another port ({setting})"
+        ),
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address; 0.0.0.0 and :: stand for all that it has".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("{error}; choose a port above 1023 ({setting})")
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// Why a certificate or key can't be used.
@@ -131,20 +149,19 @@ impl Listeners {
             true => None,
             false => Some(Tls::load(&settings.tls_cert, &settings.tls_key)?),
         };
-        let tcp = bind_tcp(wanted, settings.backlog).map_err(|source| ListenError::Tcp {
+        let failed = |reason| ListenError::Tcp {
             address: wanted,
-            source,
-        })?;
-        let address = tcp.local_addr().map_err(|source| ListenError::Tcp {
-            address: wanted,
-            source,
-        })?;
+            setting: "--port or server.port",
+            reason,
+        };
+        let tcp = bind_tcp(wanted, settings.backlog).map_err(failed)?;
+        let address = tcp.local_addr().map_err(failed)?;
         let unix = match settings.unix_socket.as_os_str().is_empty() {
             true => None,
-            false => Some(UnixSocket::bind(&settings.unix_socket).map_err(|source| {
+            false => Some(UnixSocket::bind(&settings.unix_socket).map_err(|reason| {
                 ListenError::Unix {
                     path: settings.unix_socket.clone(),
-                    source,
+                    reason,
                 }
             })?),
         };

@@ -63,12 +63,21 @@ impl Drop for LogGuard {
     }
 }
 
-/// Sets up logging for the whole process; `metrics` counts dropped lines.
-pub fn init(settings: &Log, metrics: Option<&Metrics>) -> Result<LogGuard, LogError> {
+/// What [`init`] would refuse of the settings.
+pub fn check(settings: &Log) -> Result<(), LogError> {
+    filter(settings).map(drop)
+}
+
+fn filter(settings: &Log) -> Result<EnvFilter, LogError> {
     // The migration library tells at each start what it found, and the scheduler that it has a job; a
     // directive of one's own for them wins.
     let quiet = "refinery_core=warn,tokio_cron_scheduler=warn";
-    let filter = EnvFilter::builder().parse(format!("{quiet},{}", settings.level))?;
+    Ok(EnvFilter::builder().parse(format!("{quiet},{}", settings.level))?)
+}
+
+/// Sets up logging for the whole process; `metrics` counts dropped lines.
+pub fn init(settings: &Log, metrics: Option<&Metrics>) -> Result<LogGuard, LogError> {
+    let filter = filter(settings)?;
     let (lines, waiting) = sync_channel(LINES_WAITING_MAX);
     std::thread::Builder::new()
         .name("log".to_owned())

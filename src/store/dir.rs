@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -26,12 +26,14 @@ pub enum DirError {
         holder: String,
     },
     /// Others may read it.
-    #[error("{} can be read by others (mode {mode:o}); run: chmod 700 {}", .dir.display(), .dir.display())]
+    #[error("{} can be read by others (mode {mode:o}); {advice}", .dir.display())]
     TooOpen {
         /// The data directory.
         dir: PathBuf,
         /// Its permission bits.
         mode: u32,
+        /// How this process can come by one that others can't read.
+        advice: String,
     },
     /// It can't be made or used.
     #[error("{}: {reason}", .dir.display())]
@@ -84,6 +86,12 @@ impl DataDir {
                     "the file system is read-only; make it writable, or choose another directory with --data-dir"
                         .to_owned()
                 }
+                ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+                    "it is no directory; name one with --data-dir".to_owned()
+                }
+                ErrorKind::PermissionDenied => format!(
+                    "{error}; run as the user that may write there, or choose another directory with --data-dir"
+                ),
                 _ => error.to_string(),
             },
         }
@@ -95,15 +103,16 @@ impl DataDir {
                 .create(root)
                 .map_err(|error| unusable(root, error))?;
         }
-        let mode = std::fs::metadata(root)
-            .map_err(|error| unusable(root, error))?
-            .permissions()
-            .mode()
-            & 0o777;
+        let meta = std::fs::metadata(root).map_err(|error| unusable(root, error))?;
+        if !meta.is_dir() {
+            return Err(unusable(root, ErrorKind::NotADirectory.into()));
+        }
+        let mode = meta.permissions().mode() & 0o7777;
         if mode & 0o077 != 0 {
             return Err(DirError::TooOpen {
                 dir: root.to_owned(),
                 mode,
+                advice: how_to_close(root, meta.uid()),
             });
         }
         let path = root.join("onrush.lock");
@@ -241,6 +250,44 @@ impl DataDir {
     /// Files that the owner serves under `/static/`.
     pub fn static_files(&self) -> PathBuf {
         self.root.join("static")
+    }
+}
+
+/// How a directory that others may read becomes one that they may not, or what to take in its place:
+/// a mounted volume often belongs to another user, or keeps the mode that it was mounted with.
+fn how_to_close(root: &Path, owner: u32) -> String {
+    let (shown, own) = (quoted(root), nix::unistd::geteuid());
+    let may_close = own.is_root() || own.as_raw() == owner;
+    let is_used = database_in(root).exists();
+    let inside = || {
+        let inside = quoted(&root.join("onrush"));
+        format!(
+            "name a directory in it, which is then made for its user alone: --data-dir {inside}"
+        )
+    };
+    match (may_close, is_used) {
+        (true, true) => format!("run: chmod 700 {shown}"),
+        (true, false) => format!(
+            "run: chmod 700 {shown}; or, where a mounted volume does not take that, {}",
+            inside()
+        ),
+        (false, false) => format!(
+            "it belongs to user {owner}, and this is user {own}, so {}",
+            inside()
+        ),
+        (false, true) => format!(
+            "it belongs to user {owner}, and this is user {own}: have root run: chown -R {own} {shown} && chmod 700 {shown}"
+        ),
+    }
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@".contains(c);
+    match text.chars().all(is_plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', "'\\''")),
     }
 }
 

@@ -20,6 +20,7 @@ mod server;
 mod soak;
 mod syscalls;
 mod tasks;
+mod terminal;
 mod workers;
 
 use std::process::{Command, Stdio};

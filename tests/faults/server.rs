@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{PATIENCE, until};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_onrush");
+pub(super) const BINARY: &str = env!("CARGO_BIN_EXE_onrush");
 
 /// How a server is started.
 pub(super) struct Launch {

@@ -130,9 +130,10 @@ impl Listener {
             true => Some(Tls::load(&server.tls_cert, &server.tls_key)?),
             false => None,
         };
-        let failed = |source| ListenError::Tcp {
+        let failed = |reason| ListenError::Tcp {
             address: wanted,
-            source,
+            setting: "faktory.port",
+            reason,
         };
         let tcp = bind_tcp(wanted, BACKLOG).map_err(failed)?;
         let address = tcp.local_addr().map_err(failed)?;
