@@ -1,11 +1,13 @@
 //! Builds each handle once, starts the parts in order, stops them in reverse.
 //!
-//! Invariants: nothing is reachable before the database was checked and migrated; readiness fails
-//! first when the process is told to stop; the database closes last, after every request and
-//! background service that could write. No business rule lives here.
+//! Invariants: whatever a start can be refused for is tried before it changes a file; nothing is answered
+//! before the database was checked and migrated; readiness fails first when the process is told to stop;
+//! the database closes last, after every request and background service that could write. No business
+//! rule lives here.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use poem::endpoint::make_sync;
@@ -13,6 +15,7 @@ use poem::web::Redirect;
 use poem::{Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Route, get};
 use poem_openapi::OpenApiService;
 use rust_embed::RustEmbed;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -21,7 +24,7 @@ use crate::auth::{self, Auth, OnRegistered, Role, Scope, idempotency};
 use crate::cache::Cache;
 use crate::cache::api::CacheApi;
 use crate::clock::{Clock, Stopwatch};
-use crate::config::{Settings, ms};
+use crate::config::{self, Settings, ms};
 use crate::flash_sale::api::{FlashSaleApi, ReadySales, SeckillApi};
 use crate::flash_sale::gate::Gate;
 use crate::flash_sale::service::Sweeper;
@@ -46,7 +49,7 @@ use crate::report::api::ReportApi;
 use crate::report::tasks::GenerateSalesReport;
 use crate::schedule::api::ScheduleApi;
 use crate::schedule::{self, BuiltIn, ScheduleError, Schedules, Ticker, When};
-use crate::store::{DataDir, LongReads, Store, StoreError};
+use crate::store::{DataDir, Examined, LongReads, Mark, Store, StoreError};
 use crate::task::api::{EnqueueApi, RunApi, TaskApi};
 use crate::task::faktory::api::WorkerApi;
 use crate::task::faktory::{Faktory, Listener};
@@ -71,7 +74,7 @@ const FIRST_LEDGER_CHECK_SECONDS: u32 = 60;
 /// A data directory with its database, opened by this process.
 pub struct OpenData {
     /// Paths and the lock.
-    pub dir: DataDir,
+    pub dir: Arc<DataDir>,
     /// The record.
     pub store: Store,
     /// The machine's clock.
@@ -84,10 +87,11 @@ impl OpenData {
         let (handles, _) = handles(
             Arc::new(settings.clone()),
             &Places::of(&self.dir),
+            Senders::new(settings, self.dir.outbox())?,
             self.store.clone(),
             self.clock.clone(),
             Metrics::new()?,
-        )?;
+        );
         Ok(handles.tasks.registry().clone())
     }
 
@@ -108,43 +112,55 @@ fn close(dir: &DataDir, store: &Store) {
 
 /// Opens the data directory for a command that does not serve.
 pub fn open_data(settings: &Settings) -> anyhow::Result<OpenData> {
-    open(settings, &Metrics::new()?)
+    open(hold(settings)?, settings, &Metrics::new()?)
 }
 
-fn open(settings: &Settings, metrics: &Metrics) -> anyhow::Result<OpenData> {
+/// A data directory that this process holds and looked over. Nothing in it was changed.
+struct Held {
+    dir: DataDir,
+    found: Examined,
+}
+
+fn hold(settings: &Settings) -> anyhow::Result<Held> {
     let dir = DataDir::open(&settings.data.dir)?;
-    let path = dir.database();
-    match Store::check_log(&path) {
-        Ok(()) => {}
-        Err(StoreError::Corrupt(what)) if dir.was_clean() => {
-            // Somebody removed the lock file, as they were told.
-            tracing::warn!(what, "the start goes on without those commits");
-            Store::fold_log(&path)?;
-        }
-        Err(error @ StoreError::Corrupt(_)) => {
-            anyhow::bail!(
-                "{}; or go on without those commits: remove onrush.lock, and start",
-                damaged(error, &dir)
-            );
-        }
-        Err(error) => return Err(error.into()),
+    let found = Store::examine(&dir.database(), dir.left(), Some(CHECK_AT_START))
+        .map_err(|error| damaged(error, &dir))?;
+    Ok(Held { dir, found })
+}
+
+/// From here on files are changed.
+fn open(held: Held, settings: &Settings, metrics: &Metrics) -> anyhow::Result<OpenData> {
+    let Held { dir, found } = held;
+    let (path, mark) = (dir.database(), Mark::fresh());
+    dir.begin(&mark);
+    if found.gives_up_commits {
+        tracing::warn!("the start goes on without the commits behind the damaged place in the log");
+        Store::fold_log(&path)?;
     }
-    if !dir.was_clean()
-        && !Store::check(&path, CHECK_AT_START).map_err(|error| damaged(error, &dir))?
-    {
-        tracing::info!(
-            "the last stop was not orderly; the database is being checked while it serves"
-        );
-        check_behind(path.clone())?;
-    }
-    let store = Store::open(&path, &settings.database, metrics.clone(), |error| {
+    let dir = Arc::new(dir);
+    dir.set_sound(!found.is_unchecked);
+    let metrics = metrics.clone();
+    let store = Store::open_as(&mark, &path, &settings.database, metrics, |error| {
         tracing::error!(%error, "the disk failed under a commit; ending so that a new start can recover");
         std::process::exit(EXIT_IO);
     })
     .map_err(|error| damaged(error, &dir))?;
-    store.read_blocking(task::continue_ids)?;
+    let opened = (|| {
+        store.read_blocking(task::continue_ids)?;
+        if found.is_unchecked {
+            tracing::info!(
+                "the last stop was not orderly; the database is being checked while it serves"
+            );
+            check_behind(Arc::downgrade(&dir), path, settings.database.clone())?;
+        }
+        anyhow::Ok(())
+    })();
+    if let Err(error) = opened {
+        close(&dir, &store);
+        return Err(error);
+    }
     // A full disk must not keep a shop from starting to read.
-    if let Err(error) = dir.note_open() {
+    if let Err(error) = dir.note_open(store.mark()) {
         tracing::warn!(%error, "the start could not be noted in the lock file");
     }
     Ok(OpenData {
@@ -166,12 +182,21 @@ fn damaged(error: StoreError, dir: &DataDir) -> anyhow::Error {
     anyhow::anyhow!("{error}{advice}")
 }
 
-fn check_behind(path: std::path::PathBuf) -> std::io::Result<()> {
+fn check_behind(
+    dir: Weak<DataDir>,
+    path: PathBuf,
+    settings: config::Database,
+) -> std::io::Result<()> {
     std::thread::Builder::new()
         .name("onrush-check".to_owned())
         .spawn(move || {
-            match Store::check(&path, CHECK_BEHIND) {
-                Ok(true) => tracing::info!("the database is sound"),
+            match Store::check_beside(&path, &settings, CHECK_BEHIND) {
+                Ok(true) => {
+                    if let Some(dir) = dir.upgrade() {
+                        dir.set_sound(true);
+                    }
+                    tracing::info!("the database is sound");
+                }
                 Ok(false) => tracing::warn!("the database could not be checked in time"),
                 Err(StoreError::Corrupt(what)) => {
                     // Damage is never served: better no answer than a wrong one.
@@ -301,7 +326,7 @@ fn without_data<T>(
     settings: Settings,
     work: impl FnOnce(&Handles) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let dir = std::env::temp_dir().join(format!("onrush-scratch-{}", std::process::id()));
+    let dir = std::env::temp_dir().join(format!("onrush-scratch-{}", uuid::Uuid::now_v7()));
     std::fs::create_dir_all(&dir)?;
     let done = (|| {
         let metrics = Metrics::new()?;
@@ -309,11 +334,11 @@ fn without_data<T>(
         let store = Store::open(&path, &settings.database, metrics.clone(), |_| ())?;
         let places = Places {
             database: path,
-            outbox: dir.join("outbox"),
             cache: dir.join("cache"),
         };
+        let senders = Senders::new(&settings, dir.join("outbox"))?;
         let settings = Arc::new(settings);
-        let (handles, _) = handles(settings, &places, store, Clock::system(), metrics)?;
+        let (handles, _) = handles(settings, &places, senders, store, Clock::system(), metrics);
         let done = work(&handles);
         handles.store.close();
         done
@@ -325,7 +350,6 @@ fn without_data<T>(
 /// Where in the data directory the handles keep what is theirs.
 struct Places {
     database: PathBuf,
-    outbox: PathBuf,
     cache: PathBuf,
 }
 
@@ -333,7 +357,6 @@ impl Places {
     fn of(dir: &DataDir) -> Self {
         Self {
             database: dir.database(),
-            outbox: dir.outbox(),
             cache: dir.cache(),
         }
     }
@@ -346,18 +369,28 @@ struct WaysOut {
     mailer: Mailer,
 }
 
-impl WaysOut {
-    fn new(
-        settings: &Settings,
-        store: Store,
-        clock: Clock,
-        outbox: PathBuf,
-    ) -> anyhow::Result<Self> {
+/// What goes out without knowing the record; its settings can be refused.
+struct Senders {
+    outgoing: Outgoing,
+    mailer: Mailer,
+}
+
+impl Senders {
+    fn new(settings: &Settings, outbox: PathBuf) -> anyhow::Result<Self> {
         Ok(Self {
             outgoing: Outgoing::new(Arc::new(settings.outgoing.clone()))?,
-            webhooks: Webhooks::new(store, clock, settings.webhooks.clone()),
             mailer: Mailer::new(settings.mail.clone(), outbox)?,
         })
+    }
+}
+
+impl WaysOut {
+    fn new(senders: Senders, settings: &Settings, store: Store, clock: Clock) -> Self {
+        Self {
+            outgoing: senders.outgoing,
+            webhooks: Webhooks::new(store, clock, settings.webhooks.clone()),
+            mailer: senders.mailer,
+        }
     }
 
     fn follow_ups(&self, settings: &Settings) -> FollowUps {
@@ -421,12 +454,12 @@ type Api = (
 fn handles(
     settings: Arc<Settings>,
     places: &Places,
+    senders: Senders,
     store: Store,
     clock: Clock,
     metrics: Metrics,
-) -> anyhow::Result<(Handles, Sweeper)> {
-    let outbox = places.outbox.clone();
-    let ways_out = WaysOut::new(&settings, store.clone(), clock.clone(), outbox)?;
+) -> (Handles, Sweeper) {
+    let ways_out = WaysOut::new(senders, &settings, store.clone(), clock.clone());
     let cache = Cache::new(
         Arc::new(settings.cache.clone()),
         &places.cache,
@@ -495,7 +528,7 @@ fn handles(
         faktory,
         ways_out,
     };
-    Ok((handles, sweeper))
+    (handles, sweeper)
 }
 
 fn service(handles: &Handles) -> OpenApiService<Api, ()> {
@@ -633,6 +666,56 @@ fn routes(
     ))
 }
 
+/// What a server needs besides its data, and what a start can be refused for: it is had before any file
+/// is changed. Who connects already waits until it is served.
+struct Outside {
+    listeners: Listeners,
+    for_workers: Option<Listener>,
+    senders: Senders,
+}
+
+impl Outside {
+    async fn prepare(settings: &Arc<Settings>, dir: &DataDir) -> anyhow::Result<Self> {
+        let senders = Senders::new(settings, dir.outbox())?;
+        if !settings.schedules.entries.is_empty() {
+            let asked = Arc::clone(settings);
+            tokio::task::spawn_blocking(move || check_schedules(&asked)).await??;
+        }
+        Ok(Self {
+            listeners: Listeners::bind(&settings.server)?,
+            for_workers: match settings.faktory.enabled {
+                true => Some(Listener::bind(&settings.faktory, &settings.server)?),
+                false => None,
+            },
+            senders,
+        })
+    }
+}
+
+/// The signals that must not end a server. As long as it lives and ever after, SIGHUP is heard,
+/// SIGUSR1 and SIGUSR2 are ignored, and so is SIGXFSZ, whose write then fails with an error as on a full
+/// disk. (Rust ignores SIGPIPE by itself.)
+pub struct Signals {
+    hangup: Signal,
+}
+
+impl Signals {
+    /// To be made before anything else, inside the async runtime.
+    pub fn listen() -> std::io::Result<Self> {
+        for ignored in [
+            SignalKind::user_defined1(),
+            SignalKind::user_defined2(),
+            SignalKind::from_raw(nix::libc::SIGXFSZ),
+        ] {
+            // The handler stays when its stream is dropped.
+            drop(signal(ignored)?);
+        }
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// A running server.
 pub struct App {
     /// The settings in force.
@@ -656,7 +739,8 @@ pub struct App {
     /// Its clock.
     pub clock: Clock,
     is_tls: bool,
-    dir: DataDir,
+    tls: Vec<Tls>,
+    dir: Arc<DataDir>,
     health: Health,
     setup_token: Option<String>,
     stop: watch::Sender<bool>,
@@ -678,19 +762,42 @@ impl App {
         clock: Clock,
     ) -> anyhow::Result<Self> {
         let settings = Arc::new(settings);
-        let opened = {
-            let (settings, metrics) = (Arc::clone(&settings), metrics.clone());
-            tokio::task::spawn_blocking(move || open(&settings, &metrics)).await??
-        };
+        let (asked, counts) = (Arc::clone(&settings), metrics.clone());
+        let held = tokio::task::spawn_blocking(move || hold(&asked)).await??;
+        let outside = Outside::prepare(&settings, &held.dir).await?;
+        let asked = Arc::clone(&settings);
+        let opened = tokio::task::spawn_blocking(move || open(held, &asked, &counts)).await??;
+        let (dir, store) = (Arc::clone(&opened.dir), opened.store.clone());
+        let started = Self::start_on(opened, outside, settings, metrics, clock).await;
+        if started.is_err() {
+            tokio::task::spawn_blocking(move || close(&dir, &store)).await?;
+        }
+        started
+    }
+
+    /// What is left to do once the database is open. Hardly anything can fail here.
+    async fn start_on(
+        opened: OpenData,
+        outside: Outside,
+        settings: Arc<Settings>,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
         let OpenData { dir, store, .. } = opened;
+        let Outside {
+            listeners,
+            for_workers,
+            senders,
+        } = outside;
         let health = Health::new();
         let (handles, sweeper) = handles(
             Arc::clone(&settings),
             &Places::of(&dir),
+            senders,
             store.clone(),
             clock.clone(),
             metrics.clone(),
-        )?;
+        );
         let (auth, gate, tasks) = (
             handles.auth.clone(),
             handles.gate.clone(),
@@ -712,12 +819,12 @@ impl App {
             })?;
         let setup_token = auth.begin_setup().await?;
         let endpoint = routes(&handles, &health, &dir.static_files())?;
-        let listeners = Listeners::bind(&settings.server)?;
         let (address, is_tls) = (listeners.local_addr(), listeners.is_tls());
-        let for_workers = match settings.faktory.enabled {
-            true => Some(Listener::bind(&settings.faktory, &settings.server)?),
-            false => None,
-        };
+        let tls = [
+            listeners.tls(),
+            for_workers.as_ref().and_then(Listener::tls),
+        ];
+        let tls = tls.into_iter().flatten().cloned().collect();
         let (stop, stopped) = watch::channel(false);
         let (stop_services, services_stopped) = watch::channel(false);
 
@@ -763,6 +870,7 @@ impl App {
             faktory_server,
             clock,
             is_tls,
+            tls,
             dir,
             health,
             setup_token,
@@ -812,9 +920,25 @@ impl App {
         lines
     }
 
-    /// Serves until SIGTERM or SIGINT, then stops in order. A second signal ends at once.
-    pub async fn run_until_signal(self) {
-        wait_for_signal().await;
+    /// Reads the certificates' files again.
+    pub fn reload_certificates(&self) {
+        for tls in &self.tls {
+            tls.reload();
+        }
+    }
+
+    /// Serves until SIGTERM or SIGINT, then stops in order. A second signal ends at once. SIGHUP calls
+    /// `reload`, which must be quick.
+    pub async fn run_until_signal(self, mut signals: Signals, mut reload: impl FnMut(&Self)) {
+        {
+            let mut end = pin!(wait_for_signal());
+            loop {
+                tokio::select! {
+                    () = &mut end => break,
+                    Some(()) = signals.hangup.recv() => reload(&self),
+                }
+            }
+        }
         tracing::info!("stopping: no new connections, requests in flight finish");
         tokio::select! {
             () = self.stop() => {}
@@ -916,7 +1040,6 @@ async fn keep_gauges(
 }
 
 async fn wait_for_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
     match signal(SignalKind::terminate()) {
         Ok(mut terminate) => {
             tokio::select! {

@@ -1130,6 +1130,19 @@ impl Loaded {
         values.iter().filter(differs).count()
     }
 
+    /// The dotted keys whose values are others in `other`, secrets included.
+    pub fn differences(&self, other: &Loaded) -> Vec<String> {
+        let (own, others) = (
+            flatten(&to_json(&self.settings)),
+            flatten(&to_json(&other.settings)),
+        );
+        let mut keys: Vec<String> = own.keys().chain(others.keys()).cloned().collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys.retain(|key| own.get(key) != others.get(key));
+        keys
+    }
+
     /// Every effective value as `(dotted key, value, source)`, in the order of the file.
     pub fn effective(&self) -> Vec<(String, String, String)> {
         let values = flatten(&to_json(&self.settings));

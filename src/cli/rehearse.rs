@@ -16,7 +16,7 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::ProgressBar;
 
 use super::{Common, EXIT_BROKEN, EXIT_USAGE, Failed, Outcome, existing_database, print, say};
-use crate::app::{self, App};
+use crate::app::{self, App, Signals};
 use crate::auth;
 use crate::flash_sale::rehearsal::{self, Card, Plan, Progress};
 use crate::flash_sale::{self, NewSale, Sale, SaleError, SaleId};
@@ -213,6 +213,7 @@ pub(super) async fn hold(
     crowd: Crowd,
     exit: bool,
 ) -> Outcome {
+    let signals = Signals::listen()?;
     let card = match sell(&app, &sale, &crowd, common.json).await {
         Ok(card) => card,
         Err(failed) => {
@@ -231,7 +232,8 @@ pub(super) async fn hold(
             }
             say("Press Ctrl-C to stop.");
         }
-        app.run_until_signal().await;
+        app.run_until_signal(signals, App::reload_certificates)
+            .await;
     }
     match broken {
         None => Ok(()),

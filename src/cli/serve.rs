@@ -1,10 +1,12 @@
-//! `onrush serve`: start, say where everything is, stop on a signal.
+//! `onrush serve`: start, say where everything is, read again on SIGHUP what can be read again, stop on a
+//! signal.
 
 use clap::Args;
 
 use super::{Common, Outcome, say};
-use crate::app::{self, App};
-use crate::monitor::logs;
+use crate::app::{self, App, Signals};
+use crate::config::Loaded;
+use crate::monitor::logs::{self, LogGuard};
 
 #[derive(Args)]
 pub(super) struct ServeArgs {
@@ -47,18 +49,62 @@ fn arm_fault_point() -> anyhow::Result<()> {
     .map_err(|error| anyhow::anyhow!("{error}"))
 }
 
+/// The one setting that a running server takes over.
+const LOG_LEVEL: &str = "log.level";
+
+/// Reads the settings and the certificates again; what can't be used leaves everything as it is.
+/// `in_force` is what the server goes by.
+fn reload(app: &App, log: &LogGuard, in_force: &mut Loaded, read: Result<Loaded, String>) {
+    app.reload_certificates();
+    let new = match read {
+        Ok(new) => new,
+        Err(error) => {
+            tracing::error!(
+                error,
+                "SIGHUP: the settings can't be used; the old ones stay"
+            );
+            return;
+        }
+    };
+    let mut changed = in_force.differences(&new);
+    let level = new.settings.log.level;
+    if changed.iter().any(|key| key == LOG_LEVEL) {
+        tracing::info!(level, "SIGHUP: the log's level changes");
+        match log.set_level(&level) {
+            Ok(()) => in_force.settings.log.level = level,
+            Err(error) => {
+                tracing::error!(%error, "SIGHUP: the new level can't be used; the old one stays");
+            }
+        }
+        changed.retain(|key| key != LOG_LEVEL);
+    }
+    if changed.is_empty() {
+        tracing::info!("SIGHUP: no other setting has changed");
+    } else {
+        tracing::warn!(
+            settings = changed.join(", "),
+            "SIGHUP: these settings have changed and need a restart"
+        );
+    }
+}
+
 pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
     arm_fault_point()?;
-    let loaded = common.load(args.flags())?;
+    let mut loaded = common.load(args.flags())?;
     let metrics = crate::monitor::Metrics::new()?;
     let log = logs::init(&loaded.settings.log, Some(&metrics))?;
     let runtime = app::runtime(&loaded.settings)?;
     let outcome = runtime.block_on(async {
-        let app = App::start(loaded.settings, metrics).await?;
+        let signals = Signals::listen()?;
+        let app = App::start(loaded.settings.clone(), metrics).await?;
         for line in app.greeting() {
             say(&line);
         }
-        app.run_until_signal().await;
+        app.run_until_signal(signals, |app| {
+            let read = common.load(args.flags()).map_err(|failed| failed.message);
+            reload(app, &log, &mut loaded, read);
+        })
+        .await;
         Ok(())
     });
     log.flush();

@@ -25,12 +25,11 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use url::{Host, Position, Url};
 
-use super::serve::TlsError;
+use super::serve::{TlsError, certificates};
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config::{self, ms};
 
@@ -367,14 +366,8 @@ impl Outgoing {
             roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
         };
         if !rules.extra_ca.as_os_str().is_empty() {
-            let fault = |reason: String| TlsError::File {
-                path: rules.extra_ca.clone(),
-                reason,
-            };
-            let certificates = CertificateDer::pem_file_iter(&rules.extra_ca)
-                .map_err(|error| fault(error.to_string()))?;
-            for certificate in certificates {
-                roots.add(certificate.map_err(|error| fault(error.to_string()))?)?;
+            for certificate in certificates(&rules.extra_ca)? {
+                roots.add(certificate)?;
             }
         }
         let provider = Arc::new(ring::default_provider());

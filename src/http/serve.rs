@@ -183,6 +183,11 @@ impl Listeners {
         self.tls.is_some()
     }
 
+    /// What it speaks TLS with, to have that read its files again.
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
     async fn accept(&self) -> io::Result<Accepted> {
         let unix = async {
             match &self.unix {
@@ -301,15 +306,20 @@ impl Tls {
                 continue;
             }
             seen = stamp;
-            match tls_config(&self.cert, &self.key) {
-                Ok(config) => {
-                    self.current.store(Arc::new(config));
-                    tracing::info!("the TLS certificate was reloaded");
-                }
-                // Often one of the two files is simply not written yet; the next change is tried again.
-                Err(error) => {
-                    tracing::error!(%error, "the new TLS certificate can't be used; the old one stays")
-                }
+            self.reload();
+        }
+    }
+
+    /// Reads both files again. Connections that are open keep what they have.
+    pub fn reload(&self) {
+        match tls_config(&self.cert, &self.key) {
+            Ok(config) => {
+                self.current.store(Arc::new(config));
+                tracing::info!(cert = %self.cert.display(), "the TLS certificate was reloaded");
+            }
+            // Often one of the two files is simply not written yet; the next change is tried again.
+            Err(error) => {
+                tracing::error!(%error, "the new TLS certificate can't be used; the old one stays")
             }
         }
     }
@@ -322,19 +332,27 @@ impl Tls {
     }
 }
 
-fn tls_config(cert: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
-    let unreadable = |path: &Path, reason: String| TlsError::File {
+/// The certificates of a PEM file, of which there must be one at least.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let fault = |reason: String| TlsError::File {
         path: path.to_owned(),
         reason,
     };
-    let chain = CertificateDer::pem_file_iter(cert)
+    let all = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unreadable(cert, error.to_string()))?;
-    if chain.is_empty() {
-        return Err(unreadable(cert, "it holds no certificate".to_owned()));
+        .map_err(|error| fault(error.to_string()))?;
+    if all.is_empty() {
+        return Err(fault("it holds no certificate".to_owned()));
     }
-    let key_der =
-        PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, error.to_string()))?;
+    Ok(all)
+}
+
+fn tls_config(cert: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+    let chain = certificates(cert)?;
+    let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsError::File {
+        path: key.to_owned(),
+        reason: error.to_string(),
+    })?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()

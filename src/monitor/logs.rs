@@ -10,6 +10,7 @@ use std::time::Duration;
 use prometheus::IntCounter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::reload;
 
 use super::Metrics;
 use crate::config::{Log, LogFormat};
@@ -31,12 +32,17 @@ pub enum LogError {
     /// No thread could be started.
     #[error("the log's thread could not be started: {0}")]
     Thread(#[from] io::Error),
+    /// The level can't be changed any more.
+    #[error("the log's level can't be changed: {0}")]
+    Reload(#[from] reload::Error),
 }
 
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+
 /// Keeps the log going; dropping it writes what still waits, for a second at most.
-#[derive(Debug)]
 pub struct LogGuard {
     lines: SyncSender<Line>,
+    set_filter: SetFilter,
 }
 
 #[derive(Debug)]
@@ -47,6 +53,12 @@ enum Line {
 }
 
 impl LogGuard {
+    /// Has the log show what `level` says from now on; an error leaves it as it is.
+    pub fn set_level(&self, level: &str) -> Result<(), LogError> {
+        (self.set_filter)(filter(level)?)?;
+        Ok(())
+    }
+
     /// Waits until what was logged so far is written, for a second at most.
     pub fn flush(&self) {
         let (done, wait) = sync_channel(1);
@@ -65,19 +77,19 @@ impl Drop for LogGuard {
 
 /// What [`init`] would refuse of the settings.
 pub fn check(settings: &Log) -> Result<(), LogError> {
-    filter(settings).map(drop)
+    filter(&settings.level).map(drop)
 }
 
-fn filter(settings: &Log) -> Result<EnvFilter, LogError> {
+fn filter(level: &str) -> Result<EnvFilter, LogError> {
     // The migration library tells at each start what it found, and the scheduler that it has a job; a
     // directive of one's own for them wins.
     let quiet = "refinery_core=warn,tokio_cron_scheduler=warn";
-    Ok(EnvFilter::builder().parse(format!("{quiet},{}", settings.level))?)
+    Ok(EnvFilter::builder().parse(format!("{quiet},{level}"))?)
 }
 
 /// Sets up logging for the whole process; `metrics` counts dropped lines.
 pub fn init(settings: &Log, metrics: Option<&Metrics>) -> Result<LogGuard, LogError> {
-    let filter = filter(settings)?;
+    let filter = filter(&settings.level)?;
     let (lines, waiting) = sync_channel(LINES_WAITING_MAX);
     std::thread::Builder::new()
         .name("log".to_owned())
@@ -94,13 +106,21 @@ pub fn init(settings: &Log, metrics: Option<&Metrics>) -> Result<LogGuard, LogEr
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer);
-    let set = if text {
-        builder.with_ansi(io::stderr().is_terminal()).try_init()
+    let (set, set_filter): (_, SetFilter) = if text {
+        let builder = builder
+            .with_ansi(io::stderr().is_terminal())
+            .with_filter_reloading();
+        let handle = builder.reload_handle();
+        let set_filter = Box::new(move |filter| handle.reload(filter));
+        (builder.try_init(), set_filter)
     } else {
-        builder.json().flatten_event(true).try_init()
+        let builder = builder.json().flatten_event(true).with_filter_reloading();
+        let handle = builder.reload_handle();
+        let set_filter = Box::new(move |filter| handle.reload(filter));
+        (builder.try_init(), set_filter)
     };
     set.map_err(|_| LogError::Twice)?;
-    Ok(LogGuard { lines })
+    Ok(LogGuard { lines, set_filter })
 }
 
 fn write_lines(waiting: &Receiver<Line>, mut sink: impl Write) {

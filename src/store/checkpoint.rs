@@ -260,11 +260,9 @@ pub(super) fn fold(database: &Path) -> Result<(), StoreError> {
 }
 
 pub(super) fn log_of(database: &Path) -> PathBuf {
-    let mut log = database.as_os_str().to_owned();
-    log.push("-wal");
-    log.into()
+    sqlite::beside(database, "-wal")
 }
 
-fn file_bytes(path: &Path) -> u64 {
+pub(super) fn file_bytes(path: &Path) -> u64 {
     std::fs::metadata(path).map(|meta| meta.len()).unwrap_or(0)
 }

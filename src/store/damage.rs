@@ -1,4 +1,5 @@
-//! Tells damage in the write-ahead log from the end of a write that was cut off.
+//! Reads a write-ahead log that nobody has open: which pages SQLite would read from it, and whether it
+//! is damaged or a write at its end was merely cut off.
 //!
 //! SQLite reads a log up to its first frame that does not check, whatever lies behind that. A write
 //! that a crash cut off looks like that, and so does a flipped bit in the middle, which would take
@@ -10,6 +11,7 @@
 //!
 //! The format: <https://sqlite.org/fileformat2.html#walformat>.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
@@ -31,11 +33,31 @@ pub(super) struct Damage {
     pub(super) frame: u64,
 }
 
-/// Looks a log over that nobody has open. A log that is not there has nothing to be damaged.
-pub(super) fn find(log: &Path) -> std::io::Result<Option<Damage>> {
+/// What SQLite reads of a log: whole commits, up to the first frame that does not check.
+#[derive(Debug, Default)]
+pub(super) struct Commits {
+    /// Size of a page in bytes.
+    pub(super) page_bytes: usize,
+    /// The pages that are read from the log and not from the database.
+    pub(super) pages: HashSet<u32>,
+    /// How many pages the database has after the last of them.
+    pub(super) database_pages: u32,
+}
+
+/// What a log holds.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    /// `None` if SQLite reads nothing of it.
+    pub(super) commits: Option<Commits>,
+    /// Where it is damaged, with commits behind that.
+    pub(super) damage: Option<Damage>,
+}
+
+/// Looks a log over that nobody has open. A log that is not there holds nothing.
+pub(super) fn read(log: &Path) -> std::io::Result<Log> {
     let file = match File::open(log) {
         Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Log::default()),
         Err(error) => return Err(error),
     };
     scan(BufReader::with_capacity(1 << 20, file))
@@ -66,11 +88,14 @@ impl Header {
     }
 }
 
-fn scan(mut log: impl Read) -> std::io::Result<Option<Damage>> {
+fn scan(mut log: impl Read) -> std::io::Result<Log> {
     let mut bytes = [0; HEADER_BYTES];
+    let mut found = Log::default();
     if !fill(&mut log, &mut bytes)? || bytes == [0; HEADER_BYTES] {
-        return Ok(None); // not begun
+        return Ok(found); // not begun
     }
+    // The pages of a transaction whose end was not met yet.
+    let mut begun = Vec::new();
     let header = Header::read(&bytes);
     let mut salts = header.valid.map(|(salts, _)| salts);
     // What SQLite reads builds on this; `None` once something did not check.
@@ -82,7 +107,7 @@ fn scan(mut log: impl Read) -> std::io::Result<Option<Damage>> {
     let mut frame = vec![0; FRAME_HEADER_BYTES + header.page_bytes];
     for number in 1.. {
         if !fill(&mut log, &mut frame)? {
-            return Ok(None);
+            return Ok(found);
         }
         let (head, page) = frame.split_at(FRAME_HEADER_BYTES);
         let salts = *salts.get_or_insert_with(|| {
@@ -101,6 +126,13 @@ fn scan(mut log: impl Read) -> std::io::Result<Option<Damage>> {
         if let Some(sum) = base {
             if builds_on(&sum) {
                 base = Some(borne);
+                begun.push(word(head, 0));
+                if is_commit {
+                    let commits = found.commits.get_or_insert_default();
+                    commits.page_bytes = header.page_bytes;
+                    commits.pages.extend(begun.drain(..));
+                    commits.database_pages = word(head, 4);
+                }
                 continue;
             }
             base = None;
@@ -108,13 +140,14 @@ fn scan(mut log: impl Read) -> std::io::Result<Option<Damage>> {
             before = vec![borne, from(sum)];
         } else {
             if is_after_commit && before.iter().any(builds_on) {
-                return Ok(Some(damage));
+                found.damage = Some(damage);
+                return Ok(found);
             }
             before = vec![borne];
         }
         is_after_commit = is_commit;
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// Reads exactly as much; `false` at the end, even if a part was there.
@@ -186,7 +219,7 @@ mod tests {
     }
 
     fn found(log: &[u8]) -> Option<Damage> {
-        scan(log).expect("read")
+        scan(log).expect("read").damage
     }
 
     #[test]
@@ -194,10 +227,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("t.db");
         let conn = open(&path);
-        assert_eq!(
-            find(&path.with_extension("db-nothing")).expect("read"),
-            None
-        );
+        let nothing = read(&path.with_extension("db-nothing")).expect("read");
+        assert!(nothing.damage.is_none() && nothing.commits.is_none());
         for rows in [1, 40, 3, 200, 1] {
             write(&conn, rows, "COMMIT");
             // Larger than its cache, so that it comes to the log before it is undone.

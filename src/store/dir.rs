@@ -3,7 +3,11 @@
 //! Invariants: mode 0700; one process at a time; the lock file tells who holds it, and whether the
 //! last holder let go in an orderly way. It says `4711` while process 4711 opens or closes the
 //! database, `4711 open` in between, and nothing after an orderly end. So a database or a
-//! write-ahead log that should be there and is not is missed, instead of being made anew, empty.
+//! write-ahead log that should be there and is not is missed, instead of being made anew, empty. Behind
+//! that stand the marks of the database that the log belongs to (store/belong.rs).
+//!
+//! Whoever takes the lock has changed nothing yet: only [`DataDir::begin`] does. Let go before that, the
+//! directory is as it was, and what was made for the lock is gone again.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -12,17 +16,23 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal;
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+
+use super::belong::Mark;
+use super::checkpoint::log_of;
 use crate::clock::Stopwatch;
 
 /// Why a data directory can't be used; each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum DirError {
     /// Another process uses it.
-    #[error("{} is in use by process {holder}; stop that one first, or choose another directory with --data-dir", .dir.display())]
+    #[error("{} is in use by {holder}; stop that one first, or choose another directory with --data-dir", .dir.display())]
     InUse {
         /// The data directory.
         dir: PathBuf,
-        /// The process id that the lock file names.
+        /// The process that the lock file names.
         holder: String,
     },
     /// Others may read it.
@@ -60,43 +70,63 @@ pub enum DirError {
 const OPEN: &str = "open";
 
 /// How long the lock may be another's: a command that reads what an unclean stop left has it for a
-/// moment ([`left_behind`]).
+/// moment ([`idle`]).
 const LOCK_WAIT: Duration = Duration::from_millis(500);
 const LOCK_STEP: Duration = Duration::from_millis(10);
+
+/// What the last process said of its end in the lock file.
+#[derive(Clone, Debug, Default)]
+pub struct Left {
+    /// It was orderly, or there was no process.
+    pub is_clean: bool,
+    /// The database and its log should both be there.
+    is_open: bool,
+    /// The marks of which the log's database bears one; none where it is not known.
+    pub(super) marks: Vec<Mark>,
+}
+
+impl Left {
+    fn read(text: &str) -> Self {
+        let mut words = text.split_whitespace();
+        let is_clean = words.next().is_none();
+        let rest: Vec<&str> = words.collect();
+        Self {
+            is_clean,
+            is_open: rest.first() == Some(&OPEN),
+            marks: rest.iter().filter_map(|word| word.parse().ok()).collect(),
+        }
+    }
+}
+
+/// What was made to take the lock.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    dir: bool,
+    lock: bool,
+}
 
 /// A data directory that this process holds.
 #[derive(Debug)]
 pub struct DataDir {
     root: PathBuf,
     lock: File,
-    was_clean: bool,
-    was_open: bool,
+    left: Left,
+    made: Made,
+    /// Whether anything in it was changed.
+    has_begun: AtomicBool,
     /// Whether the lock file says so of this process.
     is_open: AtomicBool,
+    /// Whether an orderly end is to be noted as one: not before what an unclean one left was looked over.
+    is_sound: AtomicBool,
+    /// Those that the lock file names.
+    marks: Mutex<Vec<Mark>>,
 }
 
 impl DataDir {
     /// Makes the directory if need be, checks its mode and takes its lock.
     pub fn open(root: &Path) -> Result<Self, DirError> {
-        let unusable = |path: &Path, error: std::io::Error| {
-            DirError::Unusable {
-            dir: path.to_owned(),
-            reason: match error.kind() {
-                ErrorKind::ReadOnlyFilesystem => {
-                    "the file system is read-only; make it writable, or choose another directory with --data-dir"
-                        .to_owned()
-                }
-                ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
-                    "it is no directory; name one with --data-dir".to_owned()
-                }
-                ErrorKind::PermissionDenied => format!(
-                    "{error}; run as the user that may write there, or choose another directory with --data-dir"
-                ),
-                _ => error.to_string(),
-            },
-        }
-        };
-        if !root.exists() {
+        let makes_dir = !root.exists();
+        if makes_dir {
             std::fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -115,71 +145,44 @@ impl DataDir {
                 advice: how_to_close(root, meta.uid()),
             });
         }
-        let path = root.join("onrush.lock");
-        let is_new = !path.exists();
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| unusable(&path, error))?;
-        let mut holder = String::new();
-        let watch = Stopwatch::start();
-        let mut taken = lock.try_lock();
-        while matches!(taken, Err(TryLockError::WouldBlock)) && watch.elapsed() < LOCK_WAIT {
-            std::thread::sleep(LOCK_STEP);
-            taken = lock.try_lock();
-        }
-        match taken {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let read = lock.read_to_string(&mut holder);
-                return Err(DirError::InUse {
-                    dir: root.to_owned(),
-                    holder: match (read, holder.split_whitespace().next()) {
-                        (Ok(_), Some(process)) => process.to_owned(),
-                        _ => "unknown".to_owned(),
-                    },
-                });
-            }
-            Err(TryLockError::Error(error)) => return Err(unusable(&path, error)),
-        }
-        lock.read_to_string(&mut holder)
-            .map_err(|error| unusable(&path, error))?;
+        let path = lock_in(root);
+        let (mut lock, makes_lock) = take_lock(root, &path)?;
+        let mut text = String::new();
+        let read = lock.read_to_string(&mut text);
         let dir = Self {
             root: root.to_owned(),
             lock,
-            was_clean: holder.trim().is_empty(),
-            was_open: holder.split_whitespace().nth(1) == Some(OPEN),
+            left: Left::read(&text),
+            made: Made {
+                dir: makes_dir,
+                lock: makes_lock,
+            },
+            has_begun: AtomicBool::new(false),
             is_open: AtomicBool::new(false),
+            is_sound: AtomicBool::new(true),
+            marks: Mutex::default(),
         };
-        dir.find_missing(is_new, path)?;
-        // A full disk must not keep a shop from starting to read: without the note, the next start
-        // merely takes this stop for a clean one.
-        if let Err(error) = dir.note_closing() {
-            tracing::warn!(%error, "the process id could not be noted in the lock file");
-        }
+        read.map_err(|error| unusable(&path, error))?;
+        dir.find_missing()?;
         Ok(dir)
     }
 
     /// Refuses a directory that lost a file with orders in it.
-    fn find_missing(&self, is_new: bool, lock: PathBuf) -> Result<(), DirError> {
+    fn find_missing(&self) -> Result<(), DirError> {
         let bytes = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.len());
-        let database = self.database();
-        let mut log = database.clone().into_os_string();
-        log.push("-wal");
-        let log = PathBuf::from(log);
+        let (was_open, was_clean) = (self.left.is_open, self.left.is_clean);
+        let (database, lock) = (self.database(), lock_in(&self.root));
+        let log = log_of(&database);
         let missing = |file, what| Err(DirError::Missing { file, what, lock });
+        // SQLite would throw it away.
+        let has_log = bytes(&log).is_some_and(|bytes| bytes > 0);
         match bytes(&database) {
-            // SQLite would throw the log away.
-            None if self.was_open || bytes(&log).is_some_and(|bytes| bytes > 0) => {
-                missing(database, "missing")
-            }
+            None if was_open || has_log => missing(database, "missing"),
             // After an end in the middle of the very first start, it may be empty.
-            Some(0) if self.was_open || (self.was_clean && !is_new) => missing(database, "empty"),
-            Some(1..) if self.was_open && bytes(&log).is_none() => missing(
+            Some(0) if was_open || has_log || (was_clean && !self.made.lock) => {
+                missing(database, "empty")
+            }
+            Some(1..) if was_open && bytes(&log).is_none() => missing(
                 log,
                 "missing, and the last process did not end in order (had another program, such \
                      as sqlite3, opened and closed the database since, then nothing is lost)",
@@ -188,21 +191,58 @@ impl DataDir {
         }
     }
 
-    /// Notes that the database and its log are there from now on.
-    pub fn note_open(&self) -> std::io::Result<()> {
+    /// Notes that this process changes what is here from now on, and that the database gets the mark
+    /// `next`. A full disk must not keep a shop from starting to read: without the note, the next start
+    /// merely takes this stop for a clean one.
+    pub fn begin(&self, next: &Mark) {
+        self.has_begun.store(true, Ordering::Release);
+        {
+            let mut marks = self.marks.lock();
+            marks.clone_from(&self.left.marks);
+            // Where it is not known which one the database bears, the new one alone would be wrong.
+            if !marks.is_empty() {
+                marks.push(next.clone());
+            }
+        }
+        if let Err(error) = self.note_closing() {
+            tracing::warn!(%error, "the process id could not be noted in the lock file");
+        }
+    }
+
+    /// Notes that the database and its log are there from now on, and the mark that the database bears
+    /// where that is known.
+    pub fn note_open(&self, mark: Option<&Mark>) -> std::io::Result<()> {
         // The names first: the note must not be on disk without them.
         File::open(&self.root)?.sync_all()?;
+        if let Some(mark) = mark {
+            *self.marks.lock() = vec![mark.clone()];
+        }
         self.is_open.store(true, Ordering::Release);
-        self.note(&format!("{} {OPEN}", std::process::id()))
+        self.note(&[OPEN])
     }
 
     /// Notes that the database closes, which removes its log.
     pub fn note_closing(&self) -> std::io::Result<()> {
         self.is_open.store(false, Ordering::Release);
-        self.note(&std::process::id().to_string())
+        self.note(&[])
     }
 
-    fn note(&self, text: &str) -> std::io::Result<()> {
+    /// Writes the process id, `words` and the marks.
+    fn note(&self, words: &[&str]) -> std::io::Result<()> {
+        let mut text = std::process::id().to_string();
+        let marks: Vec<String> = self.marks.lock().iter().map(Mark::to_string).collect();
+        for word in words
+            .iter()
+            .copied()
+            .chain(marks.iter().map(String::as_str))
+        {
+            text.push(' ');
+            text.push_str(word);
+        }
+        self.write(&text)
+    }
+
+    fn write(&self, text: &str) -> std::io::Result<()> {
         let mut file = &self.lock;
         file.set_len(0)?;
         file.seek(SeekFrom::Start(0))?;
@@ -210,14 +250,24 @@ impl DataDir {
         file.sync_data()
     }
 
-    /// Whether the last process let go in an orderly way (or there was none).
-    pub fn was_clean(&self) -> bool {
-        self.was_clean
+    /// What the last process left.
+    pub fn left(&self) -> &Left {
+        &self.left
+    }
+
+    /// Whether what an unclean stop left was looked over to the end. Until then, an orderly end is not
+    /// noted as one, so that the next start looks again.
+    pub fn set_sound(&self, is_sound: bool) {
+        self.is_sound.store(is_sound, Ordering::Release);
     }
 
     /// Notes an orderly end; to be called when everything else is closed.
     pub fn release(&self) {
-        if let Err(error) = self.note("") {
+        self.has_begun.store(true, Ordering::Release);
+        if !self.is_sound.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = self.write("") {
             tracing::warn!(%error, "the orderly stop could not be noted; the next start checks the database");
         }
     }
@@ -296,9 +346,98 @@ pub fn database_in(root: &Path) -> PathBuf {
     root.join("onrush.db")
 }
 
+fn lock_in(root: &Path) -> PathBuf {
+    root.join("onrush.lock")
+}
+
+fn unusable(path: &Path, error: std::io::Error) -> DirError {
+    DirError::Unusable {
+        dir: path.to_owned(),
+        reason: match error.kind() {
+            ErrorKind::ReadOnlyFilesystem => {
+                "the file system is read-only; make it writable, or choose another directory with --data-dir"
+                    .to_owned()
+            }
+            ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+                "it is no directory; name one with --data-dir".to_owned()
+            }
+            ErrorKind::PermissionDenied => format!(
+                "{error}; run as the user that may write there, or choose another directory with --data-dir"
+            ),
+            _ => error.to_string(),
+        },
+    }
+}
+
+/// The lock, and whether its file was made for that.
+fn take_lock(root: &Path, path: &Path) -> Result<(File, bool), DirError> {
+    let watch = Stopwatch::start();
+    loop {
+        let is_new = !path.exists();
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| unusable(path, error))?;
+        match lock.try_lock() {
+            Ok(()) if is_at(&lock, path) => return Ok((lock, is_new)),
+            // The one who held it had made it, and took it away again: this lock is worth nothing.
+            Ok(()) | Err(TryLockError::WouldBlock) if watch.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(LOCK_STEP);
+            }
+            Ok(()) | Err(TryLockError::WouldBlock) => {
+                return Err(DirError::InUse {
+                    dir: root.to_owned(),
+                    holder: holder(&mut lock),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(unusable(path, error)),
+        }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    }
+}
+
+/// Who holds the lock, as far as the file tells: before a start has begun to change anything, the file
+/// names the one that was there before.
+fn holder(lock: &mut File) -> String {
+    let mut text = String::new();
+    let named = lock
+        .read_to_string(&mut text)
+        .ok()
+        .and_then(|_| text.split_whitespace().next()?.parse().ok())
+        // Signal 0 is not sent; it tells whether the process is there, though it may be another user's.
+        .filter(|pid| {
+            *pid > 0 && signal::kill(Pid::from_raw(*pid), None) != Err(nix::errno::Errno::ESRCH)
+        });
+    match named {
+        Some(pid) => format!("process {pid}"),
+        None => "another process".to_owned(),
+    }
+}
+
 impl Drop for DataDir {
-    /// A start that fails later, or a panic, closes the database without order, yet closes it.
+    /// A start that refuses leaves the directory as it was. One that fails later, or a panic, closes the
+    /// database without order, yet closes it.
     fn drop(&mut self) {
+        if !self.has_begun.load(Ordering::Acquire) {
+            // What can't be taken away again is empty, and in nobody's way.
+            if self.made.lock {
+                let _stays = std::fs::remove_file(lock_in(&self.root));
+            }
+            if self.made.dir {
+                let _stays = std::fs::remove_dir(&self.root);
+            }
+            return;
+        }
         if self.is_open.load(Ordering::Acquire)
             && let Err(error) = self.note_closing()
         {
@@ -307,12 +446,76 @@ impl Drop for DataDir {
     }
 }
 
-/// The lock of a directory whose last process did not end in order and which nobody has by now; while
-/// it is held, nobody opens that. `None` otherwise, and where it can't be told.
-pub(super) fn left_behind(root: &Path) -> Option<File> {
-    let mut lock = File::open(root.join("onrush.lock")).ok()?;
+/// A directory that no process serves; where there is a lock file, none can as long as this lives.
+pub(super) struct Idle {
+    pub(super) left: Left,
+    /// Shared with others who read.
+    _lock: Option<File>,
+}
+
+/// For who only reads and takes no lock of its own. `None` where a process has the directory, or where
+/// that can't be told.
+pub(super) fn idle(root: &Path) -> Option<Idle> {
+    let mut lock = match File::open(lock_in(root)) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Some(Idle {
+                left: Left::read(""),
+                _lock: None,
+            });
+        }
+        Err(_) => return None,
+    };
     lock.try_lock_shared().ok()?;
-    let mut holder = String::new();
-    lock.read_to_string(&mut holder).ok()?;
-    (!holder.trim().is_empty()).then_some(lock)
+    let mut text = String::new();
+    lock.read_to_string(&mut text).ok()?;
+    Some(Idle {
+        left: Left::read(&text),
+        _lock: Some(lock),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_file_says_how_the_last_process_ended_also_an_earlier_onrush() {
+        let mark = Mark::fresh();
+        for (text, is_clean, is_open, marks) in [
+            ("", true, false, 0),
+            ("4711", false, false, 0),
+            ("4711 open", false, true, 0),
+            (&format!("4711 open {mark}"), false, true, 1),
+            (&format!("4711 {mark} {}", Mark::fresh()), false, false, 2),
+            ("4711 open nonsense", false, true, 0),
+        ] {
+            let left = Left::read(text);
+            let is = (left.is_clean, left.is_open, left.marks.len());
+            assert_eq!(is, (is_clean, is_open, marks), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_made_for_the_lock_alone_is_gone_after_a_refusal() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let path = root.path().join("data");
+        drop(DataDir::open(&path).expect("made"));
+        assert!(!path.exists());
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .expect("made");
+        drop(DataDir::open(&path).expect("locked"));
+        assert!(path.exists() && !lock_in(&path).exists());
+        let kept = DataDir::open(&path).expect("locked");
+        kept.begin(&Mark::fresh());
+        drop(kept);
+        assert!(lock_in(&path).exists());
+        std::fs::write(lock_in(&path), "4711 open").expect("written");
+        std::fs::write(path.join("onrush.db"), "x").expect("written");
+        DataDir::open(&path).expect_err("the log is missing");
+        let text = std::fs::read_to_string(lock_in(&path)).expect("read");
+        assert_eq!(text, "4711 open", "it remembers for the next start as well");
+    }
 }

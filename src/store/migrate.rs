@@ -3,13 +3,12 @@
 //! Invariants: migrations only add; a database of a newer Onrush, or of another program, is refused
 //! before a byte of it is touched.
 
-use std::io::Read;
 use std::path::Path;
 
 use refinery::{Migration, Runner};
 use rusqlite::Connection;
 
-use super::StoreError;
+use super::{StoreError, sqlite};
 
 /// `PRAGMA application_id` of every Onrush database: "Onrs" in ASCII.
 pub(super) const APPLICATION_ID: i32 = 0x4f6e_7273;
@@ -59,6 +58,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
         "V14__search_words",
         include_str!("migrations/0014_search_words.sql"),
     ),
+    (
+        "V15__openings",
+        include_str!("migrations/0015_openings.sql"),
+    ),
 ];
 
 /// What SQLite alone needs of the eighth.
@@ -76,42 +79,62 @@ pub(super) fn latest() -> i32 {
     i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX)
 }
 
-/// Reads the file's header alone and refuses what this binary must not open.
-///
-/// <https://sqlite.org/fileformat2.html#the_database_header>: magic at 0, `user_version` at 60,
-/// `application_id` at 68, big-endian.
-pub(super) fn check_header(path: &Path) -> Result<(), StoreError> {
-    let mut header = [0u8; 100];
-    match std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut header)) {
-        Ok(()) => {}
-        // Absent, or empty because a first start was cut off: both are a new database.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            return match std::fs::metadata(path).map(|meta| meta.len()) {
-                Ok(0) => Ok(()),
-                _ => Err(StoreError::Corrupt(format!(
-                    "{} is not a database",
-                    path.display()
-                ))),
-            };
-        }
-        Err(error) => {
+/// Reads the header of a file that nobody has open, and refuses what this binary must not open. `None`
+/// if there is no database yet, else the version of its schema.
+pub(super) fn check_header(path: &Path) -> Result<Option<i32>, StoreError> {
+    let Some(head) = sqlite::head(path)? else {
+        return Ok(None);
+    };
+    check_versions(head.application_id, head.version)?;
+    Ok(Some(head.version))
+}
+
+/// The same of an open database, whose log may tell otherwise.
+pub(super) fn check_open(conn: &Connection) -> Result<i32, StoreError> {
+    let application_id: i32 = conn.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    let version: i32 = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    check_versions(application_id, version)?;
+    Ok(version)
+}
+
+/// Refuses a database whose earlier upgrades are not those that this binary knows, before the next one
+/// begins.
+pub(super) fn check_history(conn: &Connection) -> Result<(), StoreError> {
+    let exists = conn
+        .prepare("SELECT 1 FROM sqlite_schema WHERE name = 'refinery_schema_history'")?
+        .exists([])?;
+    if !exists {
+        return Ok(());
+    }
+    let mut applied = conn
+        .prepare("SELECT version, name, checksum FROM refinery_schema_history ORDER BY version")?;
+    let mut rows = applied.query([])?;
+    let known = migrations()?;
+    let mut expected = known.iter();
+    while let Some(row) = rows.next()? {
+        let (version, name, checksum): (i64, String, String) =
+            (row.get(0)?, row.get(1)?, row.get(2)?);
+        let is_known = expected.next().is_some_and(|migration| {
+            i64::from(migration.version()) == version
+                && migration.name() == name
+                && migration.checksum().to_string() == checksum
+        });
+        if !is_known {
             return Err(StoreError::Unavailable(format!(
-                "{}: {error}",
-                path.display()
+                "the database can't be upgraded: its step {version} ({name}) is not the one that this Onrush \
+                 knows; start the version that wrote it, or restore a backup"
             )));
         }
     }
-    if &header[..16] != b"SQLite format 3\0" {
-        return Err(StoreError::Corrupt(format!(
-            "{} is not a database",
-            path.display()
-        )));
-    }
-    let field = |at: usize| {
-        i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-    };
-    check_versions(field(68), field(60))
+    Ok(())
+}
+
+fn migrations() -> Result<Vec<Migration>, StoreError> {
+    MIGRATIONS
+        .iter()
+        .map(|(name, text)| Migration::unapplied(name, &for_sqlite(text)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| StoreError::Bug(error.to_string()))
 }
 
 fn check_versions(application_id: i32, version: i32) -> Result<(), StoreError> {
@@ -133,18 +156,10 @@ fn check_versions(application_id: i32, version: i32) -> Result<(), StoreError> {
 
 /// Brings the database to [`latest`], each migration in its own transaction.
 pub(super) fn run(conn: &mut Connection) -> Result<(), StoreError> {
-    let application_id: i32 = conn.query_row("PRAGMA application_id", [], |row| row.get(0))?;
-    let version: i32 = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    check_versions(application_id, version)?;
-    if version == latest() {
+    if check_open(conn)? == latest() {
         return Ok(());
     }
-    let migrations = MIGRATIONS
-        .iter()
-        .map(|(name, text)| Migration::unapplied(name, &for_sqlite(text)))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| StoreError::Bug(error.to_string()))?;
-    Runner::new(&migrations).run(conn).map_err(|error| {
+    Runner::new(&migrations()?).run(conn).map_err(|error| {
         StoreError::Unavailable(format!("the database could not be upgraded: {error}"))
     })?;
     conn.pragma_update(None, "application_id", APPLICATION_ID)?;

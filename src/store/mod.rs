@@ -6,6 +6,7 @@
 //! a look-up by key is cheaper than the hop to another thread (measured: 229,000 against 124,000
 //! reads a second).
 
+mod belong;
 mod checkpoint;
 mod damage;
 mod dir;
@@ -23,7 +24,8 @@ use std::time::Duration;
 use r2d2_sqlite::SqliteConnectionManager;
 use tokio::sync::oneshot;
 
-pub use dir::{DataDir, DirError, database_in};
+pub use belong::Mark;
+pub use dir::{DataDir, DirError, Left, database_in};
 pub use statement::Sql;
 pub use tx::{Column, Param, Row, Rows, Topic, Tx, value_rows};
 
@@ -33,6 +35,7 @@ use crate::monitor::Metrics;
 use crate::monitor::statements::{Called, Statements, caller};
 use checkpoint::{Checkpointer, LogFile};
 use damage::Damage;
+use sqlite::Around;
 use writer::{Answer, OnFatal, Writer};
 
 /// What can go wrong with the database, as far as a caller can act on it.
@@ -103,6 +106,7 @@ struct Inner {
     readers: r2d2::Pool<SqliteConnectionManager>,
     writer: Writer,
     checkpointer: Checkpointer,
+    mark: Option<Mark>,
     metrics: Metrics,
     reader_timeout: Duration,
     statement_timeout: Duration,
@@ -154,6 +158,17 @@ impl<T, E: From<StoreError>> Promised<T, E> {
     }
 }
 
+/// What [`Store::examine`] found besides what it refuses.
+#[derive(Clone, Copy, Debug)]
+pub struct Examined {
+    /// The database was not looked over to the end: [`Store::check_beside`] is to do it.
+    pub is_unchecked: bool,
+    /// Commits behind a damaged place in the log are given up: [`Store::fold_log`] comes before anything
+    /// else.
+    pub gives_up_commits: bool,
+    has_log: bool,
+}
+
 impl Store {
     /// Opens (and creates or upgrades) the database file. `on_fatal` is called from the writer's
     /// thread when the disk failed under a commit: the process must end then.
@@ -163,9 +178,27 @@ impl Store {
         metrics: Metrics,
         on_fatal: impl FnOnce(&StoreError) + Send + 'static,
     ) -> Result<Self, StoreError> {
+        Self::open_as(&Mark::fresh(), path, settings, metrics, on_fatal)
+    }
+
+    /// [`Store::open`] under a mark by which the log's database is known ([`DataDir::begin`]).
+    pub fn open_as(
+        mark: &Mark,
+        path: &Path,
+        settings: &Database,
+        metrics: Metrics,
+        on_fatal: impl FnOnce(&StoreError) + Send + 'static,
+    ) -> Result<Self, StoreError> {
         migrate::check_header(path)?;
+        let had_log = checkpoint::file_bytes(&checkpoint::log_of(path)) > 0;
         let mut conn = sqlite::open_writer(path, settings)?;
-        migrate::run(&mut conn)?;
+        if let Err(error) = migrate::run(&mut conn) {
+            if had_log {
+                sqlite::keep_log(&conn)?;
+            }
+            return Err(error);
+        }
+        let mark = belong::renew(&conn, mark)?;
         let readers = sqlite::open_readers(path, settings)?;
         let on_fatal: OnFatal = Box::new(on_fatal);
         let statements = Arc::new(Statements::new(settings));
@@ -184,6 +217,7 @@ impl Store {
             readers,
             writer,
             checkpointer,
+            mark,
             metrics,
             reader_timeout: ms(settings.reader_timeout_ms),
             statement_timeout: ms(settings.statement_timeout_ms),
@@ -194,45 +228,88 @@ impl Store {
         })))
     }
 
-    /// Looks the whole file over (`PRAGMA quick_check`) within `budget`; `Ok(false)` when the time
-    /// did not suffice for a verdict.
-    pub fn check(path: &Path, budget: Duration) -> Result<bool, StoreError> {
-        migrate::check_header(path)?;
-        if !path.exists() {
-            return Ok(true);
-        }
-        sqlite::quick_check(path, budget)
+    /// The mark that the database bears without its log; `None` where that is not known.
+    pub fn mark(&self) -> Option<&Mark> {
+        self.0.mark.as_ref()
     }
 
-    /// Looks over the write-ahead log that was left, before anybody opens the database:
-    /// [`StoreError::Corrupt`] if commits that were synced stand behind a damaged place in it, where
-    /// SQLite does not read them.
-    pub fn check_log(path: &Path) -> Result<(), StoreError> {
-        let log = checkpoint::log_of(path);
-        let found =
-            damage::find(&log).map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        match found {
-            None => Ok(()),
-            Some(Damage { frame }) => Err(StoreError::Corrupt(format!(
-                "its write-ahead log does not check at frame {frame}, and commits stand behind that"
-            ))),
+    /// Looks over what the last process left, before anybody opens it and while nobody can, and refuses
+    /// what must not be opened. No file is changed. After an orderly end nothing is read but a header;
+    /// else the log is read once, and the whole database within `budget`, if one is given.
+    pub fn examine(
+        path: &Path,
+        left: &Left,
+        budget: Option<Duration>,
+    ) -> Result<Examined, StoreError> {
+        let version = migrate::check_header(path)?;
+        let log = damage::read(&checkpoint::log_of(path))
+            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let Some(mut version) = version else {
+            return match log.commits {
+                None => Ok(Examined {
+                    is_unchecked: false,
+                    gives_up_commits: false,
+                    has_log: false,
+                }),
+                Some(_) => Err(StoreError::Corrupt(format!(
+                    "{} holds nothing, and its log does",
+                    path.display()
+                ))),
+            };
+        };
+        if let Some(commits) = &log.commits {
+            belong::check(path, commits, &left.marks)?;
         }
+        let mut found = Examined {
+            is_unchecked: false,
+            gives_up_commits: false,
+            has_log: log.commits.is_some(),
+        };
+        if let Some(Damage { frame }) = log.damage {
+            if !left.is_clean {
+                return Err(StoreError::Corrupt(format!(
+                    "its write-ahead log does not check at frame {frame}, and commits stand behind that; \
+                     to go on without those commits, remove onrush.lock, and start"
+                )));
+            }
+            // Somebody removed the lock file, as they were told.
+            found.gives_up_commits = true;
+        }
+        let Some(budget) = budget else {
+            return Ok(found);
+        };
+        let was_left = found.has_log || found.gives_up_commits || !left.is_clean;
+        if checkpoint::file_bytes(&sqlite::beside(path, "-journal")) > 0 {
+            // A first start was cut off where SQLite keeps what it overwrites: it undoes that itself.
+            found.is_unchecked = true;
+        } else if was_left || version < migrate::latest() {
+            let conn = sqlite::open_untouched(path, found.has_log)?;
+            version = migrate::check_open(&conn)?;
+            if was_left {
+                found.is_unchecked = !sqlite::quick_check(&conn, budget)?;
+            }
+            if version < migrate::latest() {
+                migrate::check_history(&conn)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Looks the whole file over (`PRAGMA quick_check`) within `budget`, beside the process that serves
+    /// it; `Ok(false)` when the time did not suffice for a verdict.
+    pub fn check_beside(
+        path: &Path,
+        settings: &Database,
+        budget: Duration,
+    ) -> Result<bool, StoreError> {
+        let conn = sqlite::open_reader(path, settings, Around::Served)?;
+        sqlite::quick_check(&conn, budget)
     }
 
     /// Folds what can be read of the log into the database and empties it, so that what lies behind a
     /// damaged place is not found again once new commits have been written before it.
     pub fn fold_log(path: &Path) -> Result<(), StoreError> {
-        migrate::check_header(path)?;
         checkpoint::fold(path)
-    }
-
-    /// [`Store::check_log`] for whoever only reads: nobody may have the database, and its last process must not
-    /// have ended in order.
-    fn check_what_was_left(path: &Path) -> Result<(), StoreError> {
-        match path.parent().and_then(dir::left_behind) {
-            Some(_held) => Self::check_log(path),
-            None => Ok(()),
-        }
     }
 
     /// Opens an existing database for reading alone, beside a process that serves it.
@@ -241,25 +318,14 @@ impl Store {
         settings: &Database,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        Self::check_what_was_left(path).map_err(E::from)?;
-        read_alone(path, settings, &Statements::new(settings), None, work)
+        let conn = open_alone(path, settings)?;
+        snapshot(&conn, &Statements::new(settings), None, work)
     }
 
     /// Writes a copy of the database at `path`, of one consistent moment and beside its server if
     /// need be, to `target`, which must not exist.
     pub fn copy_alone(path: &Path, settings: &Database, target: &Path) -> Result<(), StoreError> {
-        Self::check_what_was_left(path)?;
-        migrate::check_header(path)?;
-        let pool = sqlite::open_readers(
-            path,
-            &Database {
-                readers: 1,
-                ..settings.clone()
-            },
-        )?;
-        let conn = pool
-            .get()
-            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let conn = open_alone(path, settings)?;
         // The file is opened read-only, which VACUUM INTO does not mind; query_only would stop it.
         conn.pragma_update(None, "query_only", false)?;
         conn.execute("VACUUM INTO ?1", [target.to_string_lossy()])?;
@@ -557,8 +623,8 @@ impl LongReads {
         let _waiting = Waiting(Arc::clone(&wanted));
         tokio::task::spawn_blocking(move || {
             let (path, settings, store) = &*parts;
-            let statements = &store.0.statements;
-            read_alone(path, settings, statements, caller, |tx| {
+            let conn = sqlite::open_reader(path, settings, Around::Served).map_err(E::from)?;
+            snapshot(&conn, &store.0.statements, caller, |tx| {
                 work(tx, &Wanted(wanted))
             })
         })
@@ -567,29 +633,23 @@ impl LongReads {
     }
 }
 
-/// See [`Store::read_alone`].
-fn read_alone<T, E: From<StoreError>>(
-    path: &Path,
-    settings: &Database,
-    statements: &Statements,
-    caller: Option<Called>,
-    work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
-) -> Result<T, E> {
-    migrate::check_header(path).map_err(E::from)?;
-    let pool = sqlite::open_readers(
-        path,
-        &Database {
-            readers: 1,
-            // It may read everything once: mapped pages would stay in the process's memory.
-            mmap_bytes: 0,
-            ..settings.clone()
-        },
-    )
-    .map_err(E::from)?;
-    let conn = pool
-        .get()
-        .map_err(|error| E::from(StoreError::Unavailable(error.to_string())))?;
-    snapshot(&conn, statements, caller, work)
+/// A reader for a command. What nobody serves is examined first, and refused as a start would refuse it.
+fn open_alone(path: &Path, settings: &Database) -> Result<rusqlite::Connection, StoreError> {
+    let root = path.parent().unwrap_or(Path::new("."));
+    let Some(idle) = dir::idle(root) else {
+        let conn = sqlite::open_reader(path, settings, Around::Served)?;
+        migrate::check_open(&conn)?;
+        return Ok(conn);
+    };
+    let found = Store::examine(path, &idle.left, None)?;
+    let around = match found.has_log {
+        true => Around::LeftOpen,
+        false => Around::Closed,
+    };
+    let conn = sqlite::open_reader(path, settings, around)?;
+    // The log may tell of a newer version than the header that was examined.
+    migrate::check_open(&conn)?;
+    Ok(conn)
 }
 
 /// A read-only transaction around `work`, ended whatever happens.

@@ -2,17 +2,26 @@
 //!
 //! Invariants: the library is at least 3.51.3 (older ones can lose commits when the WAL is reset);
 //! every PRAGMA that safety depends on is read back after it was set; every result code that a
-//! caller could meet is matched by name, and the rest is a bug.
+//! caller could meet is matched by name, and the rest is a bug; no file of a database is opened by other
+//! means while this process has a connection to it, because closing that would give up the connection's
+//! locks (<https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>),
+//! and another program that ends would take the log for its own and delete it.
 
 use std::cell::Cell;
-use std::path::Path;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::config::DbConfig;
 use rusqlite::ffi::ErrorCode;
 use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
+use super::checkpoint::file_bytes;
 use crate::clock::Stopwatch;
 use crate::config::Database;
 
@@ -86,27 +95,10 @@ pub(super) fn open_readers(
     path: &Path,
     settings: &Database,
 ) -> Result<r2d2::Pool<SqliteConnectionManager>, StoreError> {
-    let cache = -i64::from(settings.reader_cache_kib);
-    let mmap = settings.mmap_bytes;
-    let statements = settings.statement_cache;
+    let reads = settings.clone();
     let manager = SqliteConnectionManager::file(path)
         .with_flags(OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-        .with_init(move |conn| {
-            conn.pragma_update(None, "query_only", true)?;
-            conn.pragma_update(None, "cache_size", cache)?;
-            conn.pragma_update(None, "temp_store", "MEMORY")?;
-            conn.pragma_update(None, "mmap_size", i64::try_from(mmap).unwrap_or(i64::MAX))?;
-            conn.busy_timeout(Duration::from_secs(1))?;
-            conn.set_prepared_statement_cache_capacity(statements);
-            conn.progress_handler(
-                PROGRESS_STEPS,
-                Some(|| {
-                    READ_LIMIT
-                        .get()
-                        .is_some_and(|(watch, limit)| watch.elapsed() > limit)
-                }),
-            )
-        });
+        .with_init(move |conn| prepare_reader(conn, &reads));
     r2d2::Pool::builder()
         .max_size(settings.readers)
         .test_on_check_out(false)
@@ -117,6 +109,216 @@ pub(super) fn open_readers(
         .map_err(|error| {
             StoreError::Unavailable(format!("the readers could not be opened: {error}"))
         })
+}
+
+fn prepare_reader(conn: &Connection, settings: &Database) -> rusqlite::Result<()> {
+    let mmap_bytes = i64::try_from(settings.mmap_bytes).unwrap_or(i64::MAX);
+    conn.pragma_update(None, "query_only", true)?;
+    conn.pragma_update(None, "cache_size", -i64::from(settings.reader_cache_kib))?;
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
+    conn.pragma_update(None, "mmap_size", mmap_bytes)?;
+    conn.busy_timeout(Duration::from_secs(1))?;
+    conn.set_prepared_statement_cache_capacity(settings.statement_cache);
+    conn.progress_handler(
+        PROGRESS_STEPS,
+        Some(|| {
+            READ_LIMIT
+                .get()
+                .is_some_and(|(watch, limit)| watch.elapsed() > limit)
+        }),
+    )
+}
+
+/// What is known of a database before a reader of its own is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Around {
+    /// A process may have it: its log and the memory of that are shared.
+    Served,
+    /// Nobody has it, and it is all in one file.
+    Closed,
+    /// Nobody has it, and it has a log.
+    LeftOpen,
+}
+
+/// A reader of its own, for what may take long. Where nobody has the database, no file is changed, and
+/// none that was not there before stays, but for the log's shared memory where a log was without it: it
+/// can't be taken away again while a server may have begun to use it.
+pub(super) fn open_reader(
+    path: &Path,
+    settings: &Database,
+    around: Around,
+) -> Result<Connection, StoreError> {
+    let memory = beside(path, "-shm");
+    let conn = match around {
+        Around::LeftOpen if memory.exists() => open_uri(path, "readonly_shm=1")?,
+        // SQLite makes the files that it reads with, and takes them away again if it may write.
+        Around::Closed if !memory.exists() => Connection::open_with_flags(
+            path,
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?,
+        Around::Closed if beside(path, "-wal").exists() => open_uri(path, "readonly_shm=1")?,
+        Around::Served | Around::Closed | Around::LeftOpen => Connection::open_with_flags(
+            path,
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?,
+    };
+    let settings = Database {
+        // It may read everything once: mapped pages would stay in the process's memory.
+        mmap_bytes: 0,
+        ..settings.clone()
+    };
+    prepare_reader(&conn, &settings)?;
+    Ok(conn)
+}
+
+/// The database as it is without its log, which nobody has open. No file is made or changed.
+pub(super) fn open_without_log(path: &Path) -> Result<Connection, StoreError> {
+    open_uri(path, "immutable=1")
+}
+
+/// The database and its log, which nobody has open and nobody can open meanwhile.
+pub(super) struct Untouched {
+    conn: Connection,
+    // After the connection: it is dropped after that.
+    _made: Option<MadeMemory>,
+}
+
+impl std::ops::Deref for Untouched {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.conn
+    }
+}
+
+struct MadeMemory(PathBuf);
+
+impl Drop for MadeMemory {
+    fn drop(&mut self) {
+        // One that stays is empty, and SQLite makes it anew.
+        let _stays = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Both together, as SQLite reads them. It is told that it may not write the log's shared memory, and so
+/// keeps its own; the database is opened read-only, and a reader never writes to a log. So no file is
+/// changed, and one that had to be made is gone at the end. `has_log` tells whether there are commits in it.
+pub(super) fn open_untouched(path: &Path, has_log: bool) -> Result<Untouched, StoreError> {
+    if !has_log {
+        let conn = open_without_log(path)?;
+        return Ok(Untouched { conn, _made: None });
+    }
+    let memory = beside(path, "-shm");
+    // It must be there, if only to be locked.
+    let made = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&memory);
+    let made = match made {
+        Ok(_) => Some(MadeMemory(memory)),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => None,
+        Err(error) => {
+            return Err(StoreError::Unavailable(format!(
+                "{}: {error}",
+                memory.display()
+            )));
+        }
+    };
+    let conn = open_uri(path, "readonly_shm=1")?;
+    Ok(Untouched { conn, _made: made })
+}
+
+fn open_uri(path: &Path, query: &str) -> Result<Connection, StoreError> {
+    let conn = Connection::open_with_flags(
+        uri(path, query),
+        OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_URI,
+    )?;
+    keep_log(&conn)?;
+    Ok(conn)
+}
+
+/// <https://sqlite.org/uri.html>
+fn uri(path: &Path, query: &str) -> String {
+    let mut uri = "file:".to_owned();
+    if path.is_absolute() {
+        uri.push_str("//");
+    }
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
+                uri.push(char::from(*byte));
+            }
+            other => uri.push_str(&format!("%{other:02X}")),
+        }
+    }
+    uri.push('?');
+    uri.push_str(query);
+    uri
+}
+
+/// Leaves the log as it is when the connection is closed.
+pub(super) fn keep_log(conn: &Connection) -> Result<(), StoreError> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(())
+}
+
+pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+/// What the first bytes of a database that nobody has open say:
+/// <https://sqlite.org/fileformat2.html#the_database_header>.
+pub(super) struct Head {
+    pub(super) page_bytes: usize,
+    pub(super) is_in_wal_mode: bool,
+    pub(super) application_id: i32,
+    pub(super) version: i32,
+}
+
+/// `None` if there is no database, or an empty one because a first start was cut off.
+pub(super) fn head(path: &Path) -> Result<Option<Head>, StoreError> {
+    let no_database = || {
+        Err(StoreError::Corrupt(format!(
+            "{} is not a database",
+            path.display()
+        )))
+    };
+    let mut bytes = [0u8; 100];
+    match File::open(path).and_then(|mut file| file.read_exact(&mut bytes)) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+            return match file_bytes(path) {
+                0 => Ok(None),
+                _ => no_database(),
+            };
+        }
+        Err(error) => {
+            return Err(StoreError::Unavailable(format!(
+                "{}: {error}",
+                path.display()
+            )));
+        }
+    }
+    if &bytes[..16] != b"SQLite format 3\0" {
+        return no_database();
+    }
+    let number =
+        |at: usize| i32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    Ok(Some(Head {
+        page_bytes: match u16::from_be_bytes([bytes[16], bytes[17]]) {
+            1 => 65_536,
+            bytes => bytes.into(),
+        },
+        is_in_wal_mode: bytes[18] == 2 && bytes[19] == 2,
+        application_id: number(68),
+        version: number(60),
+    }))
 }
 
 /// How SQLite runs a statement, a line for each step (<https://sqlite.org/eqp.html>); empty if it
@@ -160,11 +362,7 @@ fn assert_pragma(
 }
 
 /// `PRAGMA quick_check`, stopped after `budget`. `Ok(false)` when the time did not suffice.
-pub(super) fn quick_check(path: &Path, budget: Duration) -> Result<bool, StoreError> {
-    let conn = Connection::open_with_flags(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-    )?;
+pub(super) fn quick_check(conn: &Connection, budget: Duration) -> Result<bool, StoreError> {
     let watch = Stopwatch::start();
     conn.progress_handler(PROGRESS_STEPS, Some(move || watch.elapsed() > budget))?;
     let verdict: Result<String, _> = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));

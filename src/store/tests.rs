@@ -190,26 +190,22 @@ fn a_newer_or_foreign_database_is_refused_untouched() {
 
 #[test]
 fn damage_is_found_and_garbage_is_no_database() {
+    let unclean = Left::default();
+    let check = |path: &Path| Store::examine(path, &unclean, Some(Duration::from_secs(60)));
     let dir = tempfile::tempdir().expect("temporary directory");
     let store = open(dir.path());
     store.close();
     drop(store);
     let path = dir.path().join("onrush.db");
-    assert!(Store::check(&path, Duration::from_secs(60)).expect("healthy"));
+    assert!(!check(&path).expect("healthy").is_unchecked);
     let mut bytes = std::fs::read(&path).expect("read");
     for byte in &mut bytes[4096..12288] {
         *byte ^= 0xa5;
     }
     std::fs::write(&path, &bytes).expect("write");
-    assert!(matches!(
-        Store::check(&path, Duration::from_secs(60)),
-        Err(StoreError::Corrupt(_))
-    ));
+    assert!(matches!(check(&path), Err(StoreError::Corrupt(_))));
     std::fs::write(&path, b"this is no database, but it is long enough to have a header of one hundred bytes if it were one").expect("write");
-    assert!(matches!(
-        Store::check(&path, Duration::from_secs(60)),
-        Err(StoreError::Corrupt(_))
-    ));
+    assert!(matches!(check(&path), Err(StoreError::Corrupt(_))));
 }
 
 #[test]
@@ -217,7 +213,8 @@ fn a_second_holder_is_refused_by_name_and_an_unclean_end_is_noticed() {
     let root = tempfile::tempdir().expect("temporary directory");
     let path = root.path().join("data");
     let first = DataDir::open(&path).expect("first");
-    assert!(first.was_clean());
+    assert!(first.left().is_clean);
+    first.begin(&Mark::fresh());
     let refusal = DataDir::open(&path).expect_err("second").to_string();
     assert!(
         refusal.contains(&std::process::id().to_string()),
@@ -225,13 +222,14 @@ fn a_second_holder_is_refused_by_name_and_an_unclean_end_is_noticed() {
     );
     drop(first);
     let second = DataDir::open(&path).expect("after a crash");
-    assert!(!second.was_clean());
+    assert!(!second.left().is_clean);
     second.release();
     drop(second);
     assert!(
         DataDir::open(&path)
             .expect("after an orderly end")
-            .was_clean()
+            .left()
+            .is_clean
     );
 }
 

@@ -137,7 +137,13 @@ fn http2_and_http1_are_spoken_and_a_new_certificate_needs_no_restart() {
         heard.presented == second.der
     });
     std::fs::write(&key, "no key").expect("written");
+    // As SIGHUP does; nobody waits for the next look at the files.
+    shop.app().reload_certificates();
     assert_eq!(ask(&[&second], &["h2"]).status, 200);
+    let third = certificate();
+    write(&third);
+    shop.app().reload_certificates();
+    assert_eq!(ask(&[&third], &["h2"]).presented, third.der);
 }
 
 #[test]

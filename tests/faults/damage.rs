@@ -63,15 +63,15 @@ fn sigterm_under_load_loses_no_accepted_claim() {
 }
 
 /// A shop with claims, its directory as an orderly or a violent stop leaves it.
-struct Fixture {
-    root: tempfile::TempDir,
-    sale: Sale,
-    buyers: Vec<Buyer>,
+pub(super) struct Fixture {
+    pub(super) root: tempfile::TempDir,
+    pub(super) sale: Sale,
+    pub(super) buyers: Vec<Buyer>,
     copies: u32,
 }
 
 impl Fixture {
-    fn new() -> (Self, Server) {
+    pub(super) fn new() -> (Self, Server) {
         let root = tempfile::tempdir().expect("temporary directory");
         let (sale, server) = Sale::make(Launch::new(&root.path().join("data")), 100);
         let mut buyers = sale.buyers(server.address, 50);
@@ -107,7 +107,7 @@ impl Fixture {
     }
 
     /// A copy of the data directory, to be damaged.
-    fn copy(&mut self) -> PathBuf {
+    pub(super) fn copy(&mut self) -> PathBuf {
         self.copies += 1;
         let to = self.root.path().join(format!("copy-{}", self.copies));
         let done = std::process::Command::new("cp")
@@ -154,7 +154,7 @@ impl Fixture {
     }
 }
 
-fn write_at(path: &Path, bytes: &[u8], at: u64) {
+pub(super) fn write_at(path: &Path, bytes: &[u8], at: u64) {
     let file = fs::OpenOptions::new()
         .write(true)
         .open(path)

@@ -145,6 +145,11 @@ impl Listener {
         self.address
     }
 
+    /// What it speaks TLS with, to have that read its files again.
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
     /// What clients are told to connect to.
     pub fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "tcp+tls" } else { "tcp" };

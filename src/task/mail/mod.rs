@@ -30,6 +30,7 @@ use super::{Handler, NewTask, Outcome, TaskContext, TaskError, TaskFailure, Task
 use crate::auth::{self, Recipient, UserId};
 use crate::clock::Timestamp;
 use crate::config::{self, Language, MailTls, OrderMails, ms};
+use crate::http::serve::certificates;
 use crate::store::{StoreError, Tx};
 
 /// Mails between two looks at how many there are in `outbox/`.
@@ -203,13 +204,13 @@ fn transport(
     let tls = || {
         let mut parameters = TlsParameters::builder(rules.smtp_host.clone());
         if !rules.smtp_ca.as_os_str().is_empty() {
-            let fault = |reason: String| {
-                MailSetupError::Ca(format!("{}: {reason}", rules.smtp_ca.display()))
-            };
-            let pem = fs::read(&rules.smtp_ca).map_err(|error| fault(error.to_string()))?;
-            let authority =
-                Certificate::from_pem(&pem).map_err(|error| fault(error.to_string()))?;
-            parameters = parameters.add_root_certificate(authority);
+            let authorities = certificates(&rules.smtp_ca)
+                .map_err(|error| MailSetupError::Ca(error.to_string()))?;
+            for authority in authorities {
+                let authority = Certificate::from_der(authority.to_vec())
+                    .map_err(|error| MailSetupError::Ca(error.to_string()))?;
+                parameters = parameters.add_root_certificate(authority);
+            }
         }
         parameters
             .build_rustls()
