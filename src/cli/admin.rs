@@ -20,6 +20,7 @@ use crate::config;
 use crate::product::stock;
 use crate::store::{Store, StoreError};
 use crate::user;
+use crate::zone;
 
 #[derive(Subcommand)]
 pub(super) enum UserCommand {
@@ -253,7 +254,7 @@ pub(super) fn config(common: &Common, command: &ConfigCommand) -> Outcome {
         ConfigCommand::Show => {
             let rows = common.load(Vec::new())?.effective();
             if common.json {
-                let object: serde_json::Map<String, serde_json::Value> = rows
+                let mut object: serde_json::Map<String, serde_json::Value> = rows
                     .into_iter()
                     .map(|(key, value, source)| {
                         let value: serde_json::Value =
@@ -261,6 +262,7 @@ pub(super) fn config(common: &Common, command: &ConfigCommand) -> Outcome {
                         (key, serde_json::json!({"value": value, "source": source}))
                     })
                     .collect();
+                object.insert("time_zone_data".to_owned(), zone::data().into());
                 print(&serde_json::to_string_pretty(&object)?);
             } else {
                 let mut table = Table::new();
@@ -271,6 +273,7 @@ pub(super) fn config(common: &Common, command: &ConfigCommand) -> Outcome {
                     table.add_row([key, value, source]);
                 }
                 print(&table.to_string());
+                print(&format!("time zones: {}", zone::data()));
             }
         }
         ConfigCommand::Init { file } => {

@@ -18,12 +18,12 @@
 //! asked about, and going from fire to fire it leaves none out.
 
 use chrono::{DateTime, NaiveDateTime, Offset, TimeDelta, TimeZone, Utc};
-use chrono_tz::Tz;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 
 use crate::check;
 use crate::clock::Timestamp;
+use crate::zone::Zone;
 
 /// Longest expression.
 pub const EXPRESSION_CHARS_MAX: usize = 200;
@@ -56,16 +56,64 @@ const FIELDS: [(&str, &str); 6] = [
     ),
 ];
 
-/// A time zone by its name in the IANA data base; the reason why not.
-pub fn zone(name: &str) -> Result<Tz, String> {
-    name.parse().map_err(|_| {
-        let known = chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name());
-        let hint = check::nearest(name, known)
-            .map(|near| format!("; did you mean {near}?"))
-            .unwrap_or_default();
-        let name = check::shortened(name);
-        format!("`{name}` is no time zone of the IANA data base{hint}")
-    })
+/// The least and the most of each field.
+const RANGES: [(u32, u32); 6] = [(0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 6)];
+
+/// What each field comes round in, and how many seconds its step of one is, if that is always the same.
+const ROUNDS: [(&str, Option<u64>); 6] = [
+    ("a minute", Some(1)),
+    ("an hour", Some(60)),
+    ("a day", Some(3_600)),
+    ("a month", Some(86_400)),
+    ("a year", None),
+    ("a week", Some(86_400)),
+];
+
+/// Refuses a step that is longer than what it steps through: `*/90` in the field of the minute is not
+/// every 90 minutes, as it looks, but once an hour. Other implementations take it in silence, and so do
+/// the rows that are there already.
+pub fn check_steps(text: &str) -> Result<(), String> {
+    let fields: Vec<&str> = text.split_whitespace().collect();
+    let skipped = RANGES.len().saturating_sub(fields.len());
+    for (at, field) in (skipped..RANGES.len()).zip(fields) {
+        for part in field.split(',') {
+            let Some((from, step)) = part.split_once('/') else {
+                continue;
+            };
+            let Ok(step) = step.parse::<u64>() else {
+                continue; // what is no number was refused before
+            };
+            let (least, most) = RANGES[at];
+            let bound = |text: &str, other: u32| text.parse().unwrap_or(other);
+            // Names stand for a day or a month; how many they are does not matter that much.
+            let (first, last) = match from.split_once('-') {
+                Some((first, last)) => (bound(first, least), bound(last, most)),
+                None => (bound(from, least), most),
+            };
+            let places = u64::from(last.saturating_sub(first)) + 1;
+            if step <= places {
+                continue;
+            }
+            let ((name, _), (round, seconds)) = (FIELDS[at], ROUNDS[at]);
+            let hint = match seconds {
+                Some(seconds) => format!(
+                    "; for every {step} {name}s use interval_seconds {} instead",
+                    step.saturating_mul(seconds)
+                ),
+                None => String::new(),
+            };
+            // `day of the month` and `day of the week` step by days.
+            let hint = hint
+                .replace("day of the months", "days")
+                .replace("day of the weeks", "days");
+            return Err(format!(
+                "the {name} `{}` steps by {step} where there are {places}: it would fire at the first \
+                 of them alone, once {round}{hint}",
+                check::shortened(part)
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// When to fire.
@@ -107,13 +155,13 @@ fn whole(time: Timestamp) -> Timestamp {
 #[derive(Clone, Debug)]
 pub struct Expression {
     cron: Cron,
-    zone: Tz,
+    zone: Zone,
     is_hourly: bool,
 }
 
 impl Expression {
     /// Reads an expression, or says which field is wrong.
-    pub fn parse(text: &str, zone: Tz) -> Result<Self, String> {
+    pub fn parse(text: &str, zone: Zone) -> Result<Self, String> {
         let text = text.trim();
         if text.chars().count() > EXPRESSION_CHARS_MAX {
             return Err(format!("may have {EXPRESSION_CHARS_MAX} characters"));
@@ -275,7 +323,7 @@ mod tests {
     use super::*;
 
     fn expression(text: &str, zone_name: &str) -> Expression {
-        Expression::parse(text, zone(zone_name).expect("a zone")).expect(text)
+        Expression::parse(text, Zone::named(zone_name).expect("a zone")).expect(text)
     }
 
     fn at(text: &str) -> Timestamp {
@@ -415,7 +463,7 @@ mod tests {
         from: Timestamp,
         minutes: i64,
     ) -> Vec<Timestamp> {
-        let zone = zone(zone_name).expect("a zone");
+        let zone = Zone::named(zone_name).expect("a zone");
         let wall = |time: Timestamp| {
             let utc = DateTime::from_timestamp_micros(time.0).expect("a time");
             utc.with_timezone(&zone).naive_local()
@@ -549,13 +597,73 @@ mod tests {
             ("@fortnightly", "@monthly"),
             ("@reboot", "must be one of"),
         ] {
-            let error = Expression::parse(text, Tz::UTC).expect_err(text);
+            let error = Expression::parse(text, Zone::utc()).expect_err(text);
             assert!(error.contains(words), "{text}: {error}");
         }
-        assert!(
-            zone("Asia/Shangai")
-                .expect_err("misspelt")
-                .contains("Asia/Shanghai")
+    }
+
+    #[test]
+    fn a_step_that_does_not_fit_is_refused_with_what_was_meant() {
+        for (text, words) in [
+            (
+                "*/90 * * * *",
+                "once an hour; for every 90 minutes use interval_seconds 5400",
+            ),
+            ("*/61 * * * *", "where there are 60"),
+            (
+                "0 */25 * * *",
+                "once a day; for every 25 hours use interval_seconds 90000",
+            ),
+            (
+                "0 0 */40 * *",
+                "once a month; for every 40 days use interval_seconds 3456000",
+            ),
+            ("0 0 1 */13 *", "once a year"),
+            ("0 0 * * */8", "once a week; for every 8 days use"),
+            (
+                "*/120 * * * * *",
+                "once a minute; for every 120 seconds use interval_seconds 120",
+            ),
+            ("0 */90 * * * *", "for every 90 minutes"),
+            ("0,30,*/90 * * * *", "`*/90`"),
+            ("0-29/45 * * * *", "where there are 30"),
+            ("50/20 * * * *", "where there are 10"),
+        ] {
+            Expression::parse(text, Zone::utc()).expect(text);
+            let error = check_steps(text).expect_err(text);
+            assert!(error.contains(words), "{text}: {error}");
+        }
+        for text in [
+            "*/60 * * * *",
+            "*/7 * * * *",
+            "0 */24 * * *",
+            "0 0 */31 * *",
+            "0 0 1 */12 *",
+            "0 0 * * */7",
+            "0 0 * JAN-JUN/2 MON-FRI/2",
+            "5-50/15 * * * *",
+            "59 * * * *",
+            "@hourly",
+            "0 0 L * *",
+        ] {
+            Expression::parse(text, Zone::utc()).expect(text);
+            assert_eq!(check_steps(text), Ok(()), "{text}");
+        }
+    }
+
+    /// The issue's own: at noon of the first of each month, in a province that keeps summer time.
+    #[test]
+    fn noon_in_vancouver_is_at_seven_in_the_evening_from_2026_on() {
+        let noon = expression("0 12 1 * *", "America/Vancouver");
+        assert_eq!(
+            fires(&noon, "2026-09-30T00:00:00Z", "2027-02-28T00:00:00Z"),
+            [
+                "2026-10-01T19:00:00",
+                "2026-11-01T19:00:00",
+                "2026-12-01T19:00:00",
+                "2027-01-01T19:00:00",
+                "2027-02-01T19:00:00"
+            ]
         );
     }
 

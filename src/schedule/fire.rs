@@ -429,7 +429,7 @@ pub(super) fn set_back(
 
 #[cfg(test)]
 mod tests {
-    use super::super::cron::{Expression, zone};
+    use super::super::cron::Expression;
     use super::*;
 
     fn spec(missed: Missed, missed_max: u32) -> Spec {
@@ -454,7 +454,7 @@ mod tests {
     }
 
     fn hourly() -> Rule {
-        let zone = zone("UTC").expect("a zone");
+        let zone = crate::zone::Zone::utc();
         Rule::Cron(Box::new(Expression::parse("0 * * * *", zone).expect("one")))
     }
 

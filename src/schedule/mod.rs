@@ -28,6 +28,7 @@ use crate::store::{StoreError, Tx};
 use crate::task::handler::Asked;
 use crate::task::{NewTask, Registry, TaskError, TaskId};
 use crate::word_type;
+use crate::zone::Zone;
 use cron::{Expression, Rule};
 
 pub use declared::{BuiltIn, Declared, NotDeclarable, declarations};
@@ -324,7 +325,7 @@ impl Draft {
             time_zone: self
                 .time_zone
                 .or_else(|| base.map(|base| base.time_zone.clone()))
-                .unwrap_or_else(|| rules.time_zone.clone()),
+                .unwrap_or_else(|| rules.time_zone.name().to_owned()),
             task,
             queue: self.queue.or_else(|| base?.queue.clone()),
             args: self
@@ -361,7 +362,7 @@ impl Spec {
     /// When it fires; an error names the field.
     fn rule(&self) -> Result<Rule, FieldError> {
         let zone =
-            cron::zone(&self.time_zone).map_err(|reason| FieldError::new("time_zone", reason))?;
+            Zone::named(&self.time_zone).map_err(|reason| FieldError::new("time_zone", reason))?;
         match &self.when {
             When::Cron(text) => Expression::parse(text, zone)
                 .map(|expression| Rule::Cron(Box::new(expression)))
@@ -420,6 +421,11 @@ impl Spec {
         );
         faults.extend(checks.finish().err().unwrap_or_default());
         faults.extend(self.task(basis, now).err().unwrap_or_default());
+        if let When::Cron(text) = &self.when
+            && let Err(reason) = cron::check_steps(text)
+        {
+            faults.insert(0, FieldError::new("cron", reason));
+        }
         match self.rule() {
             Ok(rule) if faults.is_empty() => Ok(rule),
             Ok(_) => Err(faults),

@@ -221,7 +221,7 @@ fn days_that_are_none_are_refused_and_a_waiting_report_is_not_begun_twice() {
 #[test]
 fn days_begin_at_the_shops_own_midnight() {
     let shop = Shop::open_with(|settings| {
-        settings.reports.time_zone = chrono_tz::Tz::Asia__Shanghai;
+        settings.reports.time_zone = onrush::zone::Zone::named("Asia/Shanghai").expect("a zone");
     });
     let staff = shop.token(Role::Staff);
     let customer = shop.token(Role::Customer);

@@ -246,6 +246,16 @@ fn bad_input_is_refused_with_field_and_reason() {
         ),
         (json!({"cron": "0 25 * * *"}), "cron", "the hour `25`"),
         (json!({"cron": "0 0 31 2 *"}), "cron", "never fires"),
+        (
+            json!({"cron": "*/90 * * * *"}),
+            "cron",
+            "for every 90 minutes use interval_seconds 5400",
+        ),
+        (
+            json!({"cron": "@daily", "time_zone": "Asia/Beijing"}),
+            "time_zone",
+            "did you mean Asia/Shanghai?",
+        ),
         (json!({"cron": "* * *"}), "cron", "has 3 fields"),
         (
             json!({"interval_seconds": 0}),
@@ -323,7 +333,7 @@ fn bad_input_is_refused_with_field_and_reason() {
 fn the_settings_declare_schedules_and_the_built_in_ones_are_there() {
     let mut shop = Shop::open_with(|settings| {
         settings.orders.ledger_check_seconds = 3_600;
-        settings.schedules.time_zone = "Asia/Shanghai".to_owned();
+        settings.schedules.time_zone = onrush::zone::Zone::named("Asia/Shanghai").expect("a zone");
         let entry = ScheduleEntry {
             cron: Some("0 3 * * *".to_owned()),
             task: Some("count".to_owned()),
