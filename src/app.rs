@@ -554,6 +554,7 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.clock.clone(),
             handles.metrics.clone(),
             Arc::new(handles.settings.import.clone()),
+            Arc::from(handles.settings.data.dir.as_path()),
         ),
         OrderApi::new(
             handles.store.clone(),
@@ -679,7 +680,7 @@ impl Outside {
         let senders = Senders::new(settings, dir.outbox())?;
         if !settings.schedules.entries.is_empty() {
             let asked = Arc::clone(settings);
-            tokio::task::spawn_blocking(move || check_schedules(&asked)).await??;
+            tokio::task::spawn_blocking(move || check(&asked)).await??;
         }
         Ok(Self {
             listeners: Listeners::bind(&settings.server)?,

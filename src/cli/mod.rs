@@ -27,7 +27,6 @@ use crate::config::{self, ConfigError, Inputs, Loaded, Settings};
 use crate::flash_sale::SaleError;
 use crate::http::serve::{ListenError, TlsError};
 use crate::monitor::logs::LogError;
-use crate::product::import::ImportError;
 use crate::report::ReportError;
 use crate::schedule::NotDeclarable;
 use crate::store::database_in;
@@ -197,7 +196,6 @@ fn is_asked_wrongly(error: &anyhow::Error) -> bool {
             Some(TaskError::NotFound(_) | TaskError::UnknownTask { .. } | TaskError::KeyHeld(_))
         )
         || matches!(error.downcast_ref(), Some(ReportError::TooLarge(_)))
-        || matches!(error.downcast_ref(), Some(ImportError::Header(_)))
 }
 
 /// Whether a setting is at fault.

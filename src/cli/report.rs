@@ -35,6 +35,9 @@ pub(super) struct SalesArgs {
     /// Print CSV instead of tables
     #[arg(long, conflicts_with = "json")]
     csv: bool,
+    /// Leave out the byte-order mark, by which spreadsheet programs know that the CSV is UTF-8
+    #[arg(long, requires = "csv")]
+    no_bom: bool,
 }
 
 /// A refusal that names the flags in the place of the API's fields.
@@ -78,7 +81,7 @@ pub(super) fn report(common: &Common, command: &ReportCommand) -> Outcome {
     if common.json {
         print(&serde_json::to_string(&made)?);
     } else if args.csv {
-        print(report::csv_of(&made)?.trim_end());
+        print(report::csv_of(&made, !args.no_bom)?.trim_end());
     } else {
         show(&made);
     }

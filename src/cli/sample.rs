@@ -3,13 +3,16 @@
 //! Invariant: it is made through the catalogue's own rules and the import of past orders, and once.
 
 use std::fmt::Write;
+use std::io::Cursor;
 
 use anyhow::Context;
+use chrono::Utc;
 
 use crate::clock::Timestamp;
 use crate::config;
 use crate::order::import::import_orders;
 use crate::product::{self, Filter, NewProduct, ProductError, ProductId, Sort};
+use crate::sheet::Reading;
 use crate::store::Store;
 
 const PRODUCTS: usize = 3_000;
@@ -213,7 +216,8 @@ pub(super) fn fill(
             })?;
         }
         let orders = past_orders(now)?;
-        let report = import_orders(store, settings, now, orders.as_bytes(), |_| ())?;
+        let (reading, orders) = (Reading::default(), Cursor::new(orders));
+        let report = import_orders(store, settings, &reading, &Utc, now, orders, |_| ())?;
         anyhow::ensure!(
             report.failed == 0,
             "{} of the sample's own orders were refused",

@@ -84,6 +84,22 @@ pub async fn read(body: &mut poem::RequestBody) -> Result<Bytes, Problem> {
     }
 }
 
+/// Tells the time limit of an import that it goes on, also where the work no longer reads the body.
+#[derive(Clone, Debug, Default)]
+pub struct Moved(Arc<AtomicU64>);
+
+impl Moved {
+    /// Something was done.
+    pub fn note(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often; only a change means anything.
+    pub(super) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A body that counts its bytes and times its pauses.
 pub(super) struct GuardedBody {
     inner: BoxBody<Bytes, io::Error>,
@@ -93,7 +109,7 @@ pub(super) struct GuardedBody {
     /// Runs only while the client keeps us waiting.
     timer: Option<Pin<Box<Sleep>>>,
     /// Raised with each piece; lets the request's own time limit see that something moves.
-    progress: Option<Arc<AtomicU64>>,
+    progress: Option<Moved>,
 }
 
 impl GuardedBody {
@@ -101,7 +117,7 @@ impl GuardedBody {
         inner: BoxBody<Bytes, io::Error>,
         bytes_max: u64,
         wait: Duration,
-        progress: Option<Arc<AtomicU64>>,
+        progress: Option<Moved>,
     ) -> Self {
         Self {
             inner,
@@ -135,7 +151,7 @@ impl HttpBody for GuardedBody {
                     }
                 }
                 if let Some(progress) = &self.progress {
-                    progress.fetch_add(1, Ordering::Relaxed);
+                    progress.note();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

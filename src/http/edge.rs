@@ -9,7 +9,6 @@
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,7 +26,7 @@ use poem_openapi::error::{
 };
 use tracing::Instrument;
 
-use super::body::{self, BodyFault, GuardedBody};
+use super::body::{self, BodyFault, GuardedBody, Moved};
 use super::compress;
 use super::docs::RouteTable;
 use super::problem::{Problem, title};
@@ -184,7 +183,10 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
         if declared_length(request.headers()).is_some_and(|length| length > bytes_max) {
             return Err(BodyFault::TooLarge { bytes_max }.problem().into());
         }
-        let progress = import.then(|| Arc::new(AtomicU64::new(0)));
+        let progress = import.then(Moved::default);
+        if let Some(moved) = &progress {
+            request.set_data(moved.clone());
+        }
         let body = request.take_body();
         if !body.is_empty() {
             let guarded = GuardedBody::new(
@@ -198,7 +200,7 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
         // Pinned where it is: handing a future of this size from wrapper to wrapper copies it each time.
         let app = pin!(self.app.call(request));
         let work = AssertUnwindSafe(app).catch_unwind();
-        match limited(work, ms(server.request_timeout_ms), progress.as_deref()).await {
+        match limited(work, ms(server.request_timeout_ms), progress.as_ref()).await {
             Some(Ok(outcome)) => outcome,
             Some(Err(panic)) => {
                 self.options.metrics.http_panics_total.inc();
@@ -485,22 +487,23 @@ fn declared_length(headers: &HeaderMap) -> Option<u64> {
         .ok()
 }
 
-/// `None` when the time is over. An import's time starts anew with each piece of its body.
+/// `None` when the time is over. An import's time starts anew with each piece of its body, and with
+/// each batch of its rows.
 async fn limited<T>(
     work: impl Future<Output = T>,
     limit: Duration,
-    progress: Option<&AtomicU64>,
+    progress: Option<&Moved>,
 ) -> Option<T> {
     let Some(progress) = progress else {
         return tokio::time::timeout(limit, work).await.ok();
     };
     tokio::pin!(work);
-    let mut seen = progress.load(Ordering::Relaxed);
+    let mut seen = progress.count();
     loop {
         if let Ok(done) = tokio::time::timeout(limit, &mut work).await {
             return Some(done);
         }
-        let now = progress.load(Ordering::Relaxed);
+        let now = progress.count();
         if now == seen {
             return None;
         }

@@ -28,10 +28,12 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
-use super::body;
+use super::body::{self, Moved};
 use super::problem::{Problem, meta_header};
 use crate::check::{self, FieldError, JsonError};
 use crate::clock::Timestamp;
+use crate::sheet::{Reading, SheetError};
+use crate::store::StoreError;
 
 const JSON: &str = "application/json";
 /// A JSON body: of a request (`body: Body<NewOrder>`), or of an answer with status 200.
@@ -134,6 +136,16 @@ fn media_type(request: &Request) -> Option<String> {
     let value = request.headers().get(header::CONTENT_TYPE)?.to_str().ok()?;
     let essence = value.split(';').next().unwrap_or_default().trim();
     Some(essence.to_ascii_lowercase())
+}
+
+/// The charset that the content type names.
+fn charset(request: &Request) -> Option<String> {
+    let value = request.headers().get(header::CONTENT_TYPE)?.to_str().ok()?;
+    value.split(';').skip(1).find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        let is_charset = name.trim().eq_ignore_ascii_case("charset");
+        is_charset.then(|| value.trim().trim_matches('"').to_owned())
+    })
 }
 
 fn unsupported(found: Option<String>, wanted: &str) -> Problem {
@@ -583,15 +595,48 @@ pub fn read_cursor(cursor: Option<&str>) -> Result<i64, Problem> {
 
 /// A CSV file as the body of a request, unread: it may be larger than memory should hold.
 #[derive(Debug)]
-pub struct CsvBody(pub poem::Body);
+pub struct CsvBody {
+    body: poem::Body,
+    reading: Reading,
+    moved: Moved,
+}
+
+/// Such a file for a thread that may block.
+pub struct Upload<R> {
+    /// Its bytes; the limits of the body come out as I/O errors, which [`body::read_problem`]
+    /// understands.
+    pub body: R,
+    /// What its sender said of it.
+    pub reading: Reading,
+    /// To be told as the work goes on.
+    pub moved: Moved,
+}
 
 impl CsvBody {
-    /// The body as a reader for a thread that may block; its limits come out as I/O errors, which
-    /// [`body::read_problem`] understands. To be called on the runtime.
-    pub fn into_read(self) -> impl Read + Send {
-        BlockingBody {
-            runtime: tokio::runtime::Handle::current(),
-            body: Box::pin(self.0.into_async_read()),
+    /// To be called on the runtime.
+    pub fn into_upload(self) -> Upload<impl Read + Send> {
+        Upload {
+            body: BlockingBody {
+                runtime: tokio::runtime::Handle::current(),
+                body: Box::pin(self.body.into_async_read()),
+            },
+            reading: self.reading,
+            moved: self.moved,
+        }
+    }
+}
+
+impl From<SheetError> for Problem {
+    fn from(error: SheetError) -> Self {
+        let text = error.to_string();
+        match error {
+            SheetError::Text(_) => Problem::validation(vec![FieldError::new("file", text)]),
+            SheetError::Header(_) => Problem::validation(vec![FieldError::new("header", text)]),
+            SheetError::Read(error) => body::read_problem(&error),
+            SheetError::Spool(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                StoreError::StorageFull.into()
+            }
+            SheetError::Spool(error) => Problem::internal(error),
         }
     }
 }
@@ -607,7 +652,7 @@ impl<R: tokio::io::AsyncRead> Read for BlockingBody<R> {
     }
 }
 
-const CSV_TYPES: &[&str] = &["text/csv", "application/csv"];
+const CSV_TYPES: &[&str] = &["text/csv", "application/csv", "text/tab-separated-values"];
 
 impl<'a> ApiExtractor<'a> for CsvBody {
     const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
@@ -641,8 +686,13 @@ impl<'a> ApiExtractor<'a> for CsvBody {
         {
             return Err(unsupported(essence, "text/csv").into());
         }
-        let body = body.take().map_err(Problem::internal)?;
-        Ok(Self(body))
+        Ok(Self {
+            body: body.take().map_err(Problem::internal)?,
+            reading: Reading {
+                charset: charset(request),
+            },
+            moved: request.data::<Moved>().cloned().unwrap_or_default(),
+        })
     }
 }
 

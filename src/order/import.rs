@@ -1,10 +1,13 @@
-//! CSV import of past orders, for a shop that moves in: streams, names bad rows, doubles nothing.
+//! Import of past orders from a file, for a shop that moves in: streams, names bad rows, doubles nothing.
 //!
 //! Invariants: an order is taken whole or not at all; its rows stand together in the file; imported
 //! orders are history: they move no stock and belong to no ledger row.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{Read, Seek};
+
+use chrono::TimeZone;
 
 use super::sql;
 use crate::auth::UserId;
@@ -12,8 +15,10 @@ use crate::check::{self, Checks};
 use crate::clock::Timestamp;
 use crate::config;
 use crate::product::currency;
-use crate::product::import::{ImportError, ImportReport, decimal_to_minor};
+use crate::product::import::{ImportError, ImportReport, amount};
 use crate::product::{self, ProductId};
+use crate::sheet::cell::{self, Numbers, Reason};
+use crate::sheet::{Columns, Next, Reading, Record, Sheet, SheetError};
 use crate::store::{Store, StoreError, Tx};
 
 const COLUMNS: &[&str] = &[
@@ -52,121 +57,152 @@ enum Taken {
     Refused(&'static str, String),
 }
 
-/// Reads the whole file; `progress` hears how many rows were read.
-pub fn import_orders(
-    store: &Store,
-    settings: &config::Import,
-    now: Timestamp,
-    input: impl Read,
-    mut progress: impl FnMut(u64),
-) -> Result<ImportReport, ImportError> {
-    let mut reader = csv::ReaderBuilder::new()
-        .flexible(true)
-        .trim(csv::Trim::All)
-        .from_reader(input);
-    let header: Vec<String> = reader
-        .headers()
-        .map_err(ImportError::Read)?
-        .iter()
-        .map(|name| name.trim_start_matches('\u{feff}').to_ascii_lowercase())
-        .collect();
+/// No column of an order has several lines.
+const SHEET: Columns<'static> = Columns {
+    with_lines: &[],
+    is_row: |_, _| true,
+};
+
+fn places_of(header: &[String]) -> Result<([usize; 7], Option<usize>), SheetError> {
     let mut at = [0; 7];
     for (place, name) in at.iter_mut().zip(COLUMNS) {
         *place = header
             .iter()
             .position(|known| known == name)
             .ok_or_else(|| {
-                ImportError::Header(format!(
+                SheetError::Header(format!(
                     "the column `{name}` is missing; needed are {}",
                     COLUMNS.join(", ")
                 ))
             })?;
     }
-    for name in &header {
+    for name in header {
         if !COLUMNS.contains(&name.as_str()) && name != NAME_COLUMN {
-            return Err(ImportError::Header(format!(
-                "there is no column `{name}`; the columns are {}, and {NAME_COLUMN} if you like",
+            return Err(SheetError::Header(format!(
+                "there is no column `{}`; the columns are {}, and {NAME_COLUMN} if you like",
+                crate::check::shortened(name),
                 COLUMNS.join(", ")
             )));
         }
     }
     let name_at = header.iter().position(|known| known == NAME_COLUMN);
-    let mut report = ImportReport::default();
+    Ok((at, name_at))
+}
+
+/// Reads the whole file; `progress` hears how many rows were read. Times without an offset are those
+/// of the clocks of `zone`.
+pub fn import_orders(
+    store: &Store,
+    settings: &config::Import,
+    reading: &Reading,
+    zone: &impl TimeZone,
+    now: Timestamp,
+    input: impl Read + Seek,
+    mut progress: impl FnMut(u64),
+) -> Result<ImportReport, ImportError> {
+    let mut sheet = Sheet::open(input, reading, settings.field_bytes_max, &SHEET)?;
+    let (at, name_at) = places_of(sheet.header())?;
+    let mut numbers = Numbers::of(sheet.delimiter());
+    let mut report = ImportReport::of(sheet.written());
+    let errors_max = settings.errors_max;
     let (mut batch, mut rows): (Vec<PastOrder>, usize) = (Vec::new(), 0);
-    let mut record = csv::ByteRecord::new();
+    // A row whose order is unknown may belong to the order before it or to the one after.
+    let mut is_next_spoilt = false;
     loop {
-        let line = reader.position().line();
-        if !reader
-            .read_byte_record(&mut record)
-            .map_err(ImportError::Read)?
-        {
+        let next = sheet.next_row()?;
+        if next == Next::End {
             break;
         }
+        let record = sheet.record();
+        let number = record.line();
         report.read += 1;
         rows += 1;
-        let number = record.position().map_or(line, csv::Position::line);
-        let id = String::from_utf8_lossy(record.get(at[0]).unwrap_or_default());
-        if batch.last().is_none_or(|order| order.id != id) {
+        let id = record.get(at[0]);
+        if id.is_empty() {
+            if let Some(order) = batch.last_mut() {
+                order.is_spoilt = true;
+            }
+            is_next_spoilt = true;
+        } else if batch.last().is_none_or(|order| order.id != id) {
             // Only between two orders, so that each is written whole.
             if rows > settings.batch_rows {
-                write(store, now, &mut batch, &mut report, settings.errors_max)?;
+                write(store, now, &mut batch, &mut report, errors_max)?;
                 progress(report.read);
                 rows = 1;
             }
             batch.push(PastOrder {
-                id: id.into_owned(),
+                id: id.to_owned(),
                 lines: Vec::new(),
-                is_spoilt: false,
+                is_spoilt: std::mem::take(&mut is_next_spoilt),
             });
         }
-        let Some(order) = batch.last_mut() else {
-            continue;
+        let read = match next {
+            Next::Bad(reason) => Err((Cow::Borrowed(""), Cow::Owned(reason))),
+            _ => read_row(
+                record,
+                &at,
+                name_at,
+                &mut numbers,
+                zone,
+                settings.field_bytes_max,
+            ),
         };
-        match read_row(&record, &at, name_at, number, settings.field_bytes_max) {
-            Ok(_) if order.lines.len() >= LINES_MAX => {
+        let order = batch.last_mut();
+        match (read, order) {
+            (Ok(row), Some(order)) if order.lines.len() < LINES_MAX => order.lines.push(row),
+            (Ok(_), order) => {
                 report.fail(
-                    settings.errors_max,
+                    errors_max,
                     number,
                     "order_id",
                     "the order has too many rows",
                 );
-                order.is_spoilt = true;
+                if let Some(order) = order {
+                    order.is_spoilt = true;
+                }
             }
-            Ok(row) => order.lines.push(row),
-            Err((field, reason)) => {
-                report.fail(settings.errors_max, number, field, reason);
-                order.is_spoilt = true;
+            (Err((field, reason)), order) => {
+                report.fail(errors_max, number, field, reason);
+                if let Some(order) = order {
+                    order.is_spoilt = true;
+                }
             }
         }
     }
-    write(store, now, &mut batch, &mut report, settings.errors_max)?;
+    write(store, now, &mut batch, &mut report, errors_max)?;
     progress(report.read);
     Ok(report)
 }
 
+/// The field that is wrong, and why.
+type Fault = (Cow<'static, str>, Reason);
+
 fn read_row(
-    record: &csv::ByteRecord,
+    record: &Record,
     at: &[usize; 7],
     name_at: Option<usize>,
-    number: u64,
+    numbers: &mut Numbers,
+    zone: &impl TimeZone,
     bytes_max: usize,
-) -> Result<Line, (&'static str, String)> {
-    let mut fields: [&str; 7] = [""; 7];
-    for (field, column) in fields.iter_mut().zip(at) {
-        *field = check::trimmed(text(record, *column)?);
-    }
-    let field = |column: usize| fields[column];
+) -> Result<Line, Fault> {
+    let field = |column: usize| check::trimmed(record.get(at[column]));
+    let of = |name: &'static str| move |reason: Reason| (Cow::Borrowed(name), reason);
+    let wrong = |name: &'static str, reason: &'static str| of(name)(Cow::Borrowed(reason));
     if record.iter().any(|text| text.len() > bytes_max) {
-        return Err(("", "a field is too long".to_owned()));
+        return Err(wrong("", "a field is too long"));
     }
     for (column, name) in COLUMNS.iter().enumerate() {
         if field(column).is_empty() {
-            return Err((name, "is missing".to_owned()));
+            return Err(wrong(name, "is missing"));
+        }
+        // Two of them may look alike: two orders would be one.
+        if column < 3 && cell::is_shortened(field(column)) {
+            return Err(wrong(name, cell::SHORTENED));
         }
     }
-    let customer_name = match name_at.map(|at| text(record, at)).transpose()? {
-        Some(name) if !check::trimmed(name).is_empty() => check::trimmed(name),
-        Some(_) | None => field(1),
+    let customer_name = match name_at.map(|at| check::trimmed(record.get(at))) {
+        None | Some("") => field(1),
+        Some(name) => name,
     };
     let mut checks = Checks::new();
     checks.key(COLUMNS[0], field(0), 1, 255);
@@ -176,37 +212,29 @@ fn read_row(
         && let Some(first) = faults.into_iter().next()
     {
         let column = COLUMNS.iter().find(|column| **column == first.field);
-        return Err((column.copied().unwrap_or(NAME_COLUMN), first.reason));
+        let column = column.copied().unwrap_or(NAME_COLUMN);
+        return Err(of(column)(Cow::Owned(first.reason)));
     }
     let currency = field(5);
-    currency::check_past(currency).map_err(|reason| ("currency", reason))?;
-    let wrong = |column: &'static str, reason: &str| (column, reason.to_owned());
+    currency::check_past(currency).map_err(|reason| of("currency")(Cow::Owned(reason)))?;
+    let number = record.line();
+    // The amount first: it shows most often how the file writes numbers.
+    let amount = amount(field(4), currency, numbers, number).map_err(of("amount"))?;
+    let quantity = numbers.whole(field(3), number).map_err(of("quantity"))?;
     Ok(Line {
         number,
         order: field(0).to_owned(),
         customer: field(1).to_owned(),
         customer_name: customer_name.to_owned(),
         sku: field(2).to_owned(),
-        quantity: field(3)
-            .parse()
-            .ok()
+        quantity: quantity
+            .and_then(|quantity| u32::try_from(quantity).ok())
             .filter(|quantity| *quantity > 0)
             .ok_or_else(|| wrong("quantity", "is not a whole number of 1 or more"))?,
-        amount: decimal_to_minor(field(4), currency).ok_or_else(|| {
-            wrong(
-                "amount",
-                "is not a decimal amount of this currency, such as 12.50",
-            )
-        })?,
+        amount,
         currency: currency.to_owned(),
-        at: Timestamp::parse_rfc3339(field(6))
-            .ok_or_else(|| wrong("time", "is no RFC 3339 time, such as 2026-11-11T00:00:00Z"))?,
+        at: cell::moment(field(6), zone).map_err(of("time"))?,
     })
-}
-
-fn text(record: &csv::ByteRecord, column: usize) -> Result<&str, (&'static str, String)> {
-    std::str::from_utf8(record.get(column).unwrap_or_default())
-        .map_err(|_| ("", "the row is not UTF-8".to_owned()))
 }
 
 fn write(
@@ -345,6 +373,10 @@ fn take(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Cursor;
+
+    use chrono::Utc;
+
     use crate::config::Database;
     use crate::monitor::Metrics;
     use crate::product::import::import_products;
@@ -360,17 +392,20 @@ mod tests {
             ..config::Import::default()
         };
         let products = "sku,name,price,currency,stock\nA,Mug,7,USD,3\nB,Pen,1,USD,0\n";
-        import_products(&store, &settings, Timestamp(1), products.as_bytes(), |_| ())
+        let reading = Reading::default();
+        let products = Cursor::new(products);
+        import_products(&store, &settings, &reading, Timestamp(1), products, |_| ())
             .expect("products");
         let orders = "order_id,customer,product,quantity,amount,currency,time\n\
             1,h-1,A,1,7.00,USD,2026-01-01T10:00:00Z\n1,h-1,A,2,14.00,USD,2026-01-01T10:00:00Z\n\
             1,h-1,B,1,1.00,USD,2026-01-01T10:00:00Z\n2,h-2,X,1,1.00,USD,2026-01-02T10:00:00Z\n\
             3,h-1,B,0,1.00,USD,2026-01-02T10:00:00Z\n4,h-2,B,5,4.99,USD,2026-01-03T10:00:00Z\n\
             1,h-1,B,9,9.00,USD,2026-01-01T10:00:00Z\n";
-        let run = |now| {
-            import_orders(&store, &settings, Timestamp(now), orders.as_bytes(), |_| ())
-                .expect("import")
+        let read = |now, file: &[u8]| {
+            let (now, file) = (Timestamp(now), Cursor::new(file));
+            import_orders(&store, &settings, &reading, &Utc, now, file, |_| ()).expect("import")
         };
+        let run = |now| read(now, orders.as_bytes());
         let first = run(10);
         assert_eq!((first.read, first.created, first.failed), (7, 4, 3));
         let fields: Vec<_> = first
@@ -384,21 +419,22 @@ mod tests {
         // One bad row costs the whole order, whichever row it is; corrected, it comes whole.
         let head = "order_id,customer,product,quantity,amount,currency,time\n";
         let row = |quantity: &str| format!("9,h-1,A,{quantity},7.00,USD,2026-01-04T10:00:00Z\n");
-        let import = |now, rows: &[u8]| {
-            let file = [head.as_bytes(), rows].concat();
-            import_orders(&store, &settings, Timestamp(now), file.as_slice(), |_| ())
-                .expect("import")
-        };
+        let import = |now, rows: &[u8]| read(now, &[head.as_bytes(), rows].concat());
         for bad in [
             [row("0"), row("1"), row("1")].concat().into_bytes(),
             [row("1"), row("x"), row("1")].concat().into_bytes(),
             [row("1"), row("1"), row("0")].concat().into_bytes(),
-            [
-                row("1").as_bytes(),
-                row("1").as_bytes(),
-                b"9,h-1,\xff,1,7.00,USD,x\n",
-            ]
-            .concat(),
+            // Neither a row whose quote stays open, nor one that is cut short, leaves the rest.
+            [row("1").as_str(), "9,h-1,\"A,1,7.00,USD,x\n", &row("1")]
+                .concat()
+                .into_bytes(),
+            [row("1").as_str(), "9,h-1,A,1\n", &row("1")]
+                .concat()
+                .into_bytes(),
+            // Nor does a row that does not say which order it is of.
+            [row("1").as_str(), ",h-1,A,1,7.00,USD,2026/1/4\n", &row("1")]
+                .concat()
+                .into_bytes(),
         ] {
             let report = import(30, &bad);
             assert_eq!((report.created, report.failed), (0, 3), "{report:?}");
@@ -409,5 +445,52 @@ mod tests {
             .read_blocking::<_, StoreError>(|tx| crate::product::stock::verify(tx, |_| Ok(())))
             .expect("verify");
         assert_eq!((verdict.movements, verdict.problems_total), (1, 0));
+    }
+
+    #[test]
+    fn times_and_numbers_are_read_as_spreadsheets_write_them() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let metrics = Metrics::new().expect("metrics");
+        let path = dir.path().join("onrush.db");
+        let store = Store::open(&path, &Database::default(), metrics, |_| ()).expect("store");
+        let (settings, reading) = (config::Import::default(), Reading::default());
+        let products = Cursor::new("sku,name,price,currency\nA,毛毯,7,CNY\n");
+        import_products(&store, &settings, &reading, Timestamp(1), products, |_| ())
+            .expect("products");
+        let orders = "order_id;customer;product;quantity;amount;currency;time;customer_name;\r\n\
+            1;h-1;A;1;￥1.299,50;CNY;2026/1/5 9:03;王芳;\r\n;;;;;;;;\r\n\
+            2.02601E+17;h-1;A;1;7,00;CNY;2026/1/5 9:03;;\r\n\
+            3;h-1;A;1;7,00;CNY;1/5/2026 9:03;;\r\n\
+            4;h-1;A;1;7.00;CNY;2026/1/5 9:03;;\r\n\
+            5;h-1;A;1;€7,00;CNY;2026/1/5 9:03;;\r\n";
+        let file = encoding_rs::GB18030.encode(orders).0;
+        let zone = chrono::FixedOffset::east_opt(8 * 3_600).expect("an offset");
+        let (now, file) = (Timestamp(2), Cursor::new(file.into_owned()));
+        let report =
+            import_orders(&store, &settings, &reading, &zone, now, file, |_| ()).expect("import");
+        assert_eq!((report.read, report.created, report.failed), (5, 1, 4));
+        let places: Vec<_> = report
+            .errors
+            .iter()
+            .map(|error| (error.line, error.field.as_str()))
+            .collect();
+        assert_eq!(
+            places,
+            [(4, "order_id"), (5, "time"), (6, "amount"), (7, "amount")]
+        );
+        let orders = store
+            .read_blocking::<_, StoreError>(|tx| {
+                let filter = crate::order::Filter {
+                    user_id: None,
+                    status: None,
+                    before: i64::MAX,
+                    limit: 10,
+                };
+                sql::list(tx, &filter)
+            })
+            .expect("read");
+        let made = &orders[0];
+        assert_eq!(made.total_amount, 129_950);
+        assert_eq!(made.created_at.to_string(), "2026-01-05T01:03:00.000000Z");
     }
 }

@@ -24,12 +24,12 @@ use crate::cache::{Cache, CacheError, Cached, HighestWanted, Id, Kind, KindRules
 use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
-use crate::http::body::read_problem;
 use crate::http::json::etag_of;
 use crate::http::{
     Body, Created, CsvBody, Failure, NoContent, Printed, PrintedTagged, Problem, fails,
 };
 use crate::monitor::Metrics;
+use crate::sheet;
 use crate::store::{Rows, Store, StoreError};
 
 impl From<ProductError> for Problem {
@@ -216,6 +216,10 @@ struct ImportView {
     failed: u64,
     /// The first of those
     errors: Vec<RowErrorView>,
+    /// The encoding that the file was read in, such as `UTF-8` or `GB18030`
+    encoding: String,
+    /// What stands between its columns: `comma`, `semicolon`, `tab`, or the character itself
+    delimiter: String,
 }
 
 impl From<ImportReport> for ImportView {
@@ -235,19 +239,16 @@ impl From<ImportReport> for ImportView {
                     reason: error.reason,
                 })
                 .collect(),
+            encoding: report.encoding,
+            delimiter: report.delimiter,
         }
     }
 }
 
 impl From<ImportError> for Problem {
     fn from(error: ImportError) -> Self {
-        let text = error.to_string();
         match error {
-            ImportError::Header(_) => Problem::validation(vec![FieldError::new("header", text)]),
-            ImportError::Read(error) => match error.kind() {
-                csv::ErrorKind::Io(error) => read_problem(error),
-                _ => Problem::new(StatusCode::BAD_REQUEST, "malformed_csv", text),
-            },
+            ImportError::Sheet(error) => error.into(),
             ImportError::Store(error) => error.into(),
         }
     }
@@ -500,6 +501,8 @@ pub struct ProductApi {
     clock: Clock,
     metrics: Metrics,
     import: Arc<config::Import>,
+    /// Where a file is put aside while it is imported.
+    folder: Arc<std::path::Path>,
     import_turn: Arc<Semaphore>,
 }
 
@@ -510,6 +513,7 @@ impl ProductApi {
         clock: Clock,
         metrics: Metrics,
         import: Arc<config::Import>,
+        folder: Arc<std::path::Path>,
     ) -> Self {
         Self {
             store: showcase.store.clone(),
@@ -517,6 +521,7 @@ impl ProductApi {
             clock,
             metrics,
             import,
+            folder,
             import_turn: Arc::new(Semaphore::new(1)),
         }
     }
@@ -696,9 +701,12 @@ impl ProductApi {
     /// Import products
     ///
     /// A CSV file with the columns `sku`, `name`, `currency`, `price` (or `unit_amount`) and, as you
-    /// like, `description`, `category`, `stock`, `popularity`. Rows are matched by `sku`, so the same
-    /// file may be sent again; bad rows are named and cost no other row. One import runs at a time.
-    /// For staff.
+    /// like, `description`, `category`, `stock`, `popularity`; or with `sku` and `stock` alone, which
+    /// counts what is known. Rows are matched by `sku`, so the same file may be sent again; bad rows
+    /// are named and cost no other row. Columns are separated by commas, semicolons or tabs. The whole
+    /// file is in one encoding: that of its byte-order mark, else the `charset` of the content type,
+    /// else UTF-8, GB18030 or UTF-16 as found; the answer says which. One import runs at a time. For
+    /// staff.
     #[oai(path = "/products/import", method = "post")]
     async fn import(
         &self,
@@ -716,11 +724,14 @@ impl ProductApi {
                 .retry_after(5)
             })?;
         let (store, settings) = (self.store.clone(), Arc::clone(&self.import));
-        let (now, reader) = (self.clock.now(), file.into_read());
+        let (now, folder) = (self.clock.now(), Arc::clone(&self.folder));
+        let upload = file.into_upload();
         let report = tokio::task::spawn_blocking(move || {
             // Held here, because the import runs on when its client goes away.
             let _turn = turn;
-            import_products(&store, &settings, now, reader, |_| ())
+            let (reading, moved) = (upload.reading, upload.moved);
+            let file = sheet::spool(upload.body, &folder)?;
+            import_products(&store, &settings, &reading, now, file, |_| moved.note())
         })
         .await
         .map_err(Problem::internal)?

@@ -1,17 +1,22 @@
-//! CSV import of products: streams, reports each bad row, can be run again without doubling.
+//! Import of products from a file: streams, reports each bad row, can be run again without doubling.
+//!
+//! A file of `sku` and `stock` alone is a stock-take: it counts what is known and makes nothing.
 //!
 //! Invariants: bounded memory whatever the file's length; a bad row changes nothing and costs no
 //! other row; money is read as decimal text, never through floating point.
 
-use std::io::Read;
+use std::borrow::Cow;
+use std::io::{Read, Seek};
 
 use serde::Serialize;
 
 use super::currency::{self, minor_digits};
-use super::{NewProduct, ProductError, Silent, Upsert};
+use super::{NewProduct, ProductError, STOCK_MAX, Silent, Upsert};
 use crate::clock::Timestamp;
 use crate::config;
-use crate::store::{Store, StoreError};
+use crate::sheet::cell::{self, Numbers, Reason};
+use crate::sheet::{Columns, Next, Reading, Record, Sheet, SheetError, Written};
+use crate::store::{Store, StoreError, Tx};
 
 /// A row that was not taken.
 #[derive(Clone, Debug, Serialize)]
@@ -39,9 +44,22 @@ pub struct ImportReport {
     pub failed: u64,
     /// The first of those.
     pub errors: Vec<RowError>,
+    /// The encoding that the file was read in, such as `UTF-8` or `GB18030`.
+    pub encoding: String,
+    /// What stands between its columns: `comma`, `semicolon`, `tab`, or the character itself.
+    pub delimiter: String,
 }
 
 impl ImportReport {
+    /// Of a file that is written so; nothing was read yet.
+    pub fn of(written: &Written) -> Self {
+        Self {
+            encoding: written.encoding.clone(),
+            delimiter: written.delimiter.clone(),
+            ..Self::default()
+        }
+    }
+
     /// Notes a row that was not taken; beyond `max` it is only counted.
     pub fn fail(
         &mut self,
@@ -61,15 +79,12 @@ impl ImportReport {
     }
 }
 
-/// Why an import ended early. What was taken before stays.
+/// Why an import ended early. What was taken before stays; before the first row nothing was.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The header lacks a column, or has an unknown one.
-    #[error("{0}")]
-    Header(String),
-    /// The file can't be read: it breaks off, or is no CSV.
-    #[error("the file can't be read: {0}")]
-    Read(csv::Error),
+    /// The file.
+    #[error(transparent)]
+    Sheet(#[from] SheetError),
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -101,6 +116,24 @@ pub fn decimal_to_minor(text: &str, currency: &str) -> Option<i64> {
     format!("{whole}{part:0<digits$}").parse().ok()
 }
 
+const NO_AMOUNT: Reason = Cow::Borrowed("is not a decimal amount of this currency, such as 12.50");
+
+/// An amount of the file's line `line` in minor units: as spreadsheet programs show it, with the sign
+/// of its currency or without.
+pub fn amount(text: &str, currency: &str, numbers: &mut Numbers, line: u64) -> Result<i64, Reason> {
+    let bare = cell::without_sign(text, currency)?;
+    let plain = numbers
+        .plain(bare, line, minor_digits(currency))
+        .map_err(|reason| {
+            if reason == cell::NO_NUMBER {
+                NO_AMOUNT
+            } else {
+                reason
+            }
+        })?;
+    decimal_to_minor(&plain, currency).ok_or(NO_AMOUNT)
+}
+
 const KNOWN: &[&str] = &[
     "sku",
     "name",
@@ -118,182 +151,222 @@ const KNOWN: &[&str] = &[
 /// ordinary length have less.
 const WRITE_BYTES_MAX: usize = 262_144;
 
-/// A row with its line and, where the file speaks of it, the counted stock.
-type Checked = (u64, NewProduct, Option<i64>);
+/// The columns of a stock-take, in either order.
+const COUNTED: [&str; 2] = ["sku", "stock"];
+
+const COLUMNS: Columns<'static> = Columns {
+    with_lines: &["description"],
+    is_row: |header, fields| {
+        let field = |name: &str| {
+            let at = header.iter().position(|known| known == name)?;
+            fields.get(at).copied()
+        };
+        let price = field("price").or_else(|| field("unit_amount"));
+        field("currency").is_some_and(has_form_of_currency)
+            && price.is_some_and(|price| price.bytes().any(|byte| byte.is_ascii_digit()))
+    },
+};
+
+fn has_form_of_currency(text: &str) -> bool {
+    text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase())
+}
+
+/// A row that can be written.
+enum Checked {
+    /// A product and, where the file speaks of it, its counted stock.
+    Product(NewProduct, Option<i64>),
+    /// What a stock-take counted.
+    Count { sku: String, counted: i64 },
+}
+
+impl Checked {
+    /// Text that goes into the search's index.
+    fn text_bytes(&self) -> usize {
+        match self {
+            Checked::Product(new, _) => new.text_bytes(),
+            Checked::Count { .. } => 0,
+        }
+    }
+}
+
+/// Where each column stands, once for the file.
+struct Places {
+    sku: Option<usize>,
+    name: Option<usize>,
+    description: Option<usize>,
+    category: Option<usize>,
+    price: Option<usize>,
+    unit_amount: Option<usize>,
+    currency: Option<usize>,
+    stock: Option<usize>,
+    popularity: Option<usize>,
+    is_count: bool,
+}
+
+impl Places {
+    fn of(header: &[String]) -> Result<Self, SheetError> {
+        let wrong = |reason: String| Err(SheetError::Header(reason));
+        if let Some(name) = header.iter().find(|name| !KNOWN.contains(&name.as_str())) {
+            let name = crate::check::shortened(name);
+            return wrong(format!(
+                "there is no column `{name}`; the columns are {}",
+                KNOWN.join(", ")
+            ));
+        }
+        let at = |name: &str| header.iter().position(|known| known == name);
+        let is_count =
+            header.len() == COUNTED.len() && COUNTED.iter().all(|name| at(name).is_some());
+        if !is_count {
+            for name in ["sku", "name", "currency"] {
+                if at(name).is_none() {
+                    return wrong(format!("the column `{name}` is missing"));
+                }
+            }
+            if at("price").is_none() && at("unit_amount").is_none() {
+                return wrong("a column `price` or `unit_amount` is missing".to_owned());
+            }
+        }
+        Ok(Self {
+            sku: at("sku"),
+            name: at("name"),
+            description: at("description"),
+            category: at("category"),
+            price: at("price"),
+            unit_amount: at("unit_amount"),
+            currency: at("currency"),
+            stock: at("stock"),
+            popularity: at("popularity"),
+            is_count,
+        })
+    }
+}
 
 /// Reads the whole file; `progress` hears how many rows were read.
 pub fn import_products(
     store: &Store,
     settings: &config::Import,
+    reading: &Reading,
     now: Timestamp,
-    input: impl Read,
+    input: impl Read + Seek,
     mut progress: impl FnMut(u64),
 ) -> Result<ImportReport, ImportError> {
-    let mut reader = csv::ReaderBuilder::new()
-        .flexible(true)
-        .trim(csv::Trim::All)
-        .from_reader(input);
-    let header: Vec<String> = reader
-        .headers()
-        .map_err(ImportError::Read)?
-        .iter()
-        .map(|name| name.trim_start_matches('\u{feff}').to_ascii_lowercase())
-        .collect();
-    for name in &header {
-        if !KNOWN.contains(&name.as_str()) {
-            return Err(ImportError::Header(format!(
-                "there is no column `{name}`; the columns are {}",
-                KNOWN.join(", ")
-            )));
-        }
-    }
-    if let Some((_, twice)) = header
-        .iter()
-        .enumerate()
-        .find(|(index, name)| header[..*index].contains(*name))
-    {
-        return Err(ImportError::Header(format!(
-            "the column `{twice}` is there twice"
-        )));
-    }
-    let at = |name: &str| header.iter().position(|known| known == name);
-    for name in ["sku", "name", "currency"] {
-        if at(name).is_none() {
-            return Err(ImportError::Header(format!(
-                "the column `{name}` is missing"
-            )));
-        }
-    }
-    if at("price").is_none() && at("unit_amount").is_none() {
-        return Err(ImportError::Header(
-            "a column `price` or `unit_amount` is missing".to_owned(),
-        ));
-    }
+    let mut sheet = Sheet::open(input, reading, settings.field_bytes_max, &COLUMNS)?;
+    let places = Places::of(sheet.header())?;
     let silent = Silent {
-        description: at("description").is_none(),
-        category: at("category").is_none(),
+        description: places.description.is_none(),
+        category: places.category.is_none(),
     };
-    let mut report = ImportReport::default();
-    let mut batch: Vec<Checked> = Vec::with_capacity(settings.batch_rows);
+    let mut numbers = Numbers::of(sheet.delimiter());
+    let mut report = ImportReport::of(sheet.written());
+    let errors_max = settings.errors_max;
+    let mut batch: Vec<(u64, Checked)> = Vec::with_capacity(settings.batch_rows);
     let mut batch_bytes = 0;
-    let mut record = csv::StringRecord::new();
+    let step = settings.batch_rows.max(1) as u64;
     loop {
-        let line = reader.position().line();
-        match reader.read_record(&mut record) {
-            Ok(false) => break,
-            Ok(true) => {
-                report.read += 1;
-                let line = record.position().map_or(line, csv::Position::line);
-                match read_row(&record, &at, header.len(), settings.field_bytes_max) {
-                    Ok((new, counted)) => {
-                        batch_bytes += new.text_bytes();
-                        batch.push((line, new, counted));
-                    }
-                    Err((field, reason)) => report.fail(settings.errors_max, line, field, reason),
+        let next = sheet.next_row()?;
+        let record = sheet.record();
+        let line = record.line();
+        match next {
+            Next::End => break,
+            Next::Row => match read_row(record, &places, &mut numbers, settings.field_bytes_max) {
+                Ok(checked) => {
+                    batch_bytes += checked.text_bytes();
+                    batch.push((line, checked));
                 }
-            }
-            Err(error) if matches!(error.kind(), csv::ErrorKind::Utf8 { .. }) => {
-                report.read += 1;
-                report.fail(settings.errors_max, line, "", "the row is not UTF-8");
-            }
-            Err(error) => return Err(ImportError::Read(error)),
+                Err((field, reason)) => report.fail(errors_max, line, field, reason),
+            },
+            Next::Bad(reason) => report.fail(errors_max, line, "", reason),
         }
+        report.read += 1;
         if batch.len() >= settings.batch_rows || batch_bytes >= WRITE_BYTES_MAX {
             batch_bytes = 0;
-            write(
-                store,
-                now,
-                &mut batch,
-                silent,
-                &mut report,
-                settings.errors_max,
-            )?;
+            write(store, now, &mut batch, silent, &mut report, errors_max)?;
+        }
+        if report.read.is_multiple_of(step) {
             progress(report.read);
         }
     }
-    write(
-        store,
-        now,
-        &mut batch,
-        silent,
-        &mut report,
-        settings.errors_max,
-    )?;
+    write(store, now, &mut batch, silent, &mut report, errors_max)?;
     progress(report.read);
     Ok(report)
 }
 
+/// The field that is wrong, and why.
+type Fault = (Cow<'static, str>, Reason);
+
 fn read_row(
-    record: &csv::StringRecord,
-    at: &impl Fn(&str) -> Option<usize>,
-    columns: usize,
+    record: &Record,
+    places: &Places,
+    numbers: &mut Numbers,
     bytes_max: usize,
-) -> Result<(NewProduct, Option<i64>), (String, String)> {
-    // A row of another length has a comma too many or too few: its values stand in wrong columns.
-    if record.len() != columns {
-        return Err((
-            String::new(),
-            format!("has {} fields, the header has {columns}", record.len()),
-        ));
-    }
-    let field = |name: &str| {
-        at(name)
-            .and_then(|index| record.get(index))
-            .unwrap_or_default()
-    };
-    let wrong = |name: &str, reason: &str| (name.to_owned(), reason.to_owned());
+) -> Result<Checked, Fault> {
+    let field = |place: Option<usize>| place.map(|at| record.get(at)).unwrap_or_default();
+    let of = |name: &'static str| move |reason: Reason| (Cow::Borrowed(name), reason);
+    let wrong = |name: &'static str, reason: &'static str| of(name)(Cow::Borrowed(reason));
     if record.iter().any(|text| text.len() > bytes_max) {
         return Err(wrong("", "a field is too long"));
     }
-    let whole = |name: &str| -> Result<Option<i64>, (String, String)> {
-        match field(name) {
-            "" => Ok(None),
-            text => text
-                .parse()
-                .map(Some)
-                .map_err(|_| wrong(name, "is not a whole number")),
-        }
-    };
-    let currency = field("currency");
-    currency::check(currency).map_err(|reason| ("currency".to_owned(), reason))?;
-    let unit_amount = match whole("unit_amount")? {
-        Some(amount) => amount,
-        None => decimal_to_minor(field("price"), currency).ok_or_else(|| {
-            wrong(
-                "price",
-                "is not a decimal amount of this currency, such as 12.50",
-            )
-        })?,
-    };
-    if field("sku").is_empty() {
+    let line = record.line();
+    let sku = field(places.sku);
+    if sku.is_empty() {
         return Err(wrong(
             "sku",
             "is missing; it tells rows apart when the file is imported again",
         ));
     }
-    let counted = whole("stock")?;
+    if cell::is_shortened(sku) {
+        return Err(wrong("sku", cell::SHORTENED));
+    }
+    if places.is_count {
+        let counted = numbers
+            .whole(field(places.stock), line)
+            .map_err(of("stock"))?;
+        let counted = counted.ok_or_else(|| wrong("stock", "is missing"))?;
+        if !(0..=STOCK_MAX).contains(&counted) {
+            let reason = format!("must be between 0 and {STOCK_MAX}");
+            return Err(of("stock")(Cow::Owned(reason)));
+        }
+        let sku = sku.to_owned();
+        return Ok(Checked::Count { sku, counted });
+    }
+    let currency = field(places.currency);
+    currency::check(currency).map_err(|reason| of("currency")(Cow::Owned(reason)))?;
+    let whole = numbers
+        .whole(field(places.unit_amount), line)
+        .map_err(of("unit_amount"))?;
+    let unit_amount = match whole {
+        Some(whole) => whole,
+        None => amount(field(places.price), currency, numbers, line).map_err(of("price"))?,
+    };
+    // After the price, which shows most often how the file writes numbers.
+    let counted = numbers
+        .whole(field(places.stock), line)
+        .map_err(of("stock"))?;
+    let popularity = numbers
+        .whole(field(places.popularity), line)
+        .map_err(of("popularity"))?;
     let new = NewProduct {
-        sku: Some(field("sku").to_owned()),
-        name: field("name").to_owned(),
-        description: field("description").to_owned(),
-        category: field("category").to_owned(),
+        sku: Some(sku.to_owned()),
+        name: field(places.name).to_owned(),
+        description: field(places.description).to_owned(),
+        category: field(places.category).to_owned(),
         unit_amount,
         currency: currency.to_owned(),
         stock: counted.unwrap_or(0),
-        popularity: whole("popularity")?.unwrap_or(0),
+        popularity: popularity.unwrap_or(0),
     };
     if let Err(errors) = new.check()
         && let Some(first) = errors.into_iter().next()
     {
-        return Err((first.field, first.reason));
+        return Err((first.field.into(), first.reason.into()));
     }
-    Ok((new, counted))
+    Ok(Checked::Product(new, counted))
 }
 
 fn write(
     store: &Store,
     now: Timestamp,
-    batch: &mut Vec<Checked>,
+    batch: &mut Vec<(u64, Checked)>,
     silent: Silent,
     report: &mut ImportReport,
     errors_max: usize,
@@ -301,11 +374,11 @@ fn write(
     let rows = std::mem::take(batch);
     let outcomes = store.write_blocking(move |tx| {
         let mut outcomes = Vec::with_capacity(rows.len());
-        for (line, new, counted) in rows {
-            match super::upsert(tx, now, &new, counted, silent) {
-                Ok(done) => outcomes.push((line, Ok(done))),
+        for (line, checked) in rows {
+            match write_row(tx, now, checked, silent) {
+                Ok(done) => outcomes.push((line, done)),
                 Err(ProductError::Store(error)) => return Err(error),
-                Err(error) => outcomes.push((line, Err(error.to_string()))),
+                Err(error) => outcomes.push((line, Err(("", error.to_string())))),
             }
         }
         Ok::<_, StoreError>(outcomes)
@@ -315,15 +388,35 @@ fn write(
             Ok(Upsert::Created) => report.created += 1,
             Ok(Upsert::Updated) => report.updated += 1,
             Ok(Upsert::Unchanged) => report.unchanged += 1,
-            Err(reason) => report.fail(errors_max, line, "", reason),
+            Err((field, reason)) => report.fail(errors_max, line, field, reason),
         }
     }
     Ok(())
 }
 
+fn write_row(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    checked: Checked,
+    silent: Silent,
+) -> Result<Result<Upsert, (&'static str, String)>, ProductError> {
+    match checked {
+        Checked::Product(new, counted) => super::upsert(tx, now, &new, counted, silent).map(Ok),
+        Checked::Count { sku, counted } => {
+            let done = super::count_stock(tx, now, &sku, counted)?;
+            Ok(done.ok_or_else(|| {
+                let reason = "is no product's; a file of sku and stock counts known ones only";
+                ("sku", reason.to_owned())
+            }))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Cursor;
+
     use crate::config::Database;
     use crate::monitor::Metrics;
     use crate::product::stock;
@@ -374,8 +467,9 @@ mod tests {
             import_products(
                 &store,
                 &config::Import::default(),
+                &Reading::default(),
                 Timestamp(1),
-                csv.as_bytes(),
+                Cursor::new(csv),
                 |_| (),
             )
             .expect("import")
@@ -407,7 +501,8 @@ mod tests {
         let store = Store::open(&path, &Database::default(), metrics, |_| ()).expect("store");
         let run = |csv: &str| {
             let settings = config::Import::default();
-            import_products(&store, &settings, Timestamp(1), csv.as_bytes(), |_| ())
+            let (reading, now) = (Reading::default(), Timestamp(1));
+            import_products(&store, &settings, &reading, now, Cursor::new(csv), |_| ())
         };
         run("sku,name,description,category,price,currency,stock\nA,Lamp,bright,home,1,CNY,3\n")
             .expect("import");
@@ -428,7 +523,156 @@ mod tests {
         assert_eq!((lamp.unit_amount, lamp.stock), (200, 3));
         assert!(matches!(
             run("sku,sku,name,price,currency\n"),
-            Err(ImportError::Header(_))
+            Err(ImportError::Sheet(SheetError::Header(_)))
         ));
+    }
+
+    fn store_in(dir: &tempfile::TempDir) -> Store {
+        let path = dir.path().join("onrush.db");
+        let metrics = Metrics::new().expect("metrics");
+        Store::open(&path, &Database::default(), metrics, |_| ()).expect("store")
+    }
+
+    fn run(store: &Store, file: &[u8]) -> Result<ImportReport, ImportError> {
+        let settings = config::Import::default();
+        let (reading, now) = (Reading::default(), Timestamp(1));
+        import_products(store, &settings, &reading, now, Cursor::new(file), |_| ())
+    }
+
+    fn product(store: &Store, sku: &str) -> crate::product::Product {
+        store
+            .read_blocking::<_, ProductError>(|tx| {
+                let (id, _) = crate::product::id_of_sku(tx, sku)?.expect("a product");
+                crate::product::get(tx, id)
+            })
+            .expect("read")
+    }
+
+    #[test]
+    fn files_of_spreadsheet_programs_are_read_as_their_owners_see_them() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = store_in(&dir);
+        // As Excel writes it in China, in Germany, and as "Unicode text".
+        let chinese = "sku,name,price,currency,stock\r\nM-1,毛毯,\"￥1,299.00\",CNY,3\r\n";
+        let chinese = encoding_rs::GBK.encode(chinese).0.into_owned();
+        let german =
+            "sku;name;price;currency;stock;;\r\nM-2;Decke;1.299,50 €;EUR;1.200;;\r\n;;;;;;\r\n";
+        let unicode: Vec<u8> =
+            "\u{feff}sku\tname\tprice\tcurrency\r\nM-3\t毛毯，大\t¥1299\tJPY\r\n"
+                .encode_utf16()
+                .flat_map(u16::to_le_bytes)
+                .collect();
+        for (file, written, sku, name, unit_amount, stock) in [
+            (
+                &chinese[..],
+                ("GB18030", "comma"),
+                "M-1",
+                "毛毯",
+                129_900,
+                3,
+            ),
+            (
+                german.as_bytes(),
+                ("UTF-8", "semicolon"),
+                "M-2",
+                "Decke",
+                129_950,
+                1_200,
+            ),
+            (
+                &unicode[..],
+                ("UTF-16LE", "tab"),
+                "M-3",
+                "毛毯，大",
+                1_299,
+                0,
+            ),
+        ] {
+            let report = run(&store, file).expect("import");
+            assert_eq!((report.read, report.created), (1, 1), "{sku} {report:?}");
+            assert_eq!(
+                (report.encoding.as_str(), report.delimiter.as_str()),
+                written
+            );
+            let made = product(&store, sku);
+            assert_eq!(
+                (made.name.as_str(), made.unit_amount, made.stock),
+                (name, unit_amount, stock)
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_in_one_encoding_makes_nothing() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = store_in(&dir);
+        let mut file = b"sku,name,price,currency\n".to_vec();
+        for number in 0..3_000 {
+            file.extend_from_slice(format!("N{number},杯子,1,CNY\n").as_bytes());
+        }
+        file.extend_from_slice(b"X,\xff\xfe,1,CNY\n");
+        let refused = run(&store, &file).expect_err("refused").to_string();
+        assert!(refused.starts_with("line 3002, byte "), "{refused}");
+        let known = store
+            .read_blocking::<_, StoreError>(|tx| crate::product::id_of_sku(tx, "N0"))
+            .expect("read");
+        assert_eq!(known, None);
+    }
+
+    #[test]
+    fn a_file_of_sku_and_stock_counts_and_makes_nothing() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = store_in(&dir);
+        run(
+            &store,
+            b"sku,name,price,currency,stock\nA,Lamp,1,CNY,3\nB,Mug,1,CNY,4\n",
+        )
+        .expect("import");
+        let id = product(&store, "B").id;
+        store
+            .write_blocking::<_, ProductError>(move |tx| {
+                crate::product::archive(tx, Timestamp(2), id)
+            })
+            .expect("archived");
+        let report = run(&store, b"stock;sku\n7;A\n;A\n-1;A\n5;B\n1;C\n7;A\n").expect("import");
+        assert_eq!((report.updated, report.unchanged, report.failed), (1, 1, 4));
+        let places: Vec<_> = report
+            .errors
+            .iter()
+            .map(|error| (error.line, error.field.as_str()))
+            .collect();
+        assert_eq!(places, [(3, "stock"), (4, "stock"), (5, "sku"), (6, "sku")]);
+        let lamp = product(&store, "A");
+        assert_eq!((lamp.name.as_str(), lamp.stock), ("Lamp", 7));
+        let verdict = store
+            .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| Ok(())))
+            .expect("verify");
+        assert_eq!(verdict.problems_total, 0);
+    }
+
+    #[test]
+    fn a_quote_that_closes_in_the_next_row_swallows_neither() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = store_in(&dir);
+        let file = "sku,name,description,price,currency\n\
+            A,\"Lamp 5,x,1,CNY\nB,Mug \"big\",x,2,CNY\n\
+            C,Pen,\"bright,3,CNY\nD,Cup,nice\",4,CNY\n\
+            E,Jar,\"two\nlines, big, tall\",5,CNY\n1.5E+12,Pot,x,6,CNY\n";
+        let report = run(&store, file.as_bytes()).expect("import");
+        let errors: Vec<_> = report
+            .errors
+            .iter()
+            .map(|error| (error.line, error.field.as_str()))
+            .collect();
+        assert_eq!(errors, [(2, ""), (4, ""), (8, "sku")]);
+        assert!(
+            report.errors[0]
+                .reason
+                .starts_with("a quote opens in this line")
+        );
+        assert_eq!((report.read, report.created), (6, 3));
+        assert_eq!(product(&store, "B").name, "Mug \"big\"");
+        assert_eq!(product(&store, "D").unit_amount, 400);
+        assert_eq!(product(&store, "E").description, "two\nlines, big, tall");
     }
 }

@@ -467,6 +467,28 @@ pub fn upsert(
     })
 }
 
+/// A row of a stock-take: the product of this SKU has so many free units. `None` where the shop has no
+/// such product.
+pub fn count_stock(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    sku: &str,
+    counted: i64,
+) -> Result<Option<Upsert>, ProductError> {
+    let known = match sql::by_sku(tx, sku)? {
+        Some(product) => sql::get(tx, product.id)?,
+        None => None,
+    };
+    let Some(before) = known else {
+        return Ok(None);
+    };
+    if counted == before.stock {
+        return Ok(Some(Upsert::Unchanged));
+    }
+    stock::set(tx, now, before.id, counted)?;
+    Ok(Some(Upsert::Updated))
+}
+
 /// The id of a product by its article number, archived ones included.
 pub fn id_of_sku(tx: &mut Tx<'_>, sku: &str) -> Result<Option<(ProductId, String)>, StoreError> {
     Ok(sql::by_sku(tx, sku)?.map(|product| (product.id, product.currency)))

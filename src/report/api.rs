@@ -364,6 +364,10 @@ impl ReportApi {
         /// `json` or `csv`
         #[oai(default = "json_format")]
         format: Query<String>,
+        /// Whether CSV begins with a byte-order mark, by which spreadsheet programs know that it is
+        /// UTF-8
+        #[oai(default = "with_mark")]
+        bom: Query<bool>,
     ) -> Result<ReportAnswer, Failure<{ fails::SECURED | fails::NOT_FOUND }>> {
         access.0.require(Role::Staff, Scope::Reports)?;
         let is_csv = match format.0.as_str() {
@@ -385,11 +389,15 @@ impl ReportApi {
         }
         Ok(ReportAnswer::Csv {
             name: format!("sales-{}-{}.csv", report.start_date, report.end_date),
-            text: csv_of(&report).map_err(Problem::from)?,
+            text: csv_of(&report, bom.0).map_err(Problem::from)?,
         })
     }
 }
 
 fn json_format() -> String {
     "json".to_owned()
+}
+
+fn with_mark() -> bool {
+    true
 }

@@ -1,15 +1,12 @@
-//! A report as CSV, for spreadsheets (RFC 4180): one table, so that each line has the same columns.
-//!
-//! Invariant: no text of the shop becomes a formula where the file is opened.
-
-use std::borrow::Cow;
+//! A report as CSV, for spreadsheets: one table, so that each line has the same columns.
 
 use super::{Figures, Report, TopProduct};
 use crate::product::import::minor_to_decimal;
+use crate::sheet::{Cell, CsvOut, WriteError};
 use crate::store::StoreError;
 
 /// What each line has; `gross` is `gross_amount` with its decimal point.
-const COLUMNS: &[&str] = &[
+const COLUMNS: [&str; 12] = [
     "section",
     "date",
     "currency",
@@ -23,9 +20,6 @@ const COLUMNS: &[&str] = &[
     "gross_amount",
     "gross",
 ];
-
-/// What a spreadsheet takes for the start of a formula, in both widths (OWASP, CSV injection).
-const FORMULA: &[char] = &['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'];
 
 /// A line to be; what it does not have stays empty.
 #[derive(Default)]
@@ -41,41 +35,38 @@ struct Line<'a> {
     amount: i64,
 }
 
-/// The report as CSV.
-pub fn csv_of(report: &Report) -> Result<String, StoreError> {
-    let bug = |error: &dyn std::fmt::Display| StoreError::Bug(error.to_string());
-    let mut writer = csv::WriterBuilder::new()
-        .terminator(csv::Terminator::CRLF)
-        .from_writer(Vec::new());
-    writer.write_record(COLUMNS).map_err(|error| bug(&error))?;
+/// The report as CSV, with a byte-order mark or without.
+pub fn csv_of(report: &Report, has_mark: bool) -> Result<String, StoreError> {
+    write(report, has_mark).map_err(|error| StoreError::Bug(error.to_string()))
+}
+
+fn write(report: &Report, has_mark: bool) -> Result<String, WriteError> {
+    let mut out = CsvOut::new(&COLUMNS, has_mark)?;
     for line in lines(report) {
-        let number = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
         let (product_id, sku, name) = match line.product {
             Some(product) => (
-                product.product_id.to_string(),
-                harmless(product.sku.as_deref().unwrap_or_default()),
-                harmless(&product.name),
+                Cell::number(Some(product.product_id)),
+                product.sku.as_deref().map_or(Cell::Empty, Cell::Text),
+                Cell::Text(&product.name),
             ),
-            None => (String::new(), Cow::Borrowed(""), Cow::Borrowed("")),
+            None => (Cell::Empty, Cell::Empty, Cell::Empty),
         };
-        let fields = [
-            line.section,
-            line.date,
-            &harmless(line.currency),
-            line.state,
-            &number(line.rank.map(i64::from)),
-            &product_id,
-            &sku,
-            &name,
-            &number(line.orders),
-            &number(line.units),
-            &line.amount.to_string(),
-            &minor_to_decimal(line.amount, line.currency),
-        ];
-        writer.write_record(fields).map_err(|error| bug(&error))?;
+        out.row(&[
+            Cell::exact(line.section),
+            Cell::exact(line.date),
+            Cell::Text(line.currency),
+            Cell::exact(line.state),
+            Cell::number(line.rank.map(i64::from)),
+            product_id,
+            sku,
+            name,
+            Cell::number(line.orders),
+            Cell::number(line.units),
+            Cell::number(Some(line.amount)),
+            Cell::exact(minor_to_decimal(line.amount, line.currency)),
+        ])?;
     }
-    let bytes = writer.into_inner().map_err(|error| bug(&error))?;
-    String::from_utf8(bytes).map_err(|error| bug(&error))
+    out.finish()
 }
 
 fn lines(report: &Report) -> impl Iterator<Item = Line<'_>> {
@@ -128,16 +119,6 @@ fn lines(report: &Report) -> impl Iterator<Item = Line<'_>> {
         ..Line::default()
     });
     totals.chain(days).chain(units).chain(amounts).chain(states)
-}
-
-/// A text that begins as a formula does gets an apostrophe before it, which spreadsheets read as
-/// "this is text".
-fn harmless(text: &str) -> Cow<'_, str> {
-    if text.trim_start_matches(' ').starts_with(FORMULA) {
-        Cow::Owned(format!("'{text}"))
-    } else {
-        Cow::Borrowed(text)
-    }
 }
 
 #[cfg(test)]
@@ -203,7 +184,7 @@ mod tests {
                 amount: 500,
             }],
         };
-        let text = csv_of(&report).expect("CSV");
+        let text = csv_of(&report, false).expect("CSV");
         let head = "section,date,currency,state,rank,product_id,sku,name,orders,units,gross_amount,gross\r\n\
             total,,CNY,,,,,,2,3,1234,12.34\r\nunpaid,,CNY,,,,,,1,2,500,5.00\r\n\
             refund_due,,CNY,,,,,,0,0,0,0.00\r\nday,2026-11-11,CNY,,,,,,2,3,1234,12.34\r\n\

@@ -3,6 +3,7 @@
 mod accounts;
 mod catalogue;
 mod faktory;
+mod files;
 mod input;
 mod mail;
 mod orders;

@@ -135,6 +135,13 @@ fn a_report_is_made_once_kept_for_an_hour_and_read_as_json_and_csv() {
         "{}",
         csv.body
     );
+    assert!(
+        csv.body.starts_with("\u{feff}section,date,"),
+        "{}",
+        csv.body
+    );
+    let bare = ask(&shop, &staff, "&format=csv&bom=false");
+    assert_eq!(csv.body.strip_prefix('\u{feff}'), Some(&*bare.body));
     let etag = csv.header("etag").expect("a tag").to_owned();
     let path = format!("{path}&format=csv");
     let again = shop.get(&path).token(&staff).header("If-None-Match", &etag);

@@ -268,6 +268,27 @@ describe('the admin page', { concurrency: false }, () => {
     assert.deepEqual(body.items.map((product) => [product.name, product.unit_amount]), [['Plate', 800]]);
   });
 
+  test('a file as a spreadsheet program in China writes it is read, and told of', async () => {
+    await go('products/import');
+    // In GBK: sku,name,price,currency and M-1,毛毯,￥1299,CNY; then a row that is refused.
+    const gbk = Buffer.concat([
+      Buffer.from('sku,name,price,currency\r\nM-1,'),
+      Buffer.from([0xc3, 0xab, 0xcc, 0xba, 0x2c, 0xa3, 0xa4]),
+      Buffer.from('1299,CNY\r\n'),
+    ]);
+    await page.getByLabel('CSV file').setInputFiles({ name: 'gbk.csv', mimeType: 'text/csv', buffer: gbk });
+    await button('Import').click();
+    await says('1 created, 0 updated, 0 unchanged, 0 not taken');
+    await says('GB18030, columns separated by commas');
+    const { body } = await call(server.url, 'GET', `products?q=${encodeURIComponent('毛毯')}`);
+    assert.deepEqual(body.items.map((product) => [product.name, product.unit_amount]), [['毛毯', 129900]]);
+    const none = 'sku;name;price;currency\nM-2;Cup;1.234;EUR\n';
+    await page.getByLabel('CSV file').setInputFiles({ name: 'none.csv', mimeType: 'text/csv', buffer: Buffer.from(none) });
+    await button('Import').click();
+    await says('Nothing was imported; rows not taken: 1');
+    await says('could mean 1234 or 1.234');
+  });
+
   test('an import with an unknown column is refused in words', async () => {
     tab.expectStatuses(422);
     const csv = 'sku,name,prize,currency\nC-1,Cup,12.50,CNY\n';

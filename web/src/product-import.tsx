@@ -1,10 +1,10 @@
-// A catalogue from a CSV file, and the report of what was taken.
+// A catalogue from a file of a spreadsheet program, and the report of what was taken.
 
 import { useState } from 'preact/hooks';
 import { api, ask, invalid } from './api';
 import type { Schemas } from './api';
 import { Fact, Facts, Field, Form, say, Table, View } from './ui';
-import { number, reasonText, t } from './words';
+import { number, reasonText, t, wordOf } from './words';
 
 type Report = Schemas['ImportView'];
 
@@ -23,19 +23,30 @@ export function ImportProducts() {
       }),
     );
     setReport(done);
-    say(t('import_done'));
+    say(outcomeOf(done));
   };
   return (
     <View title={t('import_title')} back="/products">
       <p class="quiet lead">{t('import_hint')}</p>
       <Form class="card" submit={t('import_go')} busy={t('importing')} onSubmit={send}>
         <Field name="file" label={t('import_file')}>
-          <input type="file" accept=".csv,text/csv" required />
+          <input type="file" accept=".csv,.txt,.tsv,text/csv,text/tab-separated-values,text/plain" required />
         </Field>
       </Form>
       {report && <ReportOf report={report} />}
     </View>
   );
+}
+
+/** What happened, in one sentence: that a file was read does not mean that anything came of it. */
+function outcomeOf(report: Report): string {
+  if (report.read === 0) return t('import_no_rows');
+  const taken = report.created + report.updated + report.unchanged;
+  return taken === 0 ? t('import_nothing', { failed: report.failed }) : t('import_done', counts(report));
+}
+
+function counts({ created, updated, unchanged, failed }: Report) {
+  return { created, updated, unchanged, failed };
 }
 
 function ReportOf({ report }: { report: Report }) {
@@ -47,6 +58,9 @@ function ReportOf({ report }: { report: Report }) {
         <Fact name={t('rows_updated')}>{number(report.updated)}</Fact>
         <Fact name={t('rows_unchanged')}>{number(report.unchanged)}</Fact>
         <Fact name={t('rows_failed')}>{number(report.failed)}</Fact>
+        <Fact name={t('import_read_as')}>
+          {t('import_encoding', { encoding: report.encoding, delimiter: wordOf('delimiter', report.delimiter) })}
+        </Fact>
       </Facts>
       {report.failed > 0 && (
         <>

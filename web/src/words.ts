@@ -64,6 +64,7 @@ export type WordGroup =
   | 'scope'
   | 'source'
   | 'cause'
+  | 'delimiter'
   | 'overlap'
   | 'missed'
   | 'level'
