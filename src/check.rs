@@ -3,11 +3,17 @@
 //! Invariants: all faults of one input are collected before it is refused, so that a caller mends
 //! them in one go; text never holds control characters, so it is safe in logs, CSV and terminals.
 
+mod numbers;
+
 use std::borrow::Cow;
 use std::fmt::Display;
 
 use serde::de::DeserializeOwned;
 
+use numbers::require_kept_numbers;
+
+/// How serde_json tells of a float beyond all floats, which it counts among what is no JSON.
+const OUT_OF_RANGE: &str = "number out of range";
 /// Longest reason that quotes what the caller sent.
 const REASON_CHARS_MAX: usize = 200;
 
@@ -208,6 +214,13 @@ pub enum JsonError {
     Shape(FieldError),
 }
 
+/// As [`parse_json`], for what is kept: a number that would not come back as it is is refused.
+pub fn parse_kept_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
+    let value = parse_json(bytes)?;
+    require_kept_numbers(bytes).map_err(JsonError::Shape)?;
+    Ok(value)
+}
+
 /// Reads `bytes` as `T`, or says what is wrong and where.
 pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
     let malformed = |error: &serde_json::Error| {
@@ -215,7 +228,7 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
     };
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        if error.inner().is_data() {
+        if error.inner().is_data() || error.inner().to_string().starts_with(OUT_OF_RANGE) {
             JsonError::Shape(fault(&error))
         } else {
             malformed(error.inner())
@@ -244,6 +257,9 @@ fn fault(error: &serde_path_to_error::Error<serde_json::Error>) -> FieldError {
     let text = text
         .rfind(" at line ")
         .map_or(text.as_str(), |end| &text[..end]);
+    if text == OUT_OF_RANGE {
+        return FieldError::new(path, numbers::NOT_KEPT);
+    }
     let quoted = || text.split('`').nth(1).unwrap_or_default();
     if text.starts_with("missing field `") {
         return FieldError::new(join(path, quoted()), "is required");

@@ -590,6 +590,7 @@ pub struct ScheduleEntry {
     /// Where its tasks wait.
     pub queue: Option<String>,
     /// Its tasks' arguments.
+    #[serde(deserialize_with = "json_of_toml")]
     pub args: Option<serde_json::Value>,
     /// Higher first.
     pub priority: Option<u8>,
@@ -605,6 +606,32 @@ pub struct ScheduleEntry {
     pub missed_max: Option<u32>,
     /// Each task is put off by a random time up to this.
     pub jitter_seconds: Option<u32>,
+}
+
+/// TOML has numbers that JSON has not, and which would silently become `null`: `inf` and `nan`.
+fn json_of_toml<'de, D: serde::Deserializer<'de>>(
+    from: D,
+) -> Result<Option<serde_json::Value>, D::Error> {
+    use figment::value::{Num, Value};
+    fn is_json(value: &Value) -> bool {
+        match value {
+            Value::Num(_, Num::F64(float)) => float.is_finite(),
+            Value::Dict(_, members) => members.values().all(is_json),
+            Value::Array(_, values) => values.iter().all(is_json),
+            _ => true,
+        }
+    }
+    let Some(value) = Option::<Value>::deserialize(from)? else {
+        return Ok(None);
+    };
+    if !is_json(&value) {
+        return Err(serde::de::Error::custom(
+            "JSON has no numbers `inf` and `nan`; send them as texts",
+        ));
+    }
+    serde_json::to_value(value)
+        .map(Some)
+        .map_err(serde::de::Error::custom)
 }
 
 section! {
@@ -1938,6 +1965,11 @@ mod tests {
             error.contains("mean `schedules.entries.nightly.cron`"),
             "{error}"
         );
+        for number in ["inf", "-inf", "nan"] {
+            let wrong = format!("[schedules.entries.nightly]\nargs = {{ n = [{number}] }}\n");
+            let error = load_text(&wrong, &[]).expect_err("no JSON").to_string();
+            assert!(error.contains("JSON has no numbers"), "{error}");
+        }
         let wrong = "[schedules.entries]\nnightly = 5\n";
         assert!(load_text(wrong, &[]).is_err());
         let wrong = "[schedules.entries.nightly]\npriority = \"high\"\n";

@@ -9,6 +9,7 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 
 use super::{Common, EXIT_USAGE, Failed, Outcome, existing_database, print};
 use crate::app;
+use crate::check::{self, JsonError};
 use crate::config::Settings;
 use crate::store::{Store, Tx};
 use crate::task::handler::Asked;
@@ -88,12 +89,14 @@ pub(super) fn task(common: &Common, command: &TaskCommand) -> Outcome {
 }
 
 fn enqueue(common: &Common, settings: &Settings, args: &EnqueueArgs) -> Outcome {
-    if let Err(error) = serde_json::from_str::<serde_json::Value>(&args.args) {
-        return Err(Failed::new(
-            EXIT_USAGE,
-            format!("--args is no JSON: {error}"),
-        ));
-    }
+    check::parse_kept_json::<serde_json::Value>(args.args.as_bytes()).map_err(|error| {
+        let reason = match error {
+            JsonError::Malformed(reason) => format!("--args is no JSON: {reason}"),
+            JsonError::Shape(fault) if fault.field.is_empty() => format!("--args {}", fault.reason),
+            JsonError::Shape(fault) => format!("--args: {} {}", fault.field, fault.reason),
+        };
+        Failed::new(EXIT_USAGE, reason)
+    })?;
     let opened = app::open_data(settings)?;
     let now = opened.clock.now();
     let registry = opened.registry(settings)?;

@@ -3,7 +3,8 @@
 //! The schema of a body comes from poem-openapi, its parsing and printing from serde: straight from
 //! and to bytes, with the path of the field that does not fit. Invariants: what is no JSON is 400,
 //! what is JSON of the wrong shape is 422 and names its field; unknown and duplicate fields are
-//! refused wherever the type denies them; nothing here reads more than the edge lets through.
+//! refused wherever the type denies them; a number that would not come back as it was sent is
+//! refused as well (`check/numbers.rs`); nothing here reads more than the edge lets through.
 
 use std::marker::PhantomData;
 
@@ -177,7 +178,7 @@ fn parse_shaped<T: Type + DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> 
 
 /// Reads `bytes` as `T`, or says what is wrong and where.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    check::parse_json(bytes).map_err(|error| match error {
+    check::parse_kept_json(bytes).map_err(|error| match error {
         JsonError::Shape(fault) => Problem::validation(vec![fault]),
         JsonError::Malformed(reason) => malformed(&reason),
     })

@@ -572,6 +572,51 @@ fn many_jobs_are_pushed_at_once_and_the_bad_ones_are_named() {
 }
 
 #[test]
+fn a_job_keeps_its_numbers_or_is_refused() {
+    let place = Place::open();
+    let _inside = place.client.enter();
+    let mut raw = place.worker_by_hand("w");
+    let job = |jid: &str, number: &str| {
+        format!(r#"{{"jid":"{jid}","jobtype":"x","queue":"q","args":[7,{{"no":{number}}}]}}"#)
+    };
+    for number in ["18446744073709551616", "1e400", "738529527931269425.0"] {
+        let told = raw.ask(&format!("PUSH {}", job("lost-0001", number)));
+        assert!(
+            told.starts_with("-ERR invalid JSON: args[1].no is a number that"),
+            "{told}"
+        );
+        let custom = r#"PUSH {"jid":"lost-0001","jobtype":"x","args":[],"custom":{"no":NUMBER}}"#;
+        let told = raw.ask(&custom.replace("NUMBER", number));
+        assert!(
+            told.starts_with("-ERR invalid JSON: custom.no is a number that"),
+            "{told}"
+        );
+        let batch = format!(r#"BATCH NEW {{"success":{}}}"#, job("lost-0001", number));
+        let told = raw.ask(&batch);
+        assert!(
+            told.starts_with("-ERR invalid JSON: success.args[1].no"),
+            "{told}"
+        );
+    }
+    let (good, lost) = (
+        job("good-0001", "738529527931269425"),
+        job("lost-0001", "1e400"),
+    );
+    let told: Value =
+        serde_json::from_str(&raw.ask(&format!("PUSHB [{lost},{good}]"))).expect("a map");
+    assert_eq!(
+        told.as_object().expect("a map").keys().collect::<Vec<_>>(),
+        ["lost-0001"]
+    );
+    let got = raw.ask("FETCH q");
+    assert!(
+        got.contains("good-0001") && got.contains(r#"{"no":738529527931269425}"#),
+        "{got}"
+    );
+    assert_eq!(raw.ask("FETCH q"), "nil");
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_and_the_connection_lives_on() {
     let place = Place::open();
     let _inside = place.client.enter();

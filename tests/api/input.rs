@@ -363,3 +363,147 @@ fn a_query_parameter_that_an_operation_does_not_know_is_refused_with_the_nearest
         assert_eq!(ask(method, path).outcome(), outcome);
     }
 }
+
+/// Each way in of JSON that is kept; `NUMBER` stands for the number.
+const KEPT: &[(&str, &str, &str, &str)] = &[
+    (
+        "POST",
+        "tasks",
+        r#"{"name":"a","args":{"n":[NUMBER]}}"#,
+        "args.n[0]",
+    ),
+    (
+        "POST",
+        "tasks",
+        r#"{"name":"a","metadata":NUMBER}"#,
+        "metadata",
+    ),
+    (
+        "POST",
+        "tasks/batch",
+        r#"{"tasks":[{"name":"a"},{"name":"b","args":{"n":NUMBER}}]}"#,
+        "tasks[1].args.n",
+    ),
+    ("PATCH", "tasks/ID", r#"{"args":{"n":NUMBER}}"#, "args.n"),
+    (
+        "PATCH",
+        "tasks/ID",
+        r#"{"metadata":{"n":{"m":NUMBER}}}"#,
+        "metadata.n.m",
+    ),
+    (
+        "POST",
+        "schedules",
+        r#"{"name":"s2","cron":"@daily","task":"a","args":{"n":NUMBER}}"#,
+        "args.n",
+    ),
+    (
+        "PATCH",
+        "schedules/s",
+        r#"{"args":[{"n":NUMBER}]}"#,
+        "args[0].n",
+    ),
+    (
+        "POST",
+        "tasks/RUN/ack",
+        r#"{"attempt":1,"result":{"n":NUMBER}}"#,
+        "result.n",
+    ),
+];
+
+#[test]
+fn a_number_is_kept_as_it_came_or_refused_by_its_field() {
+    let shop = Shop::open();
+    let admin = shop.token(Role::Admin);
+    let send = |method: &str, path: &str, body: &str| {
+        let path = format!("/api/v1/{path}");
+        let asked = shop.ask(method, &path).token(&admin);
+        asked.raw("application/json", body.as_bytes()).send()
+    };
+    let made = send("POST", "tasks", r#"{"name":"a","countdown_seconds":60}"#).expect(202);
+    let id = made["id"].as_str().expect("an id").to_owned();
+    let run = send("POST", "tasks", r#"{"name":"a","queue":"q"}"#).expect(202);
+    let run = run["id"].as_str().expect("an id").to_owned();
+    send(
+        "POST",
+        "schedules",
+        r#"{"name":"s","cron":"@daily","task":"a"}"#,
+    )
+    .expect(201);
+    send("POST", "queues/q/fetch", "{}").expect(200);
+    for (method, path, body, field) in KEPT {
+        let path = path.replace("ID", &id).replace("RUN", &run);
+        for number in [
+            "18446744073709551616",
+            "-9223372036854775809",
+            "1e400",
+            "738529527931269425.0",
+            "0.30000000000000000001",
+        ] {
+            let answer = send(method, &path, &body.replace("NUMBER", number));
+            let told = answer.outcome();
+            assert_eq!(told, "422 validation_failed", "{method} {path} {number}");
+            assert_eq!(
+                answer.json()["errors"][0]["field"],
+                *field,
+                "{method} {path} {number}"
+            );
+        }
+    }
+    let read = |path: &str| send("GET", path, "").expect(200).to_string();
+    for number in [
+        "738529527931269425",
+        "18446744073709551615",
+        "-9223372036854775808",
+        "1.7976931348623157e+308",
+        "0.1",
+        // Read in haste, it would come back as its neighbour.
+        "31.245270191439438",
+    ] {
+        for (method, path, body, _) in &KEPT[3..5] {
+            let path = path.replace("ID", &id);
+            let kept = send(method, &path, &body.replace("NUMBER", number)).expect(200);
+            assert!(kept.to_string().contains(number), "{kept}");
+        }
+        let (method, path, body, _) = KEPT[6];
+        send(method, path, &body.replace("NUMBER", number)).expect(200);
+        assert!(read("schedules/s").contains(&format!(r#"{{"n":{number}}}"#)));
+    }
+    let body = r#"{"attempt":1,"result":{"n":738529527931269425}}"#;
+    let answer = send("POST", &format!("tasks/{run}/ack"), body);
+    assert!(answer.status < 300, "{answer:?}");
+    assert!(read(&format!("tasks/{run}")).contains(r#""n":738529527931269425"#));
+    // Nothing of what was refused has come to anything.
+    assert_eq!(
+        send("GET", "tasks", "").expect(200)["items"]
+            .as_array()
+            .map(Vec::len),
+        Some(2)
+    );
+    assert_eq!(send("GET", "schedules/s2", "").status, 404);
+}
+
+#[test]
+fn the_terminal_refuses_a_number_that_would_not_be_kept() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let enqueue = |args: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_onrush"));
+        command.arg("--data-dir").arg(dir.path().join("data"));
+        command.args(["task", "enqueue", "a", "--args", args]);
+        let output = command.output().expect("the binary runs");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), told)
+    };
+    let (code, told) = enqueue(r#"{"order":{"no":99999999999999999999}}"#);
+    assert_eq!(code, Some(2), "{told}");
+    assert!(
+        told.contains("--args: order.no ") && told.contains("64 bits"),
+        "{told}"
+    );
+    let (code, told) = enqueue("1e400");
+    assert!(code == Some(2) && told.contains("64 bits"), "{told}");
+    let (code, told) = enqueue("{");
+    assert!(code == Some(2) && told.contains("no JSON"), "{told}");
+    let (code, told) = enqueue(r#"{"no":18446744073709551615}"#);
+    assert_eq!(code, Some(0), "{told}");
+}

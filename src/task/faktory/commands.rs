@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -17,7 +19,7 @@ use super::serve::Stage;
 use super::wire::{Answer, Wire};
 use super::workers::{NAMED, NAMELESS, WorkerState};
 use super::{Inner, Refused, mutate, sql};
-use crate::check::{self, Checks};
+use crate::check::{self, Checks, JsonError};
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config::ms;
 use crate::store::{StoreError, Tx};
@@ -67,6 +69,21 @@ fn invalid<T>(why: impl Into<String>) -> Result<T, Refused> {
 
 fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Refused> {
     serde_json::from_str(text).or_else(|error| invalid(format!("invalid JSON: {error}")))
+}
+
+/// Reads what is kept: jobs. A number that would not come back as it is is refused.
+fn read_kept<T: DeserializeOwned>(text: &str) -> Result<T, Refused> {
+    check::parse_kept_json(text.as_bytes()).or_else(|error| {
+        invalid(match error {
+            JsonError::Malformed(reason) => format!("invalid JSON: {reason}"),
+            JsonError::Shape(fault) => format!("invalid JSON: {} {}", fault.field, fault.reason),
+        })
+    })
+}
+
+/// The id of a job that could not be read; empty where it has none.
+fn jid_in(text: &str) -> String {
+    read::<Reference>(text).map_or_else(|_| String::new(), |job| job.jid)
 }
 
 /// What came of an answer to a job.
@@ -178,7 +195,7 @@ impl Session {
     }
 
     async fn push(&self, rest: &str) -> Result<Answer, Refused> {
-        let (now, job) = (self.now(), read::<Job>(rest)?);
+        let (now, job) = (self.now(), read_kept::<Job>(rest)?);
         let pushed = job.read(&self.inner.tasks, now)?;
         let store = self.inner.tasks.store();
         store.write(move |tx| push_in(tx, now, &pushed)).await?;
@@ -186,18 +203,15 @@ impl Session {
     }
 
     async fn push_bulk(&self, rest: &str) -> Result<Answer, Refused> {
-        let (now, all) = (self.now(), read::<Vec<Value>>(rest)?);
+        let (now, all) = (self.now(), read::<Vec<&RawValue>>(rest)?);
         let mut errors = serde_json::Map::new();
         let mut pushed = Vec::with_capacity(all.len());
-        for value in all {
-            let jid = value["jid"].as_str().unwrap_or_default().to_owned();
-            let job = serde_json::from_value::<Job>(value)
-                .or_else(|error| invalid(format!("invalid JSON: {error}")))
-                .and_then(|job| job.read(&self.inner.tasks, now));
-            match job {
+        for job in all {
+            let read = read_kept::<Job>(job.get()).and_then(|job| job.read(&self.inner.tasks, now));
+            match read {
                 Ok(job) => pushed.push(job),
                 Err(error) => {
-                    errors.insert(jid, text(error).into());
+                    errors.insert(jid_in(job.get()), text(error).into());
                 }
             }
         }
@@ -618,7 +632,7 @@ impl Session {
         let store = self.inner.tasks.store();
         let now = self.now();
         match rest.split_once(' ') {
-            Some(("NEW", text)) => self.batch_new(read(text)?).await,
+            Some(("NEW", text)) => self.batch_new(read_kept(text)?).await,
             Some(("OPEN", bid)) => {
                 let bid = bid.trim().to_owned();
                 let asked = bid.clone();
