@@ -8,6 +8,7 @@
 import { effect, signal } from '@preact/signals';
 import createClient from 'openapi-fetch';
 import type { components, paths } from '../generated/openapi';
+import { printWritten, readAnswer } from './json';
 
 export type Schemas = components['schemas'];
 export type User = Schemas['UserView'];
@@ -95,6 +96,16 @@ async function csrfChanged(refusal: Response): Promise<boolean> {
   return me.id === before.user.id;
 }
 
+/** What the network tells, or that the server can't be reached: before an answer, or in the middle of one. */
+async function reached<Told>(told: Promise<Told>): Promise<Told> {
+  try {
+    return await told;
+  } catch (error) {
+    if (error instanceof Problem) throw error;
+    throw new Problem(0, 'unreachable', error instanceof Error ? error.message : String(error));
+  }
+}
+
 const SAFE_METHODS = ['GET', 'HEAD', 'OPTIONS'];
 
 async function send(request: Request): Promise<Response> {
@@ -103,7 +114,7 @@ async function send(request: Request): Promise<Response> {
   for (;;) {
     const attempt = request.clone();
     if (!SAFE_METHODS.includes(attempt.method)) attempt.headers.set('X-CSRF-Token', csrfToken);
-    const response = await fetch(attempt);
+    const response = await reached(fetch(attempt));
     const { state } = session.value;
     if (response.status === 403 && !isRepeated && (await csrfChanged(response))) {
       isRepeated = true;
@@ -114,7 +125,24 @@ async function send(request: Request): Promise<Response> {
   }
 }
 
-export const api = createClient<paths>({ baseUrl: location.origin, fetch: send });
+const client = createClient<paths>({
+  baseUrl: location.origin,
+  fetch: send,
+  bodySerializer: (body) => printWritten(body),
+});
+
+/** Leaves the answer a text: [`ask`] reads it, without losing a digit. */
+function unread<Call>(call: Call): Call {
+  const asText = (path: unknown, init?: object) => (call as (...asked: unknown[]) => unknown)(path, { ...init, parseAs: 'text' });
+  return asText as Call;
+}
+
+export const api = {
+  GET: unread(client.GET),
+  POST: unread(client.POST),
+  PATCH: unread(client.PATCH),
+  DELETE: unread(client.DELETE),
+};
 
 function problemOf(status: number, body: unknown): Problem {
   const told = (typeof body === 'object' && body !== null ? body : {}) as Partial<Schemas['Problem']>;
@@ -130,14 +158,10 @@ function problemOf(status: number, body: unknown): Problem {
 export async function ask<Answer extends { data?: unknown; error?: unknown; response: Response }>(
   asked: Promise<Answer>,
 ): Promise<Exclude<Answer['data'], undefined>> {
-  let answer: Answer;
-  try {
-    answer = await asked;
-  } catch (error) {
-    throw new Problem(0, 'unreachable', error instanceof Error ? error.message : String(error));
-  }
+  const answer = await reached(asked);
   if (!answer.response.ok) throw problemOf(answer.response.status, answer.error);
-  return answer.data as Exclude<Answer['data'], undefined>;
+  const text = answer.data as string | undefined;
+  return (text ? readAnswer(text) : undefined) as Exclude<Answer['data'], undefined>;
 }
 
 /** Asks whether this browser is logged in; the page does it once, when it opens. */
@@ -176,7 +200,7 @@ export async function logOut(): Promise<void> {
 /** `/metrics` as it is: the text that Prometheus reads. */
 export async function readMetrics(): Promise<string> {
   const response = await send(new Request('/metrics'));
-  const text = await response.text();
+  const text = await reached(response.text());
   if (!response.ok) throw problemOf(response.status, text);
   return text;
 }

@@ -6,6 +6,7 @@
 
 import { useEffect, useRef, useState } from 'preact/hooks';
 import { Problem } from './api';
+import { printWritten } from './json';
 
 export interface Loaded<T> {
   data: T | undefined;
@@ -82,7 +83,7 @@ export function usePages<T>(
   deps: unknown[],
   everyMs?: number,
 ): Paged<T> {
-  const key = JSON.stringify(deps);
+  const key = printWritten(deps) ?? '';
   const [trail, setTrail] = useState<{ key: string; cursors: string[] }>({ key, cursors: [] });
   // Another filter is another list: its pages begin anew.
   const cursors = trail.key === key ? trail.cursors : [];

@@ -4,6 +4,7 @@ import { useState } from 'preact/hooks';
 import { api, ask, productNames } from './api';
 import type { Order } from './api';
 import { useLoad, usePages } from './data';
+import { idOf } from './json';
 import { Link, place, setQuery } from './router';
 import { Choice, Confirm, Fact, Facts, Pager, say, Show, State, Table, View } from './ui';
 import { moment, money, number, t, wordOf } from './words';
@@ -63,7 +64,7 @@ export function Orders() {
             query: {
               limit: ROWS,
               ...(state && { state }),
-              ...(user && { user_id: Number(user) }),
+              ...(user && { user_id: idOf(user) }),
               ...(cursor && { cursor }),
             },
           },

@@ -4,6 +4,7 @@ import { useState } from 'preact/hooks';
 import { api, ask, invalid } from './api';
 import type { Product } from './api';
 import { useLoad, usePages } from './data';
+import { idOf } from './json';
 import { exponent, toMajor, toMinor } from './money';
 import { ProductPicker } from './product-picker';
 import { go, Link, place } from './router';
@@ -63,7 +64,7 @@ function nextStart(): Date {
 }
 
 export function NewSale() {
-  const asked = Number(place.value.query.get('product'));
+  const asked = idOf(place.value.query.get('product') ?? '');
   const given = useLoad(
     async () => (asked > 0 ? await ask(api.GET('/api/v1/products/{id}', { params: { path: { id: asked } } })) : null),
     [asked],

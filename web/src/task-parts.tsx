@@ -3,6 +3,7 @@
 
 import { api, ask, invalid } from './api';
 import type { Schemas, Task } from './api';
+import { parseWritten, printWritten } from './json';
 import { Link, part } from './router';
 import { Ago, Field, Table, textOf, Verbatim } from './ui';
 import { aboutOf, t } from './words';
@@ -62,7 +63,7 @@ export async function taskTypes(): Promise<TaskType[]> {
 // ── JSON ────────────────────────────────────────────────────────────────────────────────────────
 
 export function jsonText(value: unknown): string {
-  return JSON.stringify(value, null, 2);
+  return printWritten(value, 2) ?? '';
 }
 
 export function Json({ value, name }: { value: unknown; name: string }) {
@@ -74,7 +75,7 @@ export function jsonOf(data: FormData, name: string): unknown {
   const text = textOf(data, name);
   if (text === '') return undefined;
   try {
-    return JSON.parse(text);
+    return parseWritten(text);
   } catch (error) {
     throw invalid(name, t('is_no_json', { reason: error instanceof Error ? error.message : String(error) }));
   }
@@ -148,9 +149,9 @@ export function TypeHelp({ type }: { type: TaskType }) {
             {
               head: t('meaning'),
               kind: 'wide',
-              cell: ([, field]) => (
+              cell: ([name, field]) => (
                 <>
-                  {field.description?.replaceAll('`', '')}
+                  {aboutOf(`${type.name}.${name}`, field.description ?? '').replaceAll('`', '')}
                   {field.default !== undefined && field.default !== null && (
                     <span class="quiet"> {t('default_is', { value: JSON.stringify(field.default) })}</span>
                   )}

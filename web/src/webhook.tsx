@@ -4,6 +4,7 @@ import { useState } from 'preact/hooks';
 import { api, ask } from './api';
 import type { Schemas } from './api';
 import { useLoad, usePages } from './data';
+import { parseWritten } from './json';
 import { go, place, setQuery } from './router';
 import { Json, jsonText, TaskLink } from './task-parts';
 import { Ago, Choice, Confirm, Dialog, Fact, Facts, Field, Form, Pager, say, Show, ShownOnce, State, Table, Verbatim, View, wholeOf } from './ui';
@@ -276,7 +277,7 @@ function DeliveryDialog({ delivery, onClose }: { delivery: Delivery; onClose: ()
 function Answer({ text }: { text: string }) {
   let shown = text;
   try {
-    shown = jsonText(JSON.parse(text));
+    shown = jsonText(parseWritten(text));
   } catch {
     // It is no JSON, or was cut off.
   }
