@@ -460,6 +460,14 @@ impl Example for SetupBody {
     }
 }
 
+/// The token of a set-up link.
+#[derive(Deserialize, Object)]
+#[serde(deny_unknown_fields)]
+struct SetupCheckBody {
+    /// The one-time token that `onrush serve` printed
+    token: String,
+}
+
 /// An account.
 #[derive(Serialize, Object)]
 pub struct UserView {
@@ -779,6 +787,21 @@ impl AuthApi {
         let settings = &self.auth.0.settings;
         let (view, cookies) = SessionView::new(login, carrier, &info, settings);
         Ok(WithCookie::new(Created::new(view, "/api/v1/me"), cookies))
+    }
+
+    /// Check a set-up token
+    ///
+    /// Whether the first admin can still be made with it: 204, or 403 once it was used or is out of
+    /// date. Changes nothing.
+    #[oai(path = "/auth/setup/check", method = "post")]
+    async fn check_setup(
+        &self,
+        origin: Origin,
+        body: Body<SetupCheckBody>,
+    ) -> Result<NoContent, Failure<{ fails::FORBIDDEN | fails::RATE_LIMITED }>> {
+        let asked = self.auth.check_setup(&body.0.token, origin.address);
+        asked.map_err(problem)?;
+        Ok(NoContent)
     }
 
     /// Who am I

@@ -540,6 +540,32 @@ impl Auth {
         Ok(Some(token.text))
     }
 
+    /// Whether the token can still make the first admin, asked from `address`.
+    pub fn check_setup(&self, token: &str, address: std::net::IpAddr) -> Result<(), AuthError> {
+        let now = self.0.clock.now();
+        let is_valid = self
+            .0
+            .setup
+            .lock()
+            .as_ref()
+            .is_some_and(|(hash, expires_at)| {
+                now < *expires_at && bool::from(hash.as_bytes().ct_eq(hash_token(token).as_bytes()))
+            });
+        if is_valid {
+            return Ok(());
+        }
+        // Only wrong tokens count: the right one has 256 random bits, so letting it in at once gives
+        // nobody a guess, and no stranger keeps the owner out.
+        Err(match self.0.throttle.secret_begins("setup", address) {
+            Verdict::Go(attempt) => {
+                attempt.failed();
+                AuthError::SetupOver
+            }
+            Verdict::Wait(seconds) => AuthError::Throttled(seconds),
+            Verdict::Busy => AuthError::Overloaded,
+        })
+    }
+
     /// Makes the first admin. Of two that race, the statement lets one win.
     pub async fn finish_setup(
         &self,
@@ -550,29 +576,8 @@ impl Auth {
         carrier: Carrier,
         origin: Origin,
     ) -> Result<Login, AuthError> {
+        self.check_setup(token, origin.address)?;
         let now = self.0.clock.now();
-        let valid = self
-            .0
-            .setup
-            .lock()
-            .as_ref()
-            .is_some_and(|(hash, expires_at)| {
-                now < *expires_at && bool::from(hash.as_bytes().ct_eq(hash_token(token).as_bytes()))
-            });
-        if !valid {
-            // Only wrong tokens count: the right one has 256 random bits, so letting it in at once
-            // gives nobody a guess, and no stranger keeps the owner out.
-            return Err(
-                match self.0.throttle.secret_begins("setup", origin.address) {
-                    Verdict::Go(attempt) => {
-                        attempt.failed();
-                        AuthError::SetupOver
-                    }
-                    Verdict::Wait(seconds) => AuthError::Throttled(seconds),
-                    Verdict::Busy => AuthError::Overloaded,
-                },
-            );
-        }
         let (email, name) = check_account(email, name, password).map_err(AuthError::Invalid)?;
         let hash = self.0.passwords.hash(password).await?;
         let login = self

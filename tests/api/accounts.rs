@@ -18,6 +18,11 @@ fn the_set_up_link_makes_one_admin_and_is_then_worth_nothing() {
             .json(&body(token, email))
             .send()
     };
+    let check = |token: &str| {
+        let asked = shop.post("/api/v1/auth/setup/check");
+        asked.json(&json!({"token": token})).send().status
+    };
+    assert_eq!((check("setup_guess"), check(token)), (403, 204));
     assert_eq!(
         setup("setup_guess", "owner@example.com").outcome(),
         "403 forbidden"
@@ -35,6 +40,7 @@ fn the_set_up_link_makes_one_admin_and_is_then_worth_nothing() {
     let won = outcomes.iter().filter(|outcome| *outcome == "201").count();
     assert_eq!(won, 1, "{outcomes:?}");
     assert_eq!(setup(token, "late@example.com").outcome(), "403 forbidden");
+    assert_eq!(check(token), 403);
     let mut shop = shop;
     shop.restart();
     assert!(!shop.app().greeting().join("\n").contains("#setup="));

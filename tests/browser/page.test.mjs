@@ -21,6 +21,7 @@ const link = (name) => page.getByRole('link', { name, exact: true });
 const field = (label) => page.getByLabel(label, { exact: true });
 const says = (text) => page.getByText(text, { exact: true }).first().waitFor();
 const go = (view) => page.goto(`${server.url}/admin/${view}`);
+const row = (text) => page.getByRole('row').filter({ hasText: text });
 const dialog = () => page.getByRole('dialog');
 const alert = () => page.getByRole('alert');
 
@@ -63,6 +64,15 @@ describe('the admin page', { concurrency: false }, () => {
     await page.goto(server.setupLink);
     await heading('Welcome. Make the first admin').waitFor();
     assert.doesNotMatch(page.url(), /setup/, 'the token leaves the address at once');
+    await page.reload();
+    await heading('Welcome. Make the first admin').waitFor();
+    // The same link in a second tab, which loses the race.
+    const late = await tab.context.newPage();
+    await late.goto(server.setupLink);
+    await late.getByLabel('Your name').fill('Late');
+    await late.getByLabel('E-mail').fill('late@example.com');
+    await late.getByLabel('Password', { exact: true }).fill(ADMIN.password);
+    await late.getByLabel('Password again').fill(ADMIN.password);
     await field('Your name').fill(ADMIN.name);
     await field('E-mail').fill(ADMIN.email);
     await field('Password').fill(ADMIN.password);
@@ -73,6 +83,9 @@ describe('the admin page', { concurrency: false }, () => {
     await button('Set up and log in').click();
     await heading('Overview').waitFor();
     await says(ADMIN.name);
+    await late.getByRole('button', { name: 'Set up and log in' }).click();
+    await late.getByText(/used or is out of date/).waitFor();
+    await late.close();
     const cookies = await tab.context.cookies();
     assert.ok(cookies.every((cookie) => cookie.httpOnly && cookie.sameSite === 'Strict'), JSON.stringify(cookies));
     await page.reload();
@@ -89,17 +102,21 @@ describe('the admin page', { concurrency: false }, () => {
     await heading('Overview').waitFor();
   });
 
-  test('a used link says so', async () => {
-    tab.expectStatuses(403);
+  test('a used link leads to the log-in, or on, and says why', async () => {
     const other = await openPage(browser, server.url);
     other.expectStatuses(403);
     await other.page.goto(server.setupLink);
-    await other.page.getByLabel('Your name').fill('Late');
-    await other.page.getByLabel('E-mail').fill('late@example.com');
-    await other.page.getByLabel('Password', { exact: true }).fill(ADMIN.password);
-    await other.page.getByLabel('Password again').fill(ADMIN.password);
-    await other.page.getByRole('button', { name: 'Set up and log in' }).click();
+    await other.page.getByRole('heading', { name: 'Log in to your shop' }).waitFor();
     await other.page.getByText(/used or is out of date/).waitFor();
+    await other.page.getByLabel('E-mail').fill(ADMIN.email);
+    await other.page.getByLabel('Password', { exact: true }).fill(ADMIN.password);
+    await other.page.getByRole('button', { name: 'Log in' }).click();
+    await other.page.getByRole('heading', { name: 'Overview' }).waitFor();
+    assert.equal(await other.page.getByText(/link/).count(), 0);
+    await other.page.goto(`${server.url}/admin/`);
+    await other.page.goto(server.setupLink);
+    await other.page.getByText('This link has been used: the shop is set up, and you are logged in.').waitFor();
+    await other.page.getByRole('heading', { name: 'Overview' }).waitFor();
     other.assertClean();
     await other.context.close();
   });
@@ -261,9 +278,9 @@ describe('the admin page', { concurrency: false }, () => {
     const csv = 'sku,name,price,currency,stock\nC-1,Cup,12.50,CNY,10\nC-2,Bowl,twelve,CNY,10\nC-3,Plate,8,CNY,10\n';
     await page.getByLabel('CSV file').setInputFiles({ name: 'cups.csv', mimeType: 'text/csv', buffer: Buffer.from(csv) });
     await button('Import').click();
-    await says('1 rows were not taken');
-    const row = page.getByRole('row').nth(1);
-    assert.match((await row.innerText()).replace(/\s+/g, ' '), /^3 price /);
+    await says('1 row was not taken');
+    const bad = page.getByRole('row').nth(1);
+    assert.match((await bad.innerText()).replace(/\s+/g, ' '), /^3 price /);
     const { body } = await call(server.url, 'GET', 'products?q=plate');
     assert.deepEqual(body.items.map((product) => [product.name, product.unit_amount]), [['Plate', 800]]);
   });
@@ -344,12 +361,21 @@ describe('the admin page', { concurrency: false }, () => {
     await dialog().getByLabel('Name').fill('web shop');
     await dialog().getByRole('button', { name: 'Create' }).click();
     await dialog().getByText('Choose at least one').waitFor();
-    await dialog().getByLabel('Read and place orders, claim').check();
+    // All scopes that the server knows, by the names that it knows them by.
+    const refused = await tab.context.request.post(`${server.url}/api/v1/auth/login`, { data: { email: ADMIN.email, password: ADMIN.password } });
+    const { token: admin } = await refused.json();
+    const { body: told } = await call(server.url, 'POST', 'api-keys', { token: admin, body: { name: 'x', scopes: ['none'] } });
+    const scopes = told.errors[0].reason.replace('must be one of ', '').split(', ');
+    const offered = await dialog().locator('input[name=scopes]').evaluateAll((boxes) => boxes.map((box) => [box.value, box.labels[0].innerText]));
+    assert.deepEqual(offered.map(([scope]) => scope).sort(), scopes.sort());
+    for (const [scope, label] of offered) assert.match(label, new RegExp(`^${scope} .{8}`));
+    await dialog().getByLabel('orders Read and place orders, claim').check();
     await dialog().getByRole('button', { name: 'Create' }).click();
     const token = await dialog().getByLabel('Your new key').inputValue();
     await dialog().getByRole('button', { name: 'Close' }).click();
     assert.equal((await call(server.url, 'GET', 'orders', { token })).status, 200);
     assert.equal((await call(server.url, 'GET', 'users', { token })).status, 403);
+    await row('web shop').getByText('orders', { exact: true }).waitFor();
     await page.getByRole('button', { name: 'Revoke web shop' }).click();
     await dialog().getByRole('button', { name: 'Revoke' }).click();
     await says('The key is revoked');
@@ -370,6 +396,7 @@ describe('the admin page', { concurrency: false }, () => {
   });
 
   test('a log-in in another tab does not break this one', async () => {
+    tab.expectStatuses(403);
     await go('products/new');
     await field('Name').fill('From the older tab');
     await field('Price').fill('5');
@@ -437,4 +464,21 @@ describe('the admin page', { concurrency: false }, () => {
   });
 
   test('nothing went wrong on any view', () => tab.assertClean());
+
+  test('after the server ended, the figures say that they are not those of now', async () => {
+    await go('');
+    const figures = page.locator('.figures');
+    await figures.locator('.figure.good').waitFor();
+    assert.equal(await page.locator('.stale').count(), 0);
+    await server.end();
+    await page.locator('.figures.is-stale').waitFor();
+    assert.equal(await figures.locator('.figure').count(), 6);
+    assert.equal(await figures.locator('.figure.good').count(), 0);
+    const note = page.locator('.stale').first();
+    await note.filter({ hasText: 'Not refreshed: The server can’t be reached.' }).waitFor();
+    // Above the figures, before the eye has taken them for what is.
+    const place = async (locator) => (await locator.boundingBox()).y;
+    assert.ok((await place(note)) < (await place(figures)));
+    assert.match(await figures.evaluate((element) => getComputedStyle(element).filter), /grayscale\(1\)/);
+  });
 });

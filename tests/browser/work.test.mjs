@@ -61,7 +61,7 @@ async function startReceiver() {
     request.on('data', (part) => parts.push(part));
     request.on('end', () => {
       got.push({ path: request.url, headers: request.headers, body: Buffer.concat(parts).toString() });
-      response.writeHead(state.status, { 'Content-Type': 'application/json' }).end('{"took":"it"}');
+      response.writeHead(state.status, { 'Content-Type': 'application/json' }).end('{"took":"it","as":738529527931269425}');
     });
   });
   http.listen(0, '127.0.0.1');
@@ -238,10 +238,135 @@ describe('what works for the shop', { concurrency: false }, () => {
     assert.equal(left.items.length, 30);
   });
 
+  test('numbers keep all their digits, wherever a shop keeps its own', async () => {
+    const [long, longest] = ['738529527931269425', '18446744073709551615'];
+    const text = async (path) => (await call(server.url, 'GET', path, { token })).text;
+    const make = async (path, body) => {
+      const answer = await call(server.url, 'POST', path, { token, body });
+      assert.ok(answer.status < 300, answer.text);
+      return answer.body;
+    };
+    const args = `{"order_no":${long},"rate":1.0}`;
+    const { id } = await make('tasks', `{"name":"ship","queue":"parcels","countdown_seconds":60,"args":${args},"metadata":{"no":[${longest}]}}`);
+    await go(`tasks/${id}`);
+    await page.getByLabel('Arguments').getByText(`"order_no": ${long},`, { exact: false }).waitFor();
+    await page.getByLabel('Metadata').getByText(longest, { exact: false }).waitFor();
+    // Another field, then one beside the number.
+    await button('Edit').click();
+    await dialog().getByLabel('Priority').fill('7');
+    await dialog().getByRole('button', { name: 'Save' }).click();
+    await says('7');
+    assert.match(await text(`tasks/${id}`), new RegExp(`"args":${args}`));
+    await button('Edit').click();
+    const box = dialog().getByLabel('Arguments');
+    await box.fill((await box.inputValue()).replace('{', '{ "express": true, '));
+    await dialog().getByLabel(/^Metadata/).fill(`{"no": ${long}}`);
+    await dialog().getByRole('button', { name: 'Save' }).click();
+    await page.getByLabel('Arguments').getByText('"express": true', { exact: false }).waitFor();
+    assert.match(await text(`tasks/${id}`), new RegExp(`"args":\\{"express":true,"order_no":${long},"rate":1.0\\}`));
+    assert.match(await text(`tasks/${id}`), new RegExp(`"metadata":\\{"no":${long}\\}`));
+
+    // What no number of 64 bits holds is refused beside its input.
+    await go('tasks/new');
+    await field('Task').selectOption('Another, for a worker of yours');
+    await field('Name of the task').fill('ship');
+    await field('Queue').fill('parcels');
+    const typed = page.getByLabel('Arguments', { exact: true });
+    const fault = page.locator('.field', { has: typed }).locator('.fault');
+    for (const number of ['18446744073709551616', '1e400', '0.1234567890123456789']) {
+      await typed.fill(`{"nos": [7, ${number}]}`);
+      await button('Enqueue').click();
+      await fault.filter({ hasText: 'nos[1] is a number that does not fit in 64 bits' }).waitFor();
+      await typed.fill('{');
+      await button('Enqueue').click();
+      await fault.filter({ hasText: 'This is no JSON' }).waitFor();
+    }
+    await typed.fill(`{"nos": [7, ${long}]}`);
+    await button('Enqueue').click();
+    await heading(/^ship/).waitFor();
+    const run = (await make('queues/parcels/fetch', '{"worker":"w","wait_seconds":10}')).task;
+    assert.match(await text(`tasks/${run.id}`), new RegExp(`"args":\\{"nos":\\[7,${long}\\]\\}`));
+    const acked = await call(server.url, 'POST', `tasks/${run.id}/ack`, { token, body: `{"attempt":1,"result":{"label":${long}}}` });
+    assert.ok(acked.status < 300);
+    await page.getByLabel('Result').getByText(`"label": ${long}`, { exact: false }).waitFor();
+
+    await make('schedules', `{"name":"parcels","cron":"@daily","task":"ship","args":${args}}`);
+    await go('schedules/parcels');
+    await page.getByLabel('Arguments').getByText(`"order_no": ${long},`, { exact: false }).waitFor();
+    await button('Edit').click();
+    await page.getByLabel(/^Priority/).fill('7');
+    await button('Save').click();
+    await says('Saved');
+    assert.match(await text('schedules/parcels'), new RegExp(`"args":${args}`));
+    await button('Edit').click();
+    const changed = page.getByLabel('Arguments', { exact: true });
+    await changed.fill((await changed.inputValue()).replace('1.0', '2.5'));
+    await button('Save').click();
+    await page.getByLabel('Arguments').getByText('"rate": 2.5', { exact: false }).waitFor();
+    assert.match(await text('schedules/parcels'), new RegExp(`"order_no":${long},"rate":2.5`));
+    await ask('DELETE', 'schedules/parcels');
+    await ask('POST', `tasks/${id}/cancel`);
+
+    // An id in the address is asked for as it stands there.
+    tab.expectStatuses(404);
+    for (const [view, path] of [['products', 'products'], ['sales', 'flash-sales'], ['orders', 'orders'], ['users', 'users'], ['webhooks', 'webhooks']]) {
+      const asked = page.waitForRequest((request) => request.url().includes(`/api/v1/${path}/`));
+      await go(`${view}/${long}`);
+      assert.match((await asked).url(), new RegExp(`/${long}(\\?|$)`));
+      await page.getByRole('alert').waitFor();
+    }
+    const asked = page.waitForRequest((request) => request.url().includes('user_id='));
+    await go(`orders?user=${long}`);
+    assert.match((await asked).url(), new RegExp(`user_id=${long}(&|$)`));
+    await says('Nothing here yet');
+  });
+
+  test('a time is told by the nights in between, and hours in full', async () => {
+    const at = (ms) => new Date(Date.now() + ms);
+    const hours = (n) => n * 3_600_000;
+    const midnight = (days) => {
+      const day = at(0);
+      day.setUTCHours(24 * days, 0, 0, 0);
+      return day;
+    };
+    // Two midnights on: between one and two days away, and never tomorrow.
+    for (const [eta, words] of [
+      [midnight(3), 'in 3 days'],
+      [at(hours(50)), /in [23] days/],
+      [at(hours(23.9)), 'in 24 hr.'],
+      [at(hours(1.95)), 'in 2 hr.'],
+    ]) {
+      const { id } = await enqueue({ name: 'then', queue: 'later', eta: eta.toISOString() });
+      await go(`tasks/${id}`);
+      await page.locator('time').filter({ hasText: words }).first().waitFor();
+      await ask('POST', `tasks/${id}/cancel`);
+    }
+    // 25 hours are one night or two: it depends on when they begin.
+    const then = midnight(2);
+    const { id } = await enqueue({ name: 'then', queue: 'later', eta: then.toISOString() });
+    const admins = page;
+    const other = await openPage(browser, server.url, { timezoneId: 'UTC' });
+    ({ page } = other);
+    for (const [ahead, words] of [[hours(47.9), 'in 2 days'], [hours(25), 'in 2 days'], [hours(24), 'tomorrow']]) {
+      await page.clock.setFixedTime(new Date(then.getTime() - ahead));
+      await go(`tasks/${id}`);
+      if (ahead === hours(47.9)) {
+        await field('E-mail').fill(ADMIN.email);
+        await field('Password').fill(ADMIN.password);
+        await button('Log in').click();
+      }
+      await page.locator('time').filter({ hasText: words }).first().waitFor();
+    }
+    other.assertClean();
+    await other.context.close();
+    page = admins;
+    await ask('POST', `tasks/${id}/cancel`);
+  });
+
   test('a queue is paused, limited and resumed', async () => {
     await go('queues');
     await page.getByRole('button', { name: 'Pause posters' }).click();
-    await dialog().getByText(/The \d+ that are ready/).waitFor();
+    await dialog().getByText(/What is ready \(\d+\)/).waitFor();
     await confirm('Pause');
     await row('posters').getByText('Paused').waitFor();
     assert.equal(await fetchNothing('posters'), true);
@@ -406,6 +531,7 @@ describe('what works for the shop', { concurrency: false }, () => {
     await page.getByRole('button', { name: /^order\.created/ }).first().click();
     await dialog().getByText('"type": "order.created"', { exact: false }).first().waitFor();
     await dialog().getByText('"took": "it"', { exact: false }).waitFor();
+    await dialog().getByText('"as": 738529527931269425', { exact: false }).waitFor();
     await confirm('Close');
   });
 

@@ -180,6 +180,17 @@ export async function logIn(email: string, password: string): Promise<void> {
   begin(answer.user, answer.csrf_token);
 }
 
+/** Whether the token of a set-up link can still be used; only then is there a form to fill in. */
+export async function isSetUpOpen(token: string): Promise<boolean> {
+  try {
+    await ask(api.POST('/api/v1/auth/setup/check', { body: { token } }));
+    return true;
+  } catch (error) {
+    if (error instanceof Problem && error.status === 403) return false;
+    throw error;
+  }
+}
+
 export async function setUp(token: string, email: string, name: string, password: string): Promise<void> {
   const body = { token, email, name, password, cookie: true };
   const answer = await ask(api.POST('/api/v1/auth/setup', { body }));

@@ -7,7 +7,7 @@ import { Invalidate, LookUp, Warm } from './cache-forms';
 import { useLoad } from './data';
 import { metrics, METRICS_MS, takeSample } from './metrics';
 import { Link, part } from './router';
-import { Alert, Figure, Meter, Show, Sparkline, State, Table, View } from './ui';
+import { Figure, Meter, Show, Sparkline, Stale, State, Table, View } from './ui';
 import { number, percent, size, t, took, wordOf } from './words';
 
 const REFRESH_MS = 2000;
@@ -26,7 +26,7 @@ export function Cache() {
   };
   return (
     <View title={t('cache')}>
-      {rates.problem && <Alert problem={rates.problem} again={rates.again} />}
+      {rates.problem && <Stale problem={rates.problem} />}
       <Show of={stats}>
         {(stats) => (
           <>

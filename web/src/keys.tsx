@@ -7,11 +7,21 @@ import { usePages } from './data';
 import { Confirm, Dialog, FaultOf, Field, Form, momentOf, Pager, say, Show, ShownOnce, State, Table, textOf, View } from './ui';
 import { moment, t, timeZone, wordOf } from './words';
 
-const SCOPES = ['catalogue', 'orders', 'payments', 'sales', 'users', 'reports', 'tasks', 'work', 'webhooks', 'cache', 'system', 'act_as'];
+const SCOPES = ['catalogue', 'orders', 'payments', 'sales', 'users', 'reports', 'tasks', 'work', 'webhooks', 'metrics', 'cache', 'system', 'act_as'];
 
 const ROWS = 25;
 
 type Key = Schemas['KeyView'];
+
+/** By the names that programs and the terminal know, each with what it means. */
+function Scopes({ names }: { names: string[] }) {
+  return names.map((name, at) => (
+    <>
+      {at > 0 && ', '}
+      <code title={wordOf('scope', name)}>{name}</code>
+    </>
+  ));
+}
 
 export function Keys() {
   const [isMaking, setMaking] = useState(false);
@@ -52,7 +62,7 @@ export function Keys() {
             keyOf={(key) => key.id}
             columns={[
               { head: t('name'), cell: (key) => key.name },
-              { head: t('scopes'), kind: 'wide', cell: (key) => key.scopes.map((scope) => wordOf('scope', scope)).join(', ') },
+              { head: t('scopes'), kind: 'wide', cell: (key) => <Scopes names={key.scopes} /> },
               { head: t('created_at'), kind: 'wide', cell: (key) => moment(key.created_at) },
               { head: t('expires_at'), cell: (key) => (key.expires_at ? moment(key.expires_at) : t('never')) },
               {
@@ -85,7 +95,9 @@ export function Keys() {
               {SCOPES.map((scope) => (
                 <label class="tick" key={scope}>
                   <input type="checkbox" name="scopes" value={scope} />
-                  {wordOf('scope', scope)}
+                  <span>
+                    <code>{scope}</code> <span class="quiet">{wordOf('scope', scope)}</span>
+                  </span>
                 </label>
               ))}
               <FaultOf name="scopes" />

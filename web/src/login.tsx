@@ -3,21 +3,36 @@
 
 import { signal } from '@preact/signals';
 import type { ComponentChildren } from 'preact';
-import { invalid, logIn, Problem, setUp } from './api';
+import { invalid, isSetUpOpen, logIn, Problem, setUp } from './api';
 import type { User } from './api';
+import { useLoad } from './data';
 import { LanguageSwitch, Mark } from './shell';
-import { Dialog, Field, Form, Password, textOf } from './ui';
+import { Dialog, Field, Form, Password, Show, textOf } from './ui';
 import { t } from './words';
 
 const SETUP = '#setup=';
 
-/** The token of the one-time link. It leaves the address bar at once, and with it the history. */
+/** The token of the one-time link. It leaves the address bar at once; this tab alone keeps it, for a reload. */
 export const setupToken = signal<string | undefined>(undefined);
 
+/** Whether a link was opened that can no longer be used, which the next view is to say. */
+export const isLinkOver = signal(false);
+
+interface Kept {
+  setupToken?: string;
+}
+
 export function takeSetupToken(): void {
-  if (!location.hash.startsWith(SETUP)) return;
-  setupToken.value = decodeURIComponent(location.hash.slice(SETUP.length));
-  history.replaceState(null, '', location.pathname + location.search);
+  if (location.hash.startsWith(SETUP)) {
+    const token = decodeURIComponent(location.hash.slice(SETUP.length));
+    history.replaceState({ setupToken: token } satisfies Kept, '', location.pathname + location.search);
+  }
+  setupToken.value = (history.state as Kept | null)?.setupToken;
+}
+
+function leaveSetUp(): void {
+  history.replaceState(null, '');
+  setupToken.value = undefined;
 }
 
 addEventListener('hashchange', takeSetupToken);
@@ -43,8 +58,12 @@ function passwordOf(data: FormData): string {
 }
 
 function LogInForm({ email }: { email?: string | undefined }) {
+  const send = async (data: FormData) => {
+    isLinkOver.value = false;
+    await logIn(textOf(data, 'email'), passwordOf(data));
+  };
   return (
-    <Form submit={t('log_in')} onSubmit={(data) => logIn(textOf(data, 'email'), passwordOf(data))}>
+    <Form submit={t('log_in')} onSubmit={send}>
       <Field name="email" label={t('email')}>
         <input type="email" autocomplete="username" required defaultValue={email} autofocus={!email} />
       </Field>
@@ -58,24 +77,49 @@ function LogInForm({ email }: { email?: string | undefined }) {
 export function LogIn() {
   return (
     <Gate title={t('log_in_title')}>
+      {isLinkOver.value && (
+        <p class="stale" role="status">
+          {t('set_up_over')}
+        </p>
+      )}
       <LogInForm />
     </Gate>
   );
 }
 
+/** The way in of a set-up link; one that is over leads to the log-in, which says so. */
 export function SetUp({ token }: { token: string }) {
+  const checked = useLoad(async () => {
+    const isOpen = await isSetUpOpen(token);
+    if (!isOpen) linkIsOver();
+    return isOpen;
+  }, [token]);
+  return (
+    <Gate title={t('set_up_title')}>
+      <Show of={checked}>{(isOpen) => isOpen && <SetUpForm token={token} />}</Show>
+    </Gate>
+  );
+}
+
+function linkIsOver(): void {
+  isLinkOver.value = true;
+  leaveSetUp();
+}
+
+function SetUpForm({ token }: { token: string }) {
   const send = async (data: FormData) => {
     if (passwordOf(data) !== data.get('password_again')) throw invalid('password_again', t('is_other_password'));
     try {
       await setUp(token, textOf(data, 'email'), textOf(data, 'name'), passwordOf(data));
     } catch (error) {
-      if (error instanceof Problem && error.status === 403) throw new Problem(403, 'set_up_over', t('set_up_over'));
+      // Used in another tab meanwhile.
+      if (error instanceof Problem && error.status === 403) return linkIsOver();
       throw error;
     }
-    setupToken.value = undefined;
+    leaveSetUp();
   };
   return (
-    <Gate title={t('set_up_title')}>
+    <>
       <p class="quiet">{t('set_up_hint')}</p>
       <Form submit={t('set_up_go')} onSubmit={send}>
         <Field name="name" label={t('your_name')}>
@@ -91,10 +135,10 @@ export function SetUp({ token }: { token: string }) {
           <Password autocomplete="new-password" required />
         </Field>
       </Form>
-      <button type="button" class="link" onClick={() => (setupToken.value = undefined)}>
+      <button type="button" class="link" onClick={leaveSetUp}>
         {t('log_in')}
       </button>
-    </Gate>
+    </>
   );
 }
 

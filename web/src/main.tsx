@@ -1,12 +1,14 @@
 // Opens the page: asks who is there, then shows the view that the address names.
 
 import { render } from 'preact';
+import { useEffect } from 'preact/hooks';
 import { isAdmin, resume, session } from './api';
 import { Cache } from './cache';
 import { CacheEntry } from './cache-entry';
 import { useLoad } from './data';
+import { idOf } from './json';
 import { Keys } from './keys';
-import { LogIn, LogInAgain, setupToken, SetUp, takeSetupToken } from './login';
+import { isLinkOver, LogIn, LogInAgain, setupToken, SetUp, takeSetupToken } from './login';
 import { OrderView, Orders } from './orders';
 import { Overview } from './overview';
 import { ImportProducts } from './product-import';
@@ -25,7 +27,7 @@ import './style.css';
 import { TaskDetail } from './task';
 import { NewTask } from './task-form';
 import { Tasks } from './tasks';
-import { Alert, NotFound, View } from './ui';
+import { Alert, NotFound, say, View } from './ui';
 import { NewUser, UserView, Users } from './users';
 import { WebhookDetail } from './webhook';
 import { Webhooks } from './webhooks';
@@ -49,7 +51,7 @@ function view(path: string) {
     if (area === 'schedules') return <ScheduleDetail key={called} name={called} />;
     if (area === 'cache') return isAdmin() ? <CacheEntry key={called} name={called} /> : <NotFound />;
   }
-  const id = /^\d+$/.test(name) ? Number(name) : undefined;
+  const id = /^\d+$/.test(name) ? idOf(name) : undefined;
   switch (`${area}/${id === undefined ? name : 'id'}`) {
     case '/':
       return <Overview />;
@@ -107,6 +109,12 @@ function view(path: string) {
 function App() {
   const opened = useLoad(resume, []);
   const now = session.value;
+  const isToSay = isLinkOver.value && now.state === 'in';
+  useEffect(() => {
+    if (!isToSay) return;
+    isLinkOver.value = false;
+    say(t('set_up_done'));
+  }, [isToSay]);
   if (setupToken.value !== undefined) return <SetUp token={setupToken.value} />;
   switch (now.state) {
     case 'unknown':

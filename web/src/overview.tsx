@@ -10,7 +10,7 @@ import { Link } from './router';
 import { Countdown, isOver, named, Progress } from './sale-parts';
 import type { Named } from './sale-parts';
 import { countText } from './tasks';
-import { Alert, Figure, Show, Sparkline, State, Table, View } from './ui';
+import { Alert, Figure, Show, Sparkline, Stale, State, Table, View } from './ui';
 import { closely, moment, money, number, percent, size, t, took, wordOf } from './words';
 
 const REFRESH_MS = 1500;
@@ -21,7 +21,13 @@ const SALES_LOOKED_AT = 100;
 const OVER_SHOWN = 5;
 const ORDERS_SHOWN = 6;
 
-function Figures({ window: { last, rates } }: { window: Window }) {
+interface FiguresProps {
+  window: Window;
+  /** Whether these are the last that were heard of, and not those of now. */
+  isStale: boolean;
+}
+
+function Figures({ window: { last, rates }, isStale }: FiguresProps) {
   const now = rates.at(-1);
   const line = (of: (rates: Rates) => number) => rates.map(of);
   const rate = (value: number | undefined) => (value === undefined ? '–' : number(value, value < 10 ? 1 : 0));
@@ -31,7 +37,7 @@ function Figures({ window: { last, rates } }: { window: Window }) {
   const commitMs = commit ?? overall;
   const drift = last?.drift;
   return (
-    <section class="figures" aria-label={t('overview')}>
+    <section class={`figures ${isStale ? 'is-stale' : ''}`} aria-label={t('overview')}>
       <Figure name={t('requests_per_second')} value={rate(now?.requests)} note={t('last_minutes')}>
         <Sparkline values={line((one) => one.requests)} />
       </Figure>
@@ -60,7 +66,7 @@ function Figures({ window: { last, rates } }: { window: Window }) {
         name={t('drift')}
         value={drift === undefined ? '–' : number(drift)}
         note={drift === undefined ? '' : t(drift === 0 ? 'drift_ok' : 'drift_bad')}
-        tone={drift === undefined ? '' : drift === 0 ? 'good' : 'bad'}
+        tone={drift === undefined || isStale ? '' : drift === 0 ? 'good' : 'bad'}
       />
       <Figure
         name={t('memory')}
@@ -201,11 +207,11 @@ function TasksNow({ counts, latencySeconds }: TaskFigures) {
 }
 
 /** One line: how much of what is read lies ready. */
-function CacheNow({ window: { last, rates } }: { window: Window }) {
+function CacheNow({ window: { last, rates }, isStale }: FiguresProps) {
   if (!last || last.reads === 0) return null;
   const now = rates.at(-1);
   return (
-    <section class="card strip">
+    <section class={`card strip ${isStale ? 'is-stale' : ''}`}>
       <h2>
         <Link to="/cache">{t('cache')}</Link>
       </h2>
@@ -252,11 +258,14 @@ export function Overview() {
       {figures.problem && !metrics.value.last ? (
         <Alert problem={figures.problem} again={figures.again} />
       ) : (
-        <Figures window={metrics.value} />
+        <>
+          {figures.problem && <Stale problem={figures.problem} />}
+          <Figures window={metrics.value} isStale={figures.problem !== undefined} />
+        </>
       )}
       <div class="strips">
         <Show of={tasks}>{(figures) => <TasksNow {...figures} />}</Show>
-        {isAdmin() && <CacheNow window={metrics.value} />}
+        {isAdmin() && <CacheNow window={metrics.value} isStale={figures.problem !== undefined} />}
       </div>
       <Show of={sales}>{(data) => <SalesNow sales={data} />}</Show>
       <section>

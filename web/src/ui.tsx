@@ -90,6 +90,15 @@ export function View({ title, back, actions, badge, children }: ViewProps) {
   );
 }
 
+/** That what is shown is not the newest, and why. */
+export function Stale({ problem }: { problem: Problem }) {
+  return (
+    <p class="stale" role="status">
+      {t('stale', { reason: problemText(problem) })}
+    </p>
+  );
+}
+
 /** What was loaded, or why it was not. What is on screen stays when a refresh fails, and says so. */
 export function Show<T>({ of, children }: { of: Loaded<T>; children: (data: T) => ComponentChildren }) {
   if (of.data === undefined) {
@@ -102,11 +111,7 @@ export function Show<T>({ of, children }: { of: Loaded<T>; children: (data: T) =
   }
   return (
     <>
-      {of.problem && (
-        <p class="stale" role="status">
-          {t('stale', { reason: problemText(of.problem) })}
-        </p>
-      )}
+      {of.problem && <Stale problem={of.problem} />}
       {children(of.data)}
     </>
   );

@@ -4,8 +4,9 @@
 import { effect, signal } from '@preact/signals';
 import type { Problem } from './api';
 import { formatMoney } from './money';
+import { zhAbouts, zhProblems, zhReasons } from './said.zh';
 import { en } from './words.en';
-import { zh, zhAbouts, zhProblems, zhReasons } from './words.zh';
+import { zh } from './words.zh';
 
 export type Language = 'en' | 'zh';
 export type Word = keyof typeof en;
@@ -46,11 +47,14 @@ effect(() => {
   document.documentElement.lang = locale();
 });
 
+/** `{n}` stands for a value, `{n:row was|rows were}` for what goes with one and with any other number. */
 export function t(word: Word, values: Record<string, string | number> = {}): string {
   const text = language.value === 'zh' ? zh[word] : en[word];
-  return text.replace(/\{(\w+)\}/g, (whole, name: string) => {
+  return text.replace(/\{(\w+)(?::([^|}]*)\|([^}]*))?\}/g, (whole, name: string, one?: string, many?: string) => {
     const value = values[name];
     if (value === undefined) return whole;
+    // A figure that was written before, such as `1`, is told like the number.
+    if (one !== undefined && many !== undefined) return String(value) === '1' ? one : many;
     return typeof value === 'number' ? number(value) : value;
   });
 }
@@ -77,7 +81,7 @@ export function wordOf(group: WordGroup, name: string): string {
   return key in en ? t(key as Word) : name;
 }
 
-/** What the server says of a built-in task or of a kind of event. */
+/** What the server says of a built-in task, of one of its arguments (`task.argument`), or of a kind of event. */
 export function aboutOf(name: string, about: string): string {
   return (language.value === 'zh' && zhAbouts[name]) || about;
 }
@@ -133,17 +137,27 @@ export function momentIn(at: string, zone: string): string {
   }
 }
 
+const DAY_MS = 86_400_000;
 const STEPS: [Intl.RelativeTimeFormatUnit, number][] = [
-  ['day', 86_400_000],
   ['hour', 3_600_000],
   ['minute', 60_000],
   ['second', 1000],
 ];
 
-/** `3 minutes ago`, `in 2 hours`: how far a moment is away. */
+/** Days of the calendar between now and then, as a person counts them: by the nights. */
+function nights(now: Date, then: Date): number {
+  // Days of the local calendar, put on a clock without summer time.
+  const day = (at: Date) => Date.UTC(at.getFullYear(), at.getMonth(), at.getDate());
+  return (day(then) - day(now)) / DAY_MS;
+}
+
+/** `3 minutes ago`, `in 2 hours`, `tomorrow`: how far a moment is away. */
 export function relative(ms: number): string {
+  const format = new Intl.RelativeTimeFormat(locale(), { numeric: 'auto', style: 'short' });
+  const now = new Date();
+  if (Math.abs(ms) >= DAY_MS) return format.format(nights(now, new Date(now.getTime() + ms)), 'day');
   const [unit, step] = STEPS.find(([, step]) => Math.abs(ms) >= step) ?? ['second', 1000];
-  return new Intl.RelativeTimeFormat(locale(), { numeric: 'auto', style: 'short' }).format(Math.trunc(ms / step), unit);
+  return format.format(Math.round(ms / step), unit);
 }
 
 /** `38 ms`, `4.2 s`, `12 min`, `2.5 h`: how long something took. */
