@@ -175,7 +175,7 @@ describe('what works for the shop', { concurrency: false }, () => {
     await dialog().getByLabel('Priority').fill('200');
     await dialog().getByRole('button', { name: 'Save' }).click();
     await says('Saved');
-    assert.match(await page.getByLabel('Arguments').innerText(), /"image": 8/);
+    await page.getByLabel('Arguments').getByText('"image": 8', { exact: false }).waitFor();
     await button('Run now').click();
     await confirm('Run now');
     await badge('Ready');
