@@ -1,5 +1,24 @@
 //! The committed specification is what the code says, and says enough.
 
+use std::collections::BTreeSet;
+
+/// What generated clients call an operation: a verb, then what it is done to, such as
+/// `create_flash_sale`. It is a contract: a name that was published is not changed.
+fn is_good_id(id: &str, method: &str) -> bool {
+    let is_plain = |word: &str| !word.is_empty() && word.bytes().all(|c| c.is_ascii_lowercase());
+    let Some((verb, _)) = id.split_once('_') else {
+        return false;
+    };
+    id.split('_').all(is_plain)
+        && match method {
+            "get" => ["get", "list", "count"].contains(&verb),
+            "patch" => verb == "update",
+            "delete" => ["delete", "revoke", "invalidate"].contains(&verb),
+            "post" => !["get", "list", "delete", "post"].contains(&verb),
+            _ => false,
+        }
+}
+
 #[test]
 fn the_committed_document_is_current_and_complete() {
     let (json, _) = onrush::app::openapi().expect("the document");
@@ -10,11 +29,18 @@ fn the_committed_document_is_current_and_complete() {
     );
     let document: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     let mut operations = 0;
+    let mut ids = BTreeSet::new();
     for (path, methods) in document["paths"].as_object().expect("paths") {
         for (method, operation) in methods.as_object().expect("methods") {
             operations += 1;
             let name = format!("{method} {path}");
             assert!(operation["summary"].is_string(), "{name} has no summary");
+            let id = operation["operationId"].as_str().unwrap_or_default();
+            assert!(
+                is_good_id(id, method),
+                "{name}: operation_id = \"{id}\" is no verb and noun that fit"
+            );
+            assert!(ids.insert(id.to_owned()), "{name}: {id} is another's");
             let responses = operation["responses"].as_object().expect("responses");
             for status in ["400", "500", "503"] {
                 assert!(

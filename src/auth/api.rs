@@ -398,13 +398,31 @@ struct RegisterBody {
 impl Example for RegisterBody {
     fn example() -> Self {
         Self {
-            email: "lilei@example.com".to_owned(),
-            name: "李雷 Li Lei".to_owned(),
-            password: "correct horse battery".to_owned(),
+            email: "hanmeimei@example.com".to_owned(),
+            name: "韩梅梅 Han Meimei".to_owned(),
+            password: EXAMPLE.password.to_owned(),
             language: Some("zh".to_owned()),
         }
     }
 }
+
+/// An account that an example logs in to.
+pub struct ExampleAccount {
+    /// Address.
+    pub email: &'static str,
+    /// What to call its owner.
+    pub name: &'static str,
+    /// Password.
+    pub password: &'static str,
+}
+
+/// The account of the specification's log-in. The demonstration's shop has it, so that the page of the
+/// specification can be tried out there; no other shop does.
+pub const EXAMPLE: ExampleAccount = ExampleAccount {
+    email: "lilei@example.com",
+    name: "李雷 Li Lei",
+    password: "correct horse battery",
+};
 
 #[derive(Deserialize, Object)]
 #[serde(deny_unknown_fields)]
@@ -423,8 +441,8 @@ struct LoginBody {
 impl Example for LoginBody {
     fn example() -> Self {
         Self {
-            email: "lilei@example.com".to_owned(),
-            password: "correct horse battery".to_owned(),
+            email: EXAMPLE.email.to_owned(),
+            password: EXAMPLE.password.to_owned(),
             cookie: false,
         }
     }
@@ -671,7 +689,11 @@ impl AuthApi {
     /// Register
     ///
     /// Makes a customer's account and logs it in.
-    #[oai(path = "/auth/register", method = "post")]
+    #[oai(
+        path = "/auth/register",
+        method = "post",
+        operation_id = "register_account"
+    )]
     async fn register(
         &self,
         info: RequestInfo,
@@ -712,7 +734,7 @@ impl AuthApi {
     /// and failures of many accounts at one address, must wait longer and longer: `Retry-After` says
     /// how long. A client is not kept waiting for what strangers did where it comes from an address
     /// that has logged in to the account before, or sends the device cookie that it was given then.
-    #[oai(path = "/auth/login", method = "post")]
+    #[oai(path = "/auth/login", method = "post", operation_id = "log_in")]
     async fn login(
         &self,
         origin: Origin,
@@ -739,7 +761,7 @@ impl AuthApi {
     /// Log out
     ///
     /// The token or the cookie is worth nothing from now on.
-    #[oai(path = "/auth/logout", method = "post")]
+    #[oai(path = "/auth/logout", method = "post", operation_id = "log_out")]
     async fn logout(
         &self,
         access: Access,
@@ -754,7 +776,11 @@ impl AuthApi {
     /// Make the first admin
     ///
     /// Works once, with the token that `onrush serve` prints while there is no admin.
-    #[oai(path = "/auth/setup", method = "post")]
+    #[oai(
+        path = "/auth/setup",
+        method = "post",
+        operation_id = "create_first_admin"
+    )]
     async fn setup(
         &self,
         origin: Origin,
@@ -793,7 +819,11 @@ impl AuthApi {
     ///
     /// Whether the first admin can still be made with it: 204, or 403 once it was used or is out of
     /// date. Changes nothing.
-    #[oai(path = "/auth/setup/check", method = "post")]
+    #[oai(
+        path = "/auth/setup/check",
+        method = "post",
+        operation_id = "check_setup_token"
+    )]
     async fn check_setup(
         &self,
         origin: Origin,
@@ -805,7 +835,7 @@ impl AuthApi {
     }
 
     /// Who am I
-    #[oai(path = "/me", method = "get")]
+    #[oai(path = "/me", method = "get", operation_id = "get_me")]
     async fn me(&self, access: Access) -> Result<Body<MeView>, Failure<{ fails::SECURED }>> {
         let id = access.0.user_id;
         let account = self
@@ -826,7 +856,7 @@ impl AuthApi {
     ///
     /// For programs, with the rights of your own account and only the scopes that it names. For
     /// staff; the scopes `act_as`, `payments`, `tasks` and `work` for admins. The key is shown this once.
-    #[oai(path = "/api-keys", method = "post")]
+    #[oai(path = "/api-keys", method = "post", operation_id = "create_api_key")]
     async fn create_key(
         &self,
         access: Access,
@@ -867,7 +897,7 @@ impl AuthApi {
     /// List API keys
     ///
     /// Your own; for an admin everyone's. For staff.
-    #[oai(path = "/api-keys", method = "get")]
+    #[oai(path = "/api-keys", method = "get", operation_id = "list_api_keys")]
     async fn list_keys(
         &self,
         access: Access,
@@ -904,7 +934,11 @@ impl AuthApi {
     ///
     /// Its next request is answered 401. Revoked twice it is revoked once. Your own; for an admin
     /// anyone's. For staff.
-    #[oai(path = "/api-keys/:id", method = "delete")]
+    #[oai(
+        path = "/api-keys/:id",
+        method = "delete",
+        operation_id = "revoke_api_key"
+    )]
     async fn revoke_key(
         &self,
         access: Access,

@@ -279,14 +279,22 @@ impl CacheApi {
 #[OpenApi(prefix_path = "/api/v1", tag = "Tag::Cache")]
 impl CacheApi {
     /// The cache at a glance
-    #[oai(path = "/cache/stats", method = "get")]
+    #[oai(
+        path = "/cache/stats",
+        method = "get",
+        operation_id = "get_cache_stats"
+    )]
     async fn stats(&self, access: Access) -> Result<Body<StatsView>, Failure<{ fails::SECURED }>> {
         access.0.require(Role::Admin, Scope::Cache)?;
         Ok(Body(self.cache.stats().into()))
     }
 
     /// Look at an entry
-    #[oai(path = "/cache/entries/:key", method = "get")]
+    #[oai(
+        path = "/cache/entries/:key",
+        method = "get",
+        operation_id = "get_cache_entry"
+    )]
     async fn entry(
         &self,
         access: Access,
@@ -303,7 +311,11 @@ impl CacheApi {
     /// Invalidate an entry
     ///
     /// The next read loads it anew. Done as well when there is none.
-    #[oai(path = "/cache/entries/:key", method = "delete")]
+    #[oai(
+        path = "/cache/entries/:key",
+        method = "delete",
+        operation_id = "invalidate_cache_entry"
+    )]
     async fn invalidate_entry(
         &self,
         access: Access,
@@ -325,7 +337,11 @@ impl CacheApi {
     ///
     /// By a pattern over keys, or by a tag. No read that begins after the answer brings what was
     /// loaded before.
-    #[oai(path = "/cache/invalidate", method = "post")]
+    #[oai(
+        path = "/cache/invalidate",
+        method = "post",
+        operation_id = "invalidate_cache_entries"
+    )]
     async fn invalidate(
         &self,
         access: Access,
@@ -367,7 +383,11 @@ impl CacheApi {
     /// The hot keys
     ///
     /// What is read most, over a sliding window, the most read first.
-    #[oai(path = "/cache/hot-keys", method = "get")]
+    #[oai(
+        path = "/cache/hot-keys",
+        method = "get",
+        operation_id = "list_hot_keys"
+    )]
     async fn hot_keys(
         &self,
         access: Access,
@@ -392,7 +412,7 @@ impl CacheApi {
     /// Load keys ahead
     ///
     /// Those that are named, or those that are hot; what is in the cache already stays as it is.
-    #[oai(path = "/cache/warm", method = "post")]
+    #[oai(path = "/cache/warm", method = "post", operation_id = "warm_cache")]
     async fn warm(
         &self,
         access: Access,

@@ -57,9 +57,9 @@ pub(super) fn demo(common: &Common, args: &DemoArgs) -> Outcome {
             }
         };
         let (store, now) = (app.store.clone(), app.clock.now());
-        let import = app.settings.import.clone();
+        let settings = app.settings.clone();
         let made =
-            tokio::task::spawn_blocking(move || sample::fill(&store, &import, now)).await??;
+            tokio::task::spawn_blocking(move || sample::fill(&store, &settings, now)).await??;
         tell(&format!(
             "The shop has {} products, {} customers and {} past orders. The sale of {} units begins.",
             made.products, made.customers, made.past_orders, args.units

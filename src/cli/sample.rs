@@ -8,8 +8,10 @@ use std::io::Cursor;
 use anyhow::Context;
 use chrono::Utc;
 
+use crate::auth::api::EXAMPLE;
+use crate::auth::{AuthError, NewAccount, Role, create_account};
 use crate::clock::Timestamp;
-use crate::config;
+use crate::config::{self, Settings};
 use crate::order::import::import_orders;
 use crate::product::{self, Filter, NewProduct, ProductError, ProductId, Sort};
 use crate::sheet::Reading;
@@ -190,12 +192,17 @@ fn past_orders(now: Timestamp) -> Result<String, std::fmt::Error> {
     Ok(csv)
 }
 
+/// The customer whom the specification's examples log in as.
+fn add_example_customer(store: &Store, auth: &config::Auth, now: Timestamp) -> anyhow::Result<()> {
+    let new = NewAccount::checked(EXAMPLE.email, EXAMPLE.name, EXAMPLE.password, auth)?;
+    match store.write_blocking(move |tx| create_account(tx, now, &new, Role::Customer)) {
+        Ok(_) | Err(AuthError::Exists) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Makes the shop, unless it is there already.
-pub(super) fn fill(
-    store: &Store,
-    settings: &config::Import,
-    now: Timestamp,
-) -> anyhow::Result<Made> {
+pub(super) fn fill(store: &Store, settings: &Settings, now: Timestamp) -> anyhow::Result<Made> {
     let newest = Filter {
         category: None,
         search: product::Search::default(),
@@ -217,7 +224,7 @@ pub(super) fn fill(
         }
         let orders = past_orders(now)?;
         let (reading, orders) = (Reading::default(), Cursor::new(orders));
-        let report = import_orders(store, settings, &reading, &Utc, now, orders, |_| ())?;
+        let report = import_orders(store, &settings.import, &reading, &Utc, now, orders, |_| ())?;
         anyhow::ensure!(
             report.failed == 0,
             "{} of the sample's own orders were refused",
@@ -228,6 +235,7 @@ pub(super) fn fill(
         .read_blocking(|tx| product::id_of_sku(tx, "DEMO-00000"))?
         .map(|(id, _)| id)
         .context("this data directory holds another shop; name an empty one with --data-dir")?;
+    add_example_customer(store, &settings.auth, now)?;
     Ok(Made {
         products: PRODUCTS,
         customers: CUSTOMERS,

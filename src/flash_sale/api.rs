@@ -477,7 +477,11 @@ impl FlashSaleApi {
     /// Make a flash sale
     ///
     /// Its units leave the product's free stock and are set aside until it ends. For staff.
-    #[oai(path = "/flash-sales", method = "post")]
+    #[oai(
+        path = "/flash-sales",
+        method = "post",
+        operation_id = "create_flash_sale"
+    )]
     async fn create(
         &self,
         access: Access,
@@ -518,7 +522,11 @@ impl FlashSaleApi {
     }
 
     /// List flash sales
-    #[oai(path = "/flash-sales", method = "get")]
+    #[oai(
+        path = "/flash-sales",
+        method = "get",
+        operation_id = "list_flash_sales"
+    )]
     async fn list(
         &self,
         /// Where the page before ended
@@ -550,7 +558,11 @@ impl FlashSaleApi {
     }
 
     /// Read a flash sale
-    #[oai(path = "/flash-sales/:id", method = "get")]
+    #[oai(
+        path = "/flash-sales/:id",
+        method = "get",
+        operation_id = "get_flash_sale"
+    )]
     async fn get(
         &self,
         /// Key of the sale
@@ -563,7 +575,11 @@ impl FlashSaleApi {
     /// Stop a flash sale
     ///
     /// What is left goes back to the free stock. Stopped twice it is stopped once. For staff.
-    #[oai(path = "/flash-sales/:id/stop", method = "post")]
+    #[oai(
+        path = "/flash-sales/:id/stop",
+        method = "post",
+        operation_id = "stop_flash_sale"
+    )]
     async fn stop(
         &self,
         access: Access,
@@ -595,7 +611,11 @@ impl FlashSaleApi {
     ///
     /// 201 means that the units are yours: it is on disk. Repeat a request freely under the same
     /// `Idempotency-Key`.
-    #[oai(path = "/flash-sales/:id/claims", method = "post")]
+    #[oai(
+        path = "/flash-sales/:id/claims",
+        method = "post",
+        operation_id = "claim_flash_sale"
+    )]
     async fn claim(
         &self,
         access: Access,
@@ -611,7 +631,7 @@ impl FlashSaleApi {
     }
 
     /// Read a claim
-    #[oai(path = "/claims/:id", method = "get")]
+    #[oai(path = "/claims/:id", method = "get", operation_id = "get_claim")]
     async fn get_claim(
         &self,
         access: Access,
@@ -667,7 +687,11 @@ impl SeckillApi {
     /// Claim a product
     ///
     /// A claim in the product's running flash sale.
-    #[oai(path = "/seckill/:product_id", method = "post")]
+    #[oai(
+        path = "/seckill/:product_id",
+        method = "post",
+        operation_id = "claim_product"
+    )]
     async fn seckill(
         &self,
         access: Access,

@@ -44,6 +44,7 @@ impl Spec {
     /// Completes `raw`, which is `OpenApiService::spec()`.
     pub fn new(raw: &str) -> Result<Self, SpecError> {
         let Merged(mut document) = serde_json::from_str(raw)?;
+        drop_null_defaults(&mut document);
         let request_schemas = request_schemas(&document);
         close_objects(&mut document, &request_schemas);
         complete_operations(&mut document);
@@ -154,6 +155,23 @@ fn operations_mut(document: &mut Value) -> impl Iterator<Item = (&String, &mut V
         .filter_map(|(_, item)| item.as_object_mut())
         .flatten()
         .filter(|(method, _)| METHODS.contains(&method.as_str()))
+}
+
+/// poem-openapi prints `default: null` where a field that may be left out has no other default. OpenAPI
+/// wants a default of the field's own type, and what is left out needs none.
+fn drop_null_defaults(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            if object.get("default").is_some_and(Value::is_null) {
+                object.remove("default");
+            }
+            // An example is no schema: it may hold anything.
+            let members = object.iter_mut().filter(|(name, _)| *name != "example");
+            members.for_each(|(_, member)| drop_null_defaults(member));
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_null_defaults),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// Names of all schemas that a request body reaches.
@@ -618,6 +636,10 @@ mod tests {
     struct NewThing {
         name: String,
         parts: Vec<Part>,
+        #[oai(default)]
+        note: Option<String>,
+        #[oai(default)]
+        shelf: u32,
     }
 
     #[derive(Debug, Serialize, serde::Deserialize, Object)]
@@ -678,6 +700,11 @@ mod tests {
         assert_eq!(schemas["NewThing"]["additionalProperties"], false);
         assert_eq!(schemas["Part"]["additionalProperties"], false);
         assert_eq!(schemas["Part"]["properties"]["count"]["minimum"], 1);
+        // Left out it is nothing, which null says as well; nothing is no default.
+        let properties = &schemas["NewThing"]["properties"];
+        assert_eq!(properties["note"].get("default"), None);
+        assert_eq!(properties["note"]["nullable"], true);
+        assert_eq!(properties["shelf"]["default"], 0);
         let responses = &document["paths"]["/things/{thing_id}"]["get"]["responses"];
         assert_eq!(
             responses["404"]["content"][PROBLEM_JSON]["example"]["status"],

@@ -653,7 +653,10 @@ impl<R: tokio::io::AsyncRead> Read for BlockingBody<R> {
     }
 }
 
-const CSV_TYPES: &[&str] = &["text/csv", "application/csv", "text/tab-separated-values"];
+/// Of a CSV file; as plain bytes as well, which is what generated clients know how to send.
+const CSV_TYPES: &[&str] = &["text/csv", "application/octet-stream"];
+/// What some programs call the same, and tables with tabs; the specification has no need of them.
+const CSV_TYPES_BESIDES: &[&str] = &["application/csv", "text/tab-separated-values"];
 
 impl<'a> ApiExtractor<'a> for CsvBody {
     const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
@@ -665,7 +668,9 @@ impl<'a> ApiExtractor<'a> for CsvBody {
             .iter()
             .map(|content_type| MetaMediaType {
                 content_type,
-                schema: MetaSchemaRef::Inline(Box::new(MetaSchema::new("string"))),
+                schema: MetaSchemaRef::Inline(Box::new(MetaSchema::new_with_format(
+                    "string", "binary",
+                ))),
             })
             .collect();
         Some(MetaRequest {
@@ -681,10 +686,9 @@ impl<'a> ApiExtractor<'a> for CsvBody {
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
         let essence = media_type(request);
-        if !essence
-            .as_deref()
-            .is_some_and(|essence| CSV_TYPES.contains(&essence))
-        {
+        if !essence.as_deref().is_some_and(|essence| {
+            CSV_TYPES.contains(&essence) || CSV_TYPES_BESIDES.contains(&essence)
+        }) {
             return Err(unsupported(essence, "text/csv").into());
         }
         Ok(Self {

@@ -164,7 +164,11 @@ impl SystemApi {
     /// Every statement that ran since the start, with what it cost, and the latest slow calls with the
     /// request or task that made them. Parameters are not shown unless the settings allow it. For
     /// admins.
-    #[oai(path = "/system/slow-queries", method = "get")]
+    #[oai(
+        path = "/system/slow-queries",
+        method = "get",
+        operation_id = "list_slow_queries"
+    )]
     async fn slow_queries(
         &self,
         access: Access,

@@ -234,7 +234,12 @@ impl OrderApi {
     ///
     /// Takes the units of every line or of none. Send an `Idempotency-Key` and repeat the request
     /// freely: it is done once.
-    #[oai(path = "/orders", method = "post", tag = "Tag::Orders")]
+    #[oai(
+        path = "/orders",
+        method = "post",
+        operation_id = "create_order",
+        tag = "Tag::Orders"
+    )]
     async fn create(
         &self,
         access: Access,
@@ -295,7 +300,12 @@ impl OrderApi {
     /// List orders
     ///
     /// Your own; for staff everyone's, or those of the user that `user_id` names.
-    #[oai(path = "/orders", method = "get", tag = "Tag::Orders")]
+    #[oai(
+        path = "/orders",
+        method = "get",
+        operation_id = "list_orders",
+        tag = "Tag::Orders"
+    )]
     async fn list(
         &self,
         access: Access,
@@ -353,7 +363,12 @@ impl OrderApi {
     ///
     /// With `include=orders`, together with the newest orders. Your own account, or for staff
     /// anyone's.
-    #[oai(path = "/users/:id", method = "get", tag = "Tag::Users")]
+    #[oai(
+        path = "/users/:id",
+        method = "get",
+        operation_id = "get_user",
+        tag = "Tag::Users"
+    )]
     async fn get_user(
         &self,
         access: Access,
@@ -396,7 +411,12 @@ impl OrderApi {
     }
 
     /// Read an order
-    #[oai(path = "/orders/:id", method = "get", tag = "Tag::Orders")]
+    #[oai(
+        path = "/orders/:id",
+        method = "get",
+        operation_id = "get_order",
+        tag = "Tag::Orders"
+    )]
     async fn get(
         &self,
         access: Access,
@@ -417,7 +437,12 @@ impl OrderApi {
     /// Cancel an order
     ///
     /// Its units are on sale again at once. What was paid becomes `refund_due`.
-    #[oai(path = "/orders/:id/cancel", method = "post", tag = "Tag::Orders")]
+    #[oai(
+        path = "/orders/:id/cancel",
+        method = "post",
+        operation_id = "cancel_order",
+        tag = "Tag::Orders"
+    )]
     async fn cancel(
         &self,
         access: Access,
@@ -439,7 +464,12 @@ impl OrderApi {
     /// of a flash sale while the sale's window (and the payment window after it), its units, its price
     /// and the buyer's limit allow; others while there are any at no higher price. Else, and if the
     /// order was cancelled, it becomes `refund_due`.
-    #[oai(path = "/orders/:id/pay", method = "post", tag = "Tag::Orders")]
+    #[oai(
+        path = "/orders/:id/pay",
+        method = "post",
+        operation_id = "pay_order",
+        tag = "Tag::Orders"
+    )]
     async fn pay(
         &self,
         access: Access,

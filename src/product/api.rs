@@ -578,7 +578,7 @@ impl ProductApi {
     /// List products
     ///
     /// By page, filtered and sorted; or exactly the ones that `ids` names, in that order.
-    #[oai(path = "/products", method = "get")]
+    #[oai(path = "/products", method = "get", operation_id = "list_products")]
     async fn list(
         &self,
         /// Keys, separated by commas, at most 200; the other parameters don't count then
@@ -628,7 +628,11 @@ impl ProductApi {
     }
 
     /// The most popular products
-    #[oai(path = "/products/hot", method = "get")]
+    #[oai(
+        path = "/products/hot",
+        method = "get",
+        operation_id = "list_hot_products"
+    )]
     async fn hot(
         &self,
         /// Rows, 1 to 200
@@ -649,7 +653,7 @@ impl ProductApi {
     }
 
     /// Read a product
-    #[oai(path = "/products/:id", method = "get")]
+    #[oai(path = "/products/:id", method = "get", operation_id = "get_product")]
     async fn get(
         &self,
         /// Key of the product
@@ -667,7 +671,7 @@ impl ProductApi {
     /// Make a product
     ///
     /// For staff.
-    #[oai(path = "/products", method = "post")]
+    #[oai(path = "/products", method = "post", operation_id = "create_product")]
     async fn create(
         &self,
         access: Access,
@@ -707,7 +711,11 @@ impl ProductApi {
     /// file is in one encoding: that of its byte-order mark, else the `charset` of the content type,
     /// else UTF-8, GB18030 or UTF-16 as found; the answer says which. One import runs at a time. For
     /// staff.
-    #[oai(path = "/products/import", method = "post")]
+    #[oai(
+        path = "/products/import",
+        method = "post",
+        operation_id = "import_products"
+    )]
     async fn import(
         &self,
         access: Access,
@@ -742,7 +750,11 @@ impl ProductApi {
     /// Change a product
     ///
     /// `stock` is what a stock-take counted; the difference goes into the ledger. For staff.
-    #[oai(path = "/products/:id", method = "patch")]
+    #[oai(
+        path = "/products/:id",
+        method = "patch",
+        operation_id = "update_product"
+    )]
     async fn update(
         &self,
         access: Access,
@@ -779,7 +791,11 @@ impl ProductApi {
     ///
     /// Its orders and its ledger stay. While a flash sale sells it or will, 409 `product_in_sale` names
     /// the sales to be stopped first. For staff.
-    #[oai(path = "/products/:id", method = "delete")]
+    #[oai(
+        path = "/products/:id",
+        method = "delete",
+        operation_id = "delete_product"
+    )]
     async fn delete(
         &self,
         access: Access,

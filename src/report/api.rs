@@ -305,7 +305,11 @@ impl ReportApi {
     /// Answered once its task is on disk; then ask for the report until it is there. While the same
     /// report is being made, the answer names that task. A report is kept for an hour and not made
     /// again before, unless `refresh` says so. For staff.
-    #[oai(path = "/reports/sales", method = "post")]
+    #[oai(
+        path = "/reports/sales",
+        method = "post",
+        operation_id = "create_sales_report"
+    )]
     async fn make(
         &self,
         access: Access,
@@ -353,7 +357,11 @@ impl ReportApi {
     /// is none (yet). Turnover is what is paid. What waits for its payment and what is to be paid
     /// back stand beside it; `cancelled` and `expired` orders are in `states` only; past orders that
     /// were imported count like any other. For staff.
-    #[oai(path = "/reports/sales", method = "get")]
+    #[oai(
+        path = "/reports/sales",
+        method = "get",
+        operation_id = "get_sales_report"
+    )]
     async fn read(
         &self,
         access: Access,

@@ -433,7 +433,7 @@ impl ScheduleApi {
 #[OpenApi(prefix_path = "/api/v1", tag = "Tag::Schedules")]
 impl ScheduleApi {
     /// List schedules
-    #[oai(path = "/schedules", method = "get")]
+    #[oai(path = "/schedules", method = "get", operation_id = "list_schedules")]
     async fn list(
         &self,
         access: Access,
@@ -468,7 +468,7 @@ impl ScheduleApi {
     /// Make a schedule
     ///
     /// Each time it fires it makes a task. Its first fire is the first after now.
-    #[oai(path = "/schedules", method = "post")]
+    #[oai(path = "/schedules", method = "post", operation_id = "create_schedule")]
     async fn create(
         &self,
         access: Access,
@@ -489,7 +489,11 @@ impl ScheduleApi {
     /// Read a schedule
     ///
     /// With its next ten fires and its last run.
-    #[oai(path = "/schedules/:name", method = "get")]
+    #[oai(
+        path = "/schedules/:name",
+        method = "get",
+        operation_id = "get_schedule"
+    )]
     async fn get(
         &self,
         access: Access,
@@ -505,7 +509,11 @@ impl ScheduleApi {
     ///
     /// With other times it begins anew, from now on. A built-in schedule can be given other times and
     /// policies, not another task; one that is declared in the settings is changed there.
-    #[oai(path = "/schedules/:name", method = "patch")]
+    #[oai(
+        path = "/schedules/:name",
+        method = "patch",
+        operation_id = "update_schedule"
+    )]
     async fn edit(
         &self,
         access: Access,
@@ -526,7 +534,11 @@ impl ScheduleApi {
     /// Remove a schedule
     ///
     /// With its history. Tasks that it has made go on.
-    #[oai(path = "/schedules/:name", method = "delete")]
+    #[oai(
+        path = "/schedules/:name",
+        method = "delete",
+        operation_id = "delete_schedule"
+    )]
     async fn remove(
         &self,
         access: Access,
@@ -542,7 +554,11 @@ impl ScheduleApi {
     ///
     /// Makes its task, paused or not, as far as its overlap policy allows; when it fires next stays as
     /// it is. Send an `Idempotency-Key` and repeat the request freely.
-    #[oai(path = "/schedules/:name/run", method = "post")]
+    #[oai(
+        path = "/schedules/:name/run",
+        method = "post",
+        operation_id = "run_schedule"
+    )]
     async fn run(
         &self,
         access: Access,
@@ -595,7 +611,11 @@ impl ScheduleApi {
     /// Pause a schedule
     ///
     /// It does not fire until it is resumed. Tasks that it has made go on.
-    #[oai(path = "/schedules/:name/pause", method = "post")]
+    #[oai(
+        path = "/schedules/:name/pause",
+        method = "post",
+        operation_id = "pause_schedule"
+    )]
     async fn pause(
         &self,
         access: Access,
@@ -611,7 +631,11 @@ impl ScheduleApi {
     /// Resume a schedule
     ///
     /// It fires from now on; what would have been meanwhile is not made up for.
-    #[oai(path = "/schedules/:name/resume", method = "post")]
+    #[oai(
+        path = "/schedules/:name/resume",
+        method = "post",
+        operation_id = "resume_schedule"
+    )]
     async fn resume(
         &self,
         access: Access,
@@ -627,7 +651,11 @@ impl ScheduleApi {
     /// List a schedule's runs
     ///
     /// Newest first: when it fired and why, and what came of it.
-    #[oai(path = "/schedules/:name/runs", method = "get")]
+    #[oai(
+        path = "/schedules/:name/runs",
+        method = "get",
+        operation_id = "list_schedule_runs"
+    )]
     async fn runs(
         &self,
         access: Access,

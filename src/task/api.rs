@@ -263,7 +263,7 @@ impl TaskApi {
     ///
     /// Newest first. A page may hold fewer than asked for, or none, and yet lead on with its cursor:
     /// one request looks over a bounded number of tasks.
-    #[oai(path = "/tasks", method = "get")]
+    #[oai(path = "/tasks", method = "get", operation_id = "list_tasks")]
     async fn list(
         &self,
         access: Access,
@@ -308,7 +308,7 @@ impl TaskApi {
     /// Secrets among the headers of an `http_request` (`Authorization`, `Cookie`, `X-Api-Key`, names with
     /// `token`, `secret`, `password` and the like) are sent as they are, and shown as `********` here, in
     /// lists, in errors and by the command line.
-    #[oai(path = "/tasks/:id", method = "get")]
+    #[oai(path = "/tasks/:id", method = "get", operation_id = "get_task")]
     async fn get(
         &self,
         access: Access,
@@ -323,7 +323,7 @@ impl TaskApi {
     /// Edit a waiting task
     ///
     /// Arguments are replaced as a whole: a header that is shown as `********` has to be sent again.
-    #[oai(path = "/tasks/:id", method = "patch")]
+    #[oai(path = "/tasks/:id", method = "patch", operation_id = "update_task")]
     async fn edit(
         &self,
         access: Access,
@@ -374,7 +374,7 @@ impl TaskApi {
     }
 
     /// Remove a finished task
-    #[oai(path = "/tasks/:id", method = "delete")]
+    #[oai(path = "/tasks/:id", method = "delete", operation_id = "delete_task")]
     async fn remove(
         &self,
         access: Access,
@@ -397,7 +397,11 @@ impl TaskApi {
     /// key again (`task_key_held` if another task has it), counts in its batch again, and what was cancelled
     /// because of it waits for it again. The batch's `on_success` comes once all have succeeded, its
     /// `on_complete` does not come a second time.
-    #[oai(path = "/tasks/:id/retry", method = "post")]
+    #[oai(
+        path = "/tasks/:id/retry",
+        method = "post",
+        operation_id = "retry_task"
+    )]
     async fn retry(
         &self,
         access: Access,
@@ -414,7 +418,11 @@ impl TaskApi {
     /// Cancel a task
     ///
     /// At once if it waits. If it runs, its worker is told, and it is cancelled when that one answers.
-    #[oai(path = "/tasks/:id/cancel", method = "post")]
+    #[oai(
+        path = "/tasks/:id/cancel",
+        method = "post",
+        operation_id = "cancel_task"
+    )]
     async fn cancel(
         &self,
         access: Access,
@@ -431,7 +439,7 @@ impl TaskApi {
     /// Change many tasks
     ///
     /// A bounded number at a time: repeat it with the cursor of the answer until there is none.
-    #[oai(path = "/tasks/bulk", method = "post")]
+    #[oai(path = "/tasks/bulk", method = "post", operation_id = "change_tasks")]
     async fn bulk(
         &self,
         access: Access,
@@ -474,7 +482,7 @@ impl TaskApi {
     ///
     /// By state. A count is bounded, so that it costs the same however many there are; `is_more` says
     /// that it stopped there. Completed ones are counted among the newest tasks alone.
-    #[oai(path = "/task-counts", method = "get")]
+    #[oai(path = "/task-counts", method = "get", operation_id = "count_tasks")]
     async fn counts(&self, access: Access) -> Result<Body<CountList>, Failure<{ fails::SECURED }>> {
         access.0.require(Role::Staff, Scope::Tasks)?;
         let most = self.tasks.rules().counted_max;
@@ -497,7 +505,7 @@ impl TaskApi {
     /// List built-in tasks
     ///
     /// What this server can do itself, with the JSON schema of each one's arguments.
-    #[oai(path = "/task-types", method = "get")]
+    #[oai(path = "/task-types", method = "get", operation_id = "list_task_types")]
     async fn types(&self, access: Access) -> Result<Body<TypeList>, Failure<{ fails::SECURED }>> {
         access.0.require(Role::Staff, Scope::Tasks)?;
         Ok(Body(TypeList {
@@ -506,7 +514,7 @@ impl TaskApi {
     }
 
     /// List queues
-    #[oai(path = "/queues", method = "get")]
+    #[oai(path = "/queues", method = "get", operation_id = "list_queues")]
     async fn queues(&self, access: Access) -> Result<Body<QueueList>, Failure<{ fails::SECURED }>> {
         access.0.require(Role::Staff, Scope::Tasks)?;
         let (queues, scheduled) = self.tasks.stats().await.map_err(Problem::from)?;
@@ -529,7 +537,11 @@ impl TaskApi {
     }
 
     /// Set a queue's limits
-    #[oai(path = "/queues/:name", method = "patch")]
+    #[oai(
+        path = "/queues/:name",
+        method = "patch",
+        operation_id = "update_queue"
+    )]
     async fn patch_queue(
         &self,
         access: Access,
@@ -563,7 +575,11 @@ impl TaskApi {
     /// Pause a queue
     ///
     /// What runs goes on; nothing more of it is handed out.
-    #[oai(path = "/queues/:name/pause", method = "post")]
+    #[oai(
+        path = "/queues/:name/pause",
+        method = "post",
+        operation_id = "pause_queue"
+    )]
     async fn pause(
         &self,
         access: Access,
@@ -575,7 +591,11 @@ impl TaskApi {
     }
 
     /// Resume a queue
-    #[oai(path = "/queues/:name/resume", method = "post")]
+    #[oai(
+        path = "/queues/:name/resume",
+        method = "post",
+        operation_id = "resume_queue"
+    )]
     async fn resume(
         &self,
         access: Access,

@@ -143,7 +143,7 @@ impl UserApi {
     /// List users
     ///
     /// For staff.
-    #[oai(path = "/users", method = "get")]
+    #[oai(path = "/users", method = "get", operation_id = "list_users")]
     async fn list(
         &self,
         access: Access,
@@ -188,7 +188,7 @@ impl UserApi {
     /// Make a user
     ///
     /// Without logging it in. For staff; staff and admins are made by admins.
-    #[oai(path = "/users", method = "post")]
+    #[oai(path = "/users", method = "post", operation_id = "create_user")]
     async fn create(
         &self,
         access: Access,
@@ -218,7 +218,7 @@ impl UserApi {
     ///
     /// A disabled user's next request is answered 401. The last active admin stays one. For staff;
     /// roles, and accounts of staff and admins, are changed by admins.
-    #[oai(path = "/users/:id", method = "patch")]
+    #[oai(path = "/users/:id", method = "patch", operation_id = "update_user")]
     async fn update(
         &self,
         access: Access,

@@ -317,7 +317,7 @@ impl EnqueueApi {
     ///
     /// Answered once the task is on disk. Built-in tasks are run by this server, all others wait for
     /// a worker of their queue. Send an `Idempotency-Key` and repeat the request freely.
-    #[oai(path = "/tasks", method = "post")]
+    #[oai(path = "/tasks", method = "post", operation_id = "enqueue_task")]
     async fn enqueue(
         &self,
         access: Access,
@@ -367,7 +367,7 @@ impl EnqueueApi {
     ///
     /// All or none. With `batch` they are counted together and may be followed by callbacks; with
     /// `chain`, or `after_places`, they wait for each other.
-    #[oai(path = "/tasks/batch", method = "post")]
+    #[oai(path = "/tasks/batch", method = "post", operation_id = "enqueue_tasks")]
     async fn enqueue_batch(
         &self,
         access: Access,

@@ -185,7 +185,11 @@ impl RunApi {
     ///
     /// For a worker: the next task of the queue, as soon as there is one. The worker has it for
     /// `lease_seconds`, renewed by each heartbeat, and must answer with `ack` or `fail`.
-    #[oai(path = "/queues/:name/fetch", method = "post")]
+    #[oai(
+        path = "/queues/:name/fetch",
+        method = "post",
+        operation_id = "fetch_task"
+    )]
     async fn fetch(
         &self,
         access: Access,
@@ -226,7 +230,11 @@ impl RunApi {
     /// Acknowledge a task
     ///
     /// For a worker: it is done. Answered once that is on disk; 409 `fenced` if the run is over.
-    #[oai(path = "/tasks/:id/ack", method = "post")]
+    #[oai(
+        path = "/tasks/:id/ack",
+        method = "post",
+        operation_id = "acknowledge_task"
+    )]
     async fn ack(
         &self,
         access: Access,
@@ -260,7 +268,7 @@ impl RunApi {
     /// Report a failure
     ///
     /// For a worker: it is tried again as its policy says, or is dead.
-    #[oai(path = "/tasks/:id/fail", method = "post")]
+    #[oai(path = "/tasks/:id/fail", method = "post", operation_id = "fail_task")]
     async fn fail(
         &self,
         access: Access,
@@ -296,7 +304,11 @@ impl RunApi {
     /// Renew a lease
     ///
     /// For a worker: it is alive. The answer tells whether the task was cancelled meanwhile.
-    #[oai(path = "/tasks/:id/heartbeat", method = "post")]
+    #[oai(
+        path = "/tasks/:id/heartbeat",
+        method = "post",
+        operation_id = "renew_task_lease"
+    )]
     async fn heartbeat(
         &self,
         access: Access,
@@ -321,7 +333,11 @@ impl RunApi {
     /// Report progress
     ///
     /// For a worker: how far it is, with log lines if it likes.
-    #[oai(path = "/tasks/:id/progress", method = "post")]
+    #[oai(
+        path = "/tasks/:id/progress",
+        method = "post",
+        operation_id = "report_task_progress"
+    )]
     async fn progress(
         &self,
         access: Access,

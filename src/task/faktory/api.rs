@@ -90,7 +90,7 @@ impl WorkerApi {
     /// List workers
     ///
     /// Those that speak the Faktory protocol and hold a connection, or did a moment ago.
-    #[oai(path = "/workers", method = "get")]
+    #[oai(path = "/workers", method = "get", operation_id = "list_workers")]
     async fn list(&self, access: Access) -> Result<Body<WorkerList>, Failure<{ fails::SECURED }>> {
         access.0.require(Role::Staff, Scope::Tasks)?;
         let workers = self.faktory.workers();
@@ -102,7 +102,11 @@ impl WorkerApi {
     /// Quiet a worker
     ///
     /// It fetches nothing more and finishes what it has. There is no way back but to start it anew.
-    #[oai(path = "/workers/:wid/quiet", method = "post")]
+    #[oai(
+        path = "/workers/:wid/quiet",
+        method = "post",
+        operation_id = "quiet_worker"
+    )]
     async fn quiet(
         &self,
         access: Access,
@@ -116,7 +120,11 @@ impl WorkerApi {
     /// Stop a worker
     ///
     /// It fetches nothing more, finishes or gives up what it has within its own time limit, and ends.
-    #[oai(path = "/workers/:wid/stop", method = "post")]
+    #[oai(
+        path = "/workers/:wid/stop",
+        method = "post",
+        operation_id = "stop_worker"
+    )]
     async fn stop(
         &self,
         access: Access,

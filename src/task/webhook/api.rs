@@ -328,7 +328,11 @@ fn allowed(access: &Access) -> Result<(), Problem> {
 #[OpenApi(prefix_path = "/api/v1", tag = "Tag::Webhooks")]
 impl WebhookApi {
     /// List kinds of events
-    #[oai(path = "/webhook-event-types", method = "get")]
+    #[oai(
+        path = "/webhook-event-types",
+        method = "get",
+        operation_id = "list_webhook_event_types"
+    )]
     async fn kinds(&self, access: Access) -> Result<Body<KindList>, Failure<{ fails::SECURED }>> {
         allowed(&access)?;
         Ok(Body(KindList {
@@ -347,7 +351,7 @@ impl WebhookApi {
     /// From now on it is told of the events that it wants, signed as Standard Webhooks says. An endpoint
     /// that answers 410, or has not answered 2xx for days, is disabled; what happens then is not kept for
     /// it. The secret is in this answer and never again. For admins.
-    #[oai(path = "/webhooks", method = "post")]
+    #[oai(path = "/webhooks", method = "post", operation_id = "create_webhook")]
     async fn create(
         &self,
         access: Access,
@@ -376,7 +380,7 @@ impl WebhookApi {
     }
 
     /// List endpoints
-    #[oai(path = "/webhooks", method = "get")]
+    #[oai(path = "/webhooks", method = "get", operation_id = "list_webhooks")]
     async fn list(
         &self,
         access: Access,
@@ -394,7 +398,7 @@ impl WebhookApi {
     }
 
     /// Read an endpoint
-    #[oai(path = "/webhooks/:id", method = "get")]
+    #[oai(path = "/webhooks/:id", method = "get", operation_id = "get_webhook")]
     async fn get(
         &self,
         access: Access,
@@ -416,7 +420,11 @@ impl WebhookApi {
     /// While it is disabled it is told nothing, and what happens meanwhile is not kept for it, as is
     /// customary: once it is enabled again, read what it missed from the shop (`GET orders`), or replay
     /// events that another endpoint wanted and that are therefore there. Enabling it forgets its failures.
-    #[oai(path = "/webhooks/:id", method = "patch")]
+    #[oai(
+        path = "/webhooks/:id",
+        method = "patch",
+        operation_id = "update_webhook"
+    )]
     async fn update(
         &self,
         access: Access,
@@ -451,7 +459,11 @@ impl WebhookApi {
     }
 
     /// Remove an endpoint
-    #[oai(path = "/webhooks/:id", method = "delete")]
+    #[oai(
+        path = "/webhooks/:id",
+        method = "delete",
+        operation_id = "delete_webhook"
+    )]
     async fn delete(
         &self,
         access: Access,
@@ -469,7 +481,11 @@ impl WebhookApi {
     /// Rotate an endpoint's secret
     ///
     /// For a time both the new and the old one sign, so that the receiver can change over.
-    #[oai(path = "/webhooks/:id/rotate", method = "post")]
+    #[oai(
+        path = "/webhooks/:id/rotate",
+        method = "post",
+        operation_id = "rotate_webhook_secret"
+    )]
     async fn rotate(
         &self,
         access: Access,
@@ -503,7 +519,11 @@ impl WebhookApi {
     ///
     /// Sends it an event of type `ping`, once, also while it is disabled. What came of it is in its
     /// deliveries.
-    #[oai(path = "/webhooks/:id/ping", method = "post")]
+    #[oai(
+        path = "/webhooks/:id/ping",
+        method = "post",
+        operation_id = "ping_webhook"
+    )]
     async fn ping(
         &self,
         access: Access,
@@ -528,7 +548,11 @@ impl WebhookApi {
     /// Replay an event
     ///
     /// Sends it once more under the same `webhook-id`, also to an endpoint that is disabled.
-    #[oai(path = "/webhooks/:id/replay", method = "post")]
+    #[oai(
+        path = "/webhooks/:id/replay",
+        method = "post",
+        operation_id = "replay_webhook_event"
+    )]
     async fn replay(
         &self,
         access: Access,
@@ -553,7 +577,11 @@ impl WebhookApi {
     }
 
     /// List attempts to deliver
-    #[oai(path = "/webhooks/:id/deliveries", method = "get")]
+    #[oai(
+        path = "/webhooks/:id/deliveries",
+        method = "get",
+        operation_id = "list_webhook_deliveries"
+    )]
     async fn deliveries(
         &self,
         access: Access,
@@ -589,7 +617,11 @@ impl WebhookApi {
     }
 
     /// Read an event
-    #[oai(path = "/webhook-events/:id", method = "get")]
+    #[oai(
+        path = "/webhook-events/:id",
+        method = "get",
+        operation_id = "get_webhook_event"
+    )]
     async fn event(
         &self,
         access: Access,
