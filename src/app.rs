@@ -172,14 +172,13 @@ fn open(held: Held, settings: &Settings, metrics: &Metrics) -> anyhow::Result<Op
 
 /// Adds to a damaged database's error what to do about it.
 fn damaged(error: StoreError, dir: &DataDir) -> anyhow::Error {
-    let advice = match error {
-        StoreError::Corrupt(_) => format!(
-            "; keep a copy of {}, then put a backup of onrush.db in its place (without -wal and -shm files, and without onrush.lock)",
+    match error {
+        StoreError::Corrupt(_) => anyhow::anyhow!(
+            "{error}; keep a copy of {}, then put a backup of onrush.db in its place (without -wal and -shm files, and without onrush.lock)",
             dir.root().display()
         ),
-        _ => String::new(),
-    };
-    anyhow::anyhow!("{error}{advice}")
+        other => other.into(),
+    }
 }
 
 fn check_behind(

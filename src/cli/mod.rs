@@ -29,7 +29,7 @@ use crate::http::serve::{ListenError, TlsError};
 use crate::monitor::logs::LogError;
 use crate::report::ReportError;
 use crate::schedule::NotDeclarable;
-use crate::store::database_in;
+use crate::store::{StoreError, database_in};
 use crate::task::TaskError;
 use crate::task::mail::MailSetupError;
 use crate::user::UserError;
@@ -122,6 +122,8 @@ pub(crate) const EXIT_BROKEN: u8 = 1;
 pub(crate) const EXIT_USAGE: u8 = 2;
 /// The data directory or a server is not available.
 pub(crate) const EXIT_UNAVAILABLE: u8 = 69;
+/// The disk failed.
+pub(crate) const EXIT_IO: u8 = 74;
 /// Ctrl-C in the place of an answer, as shells number it.
 pub(crate) const EXIT_STOPPED: u8 = 130;
 
@@ -131,9 +133,10 @@ impl<E: Into<anyhow::Error>> From<E> for Failed {
         if let Some(faults) = faults_of(&error) {
             return Self::new(EXIT_USAGE, in_words(faults));
         }
-        let code = match is_asked_wrongly(&error) || is_set_wrongly(&error) {
-            true => EXIT_USAGE,
-            false => EXIT_UNAVAILABLE,
+        let code = match error.downcast_ref() {
+            Some(StoreError::Io(_)) => EXIT_IO,
+            _ if is_asked_wrongly(&error) || is_set_wrongly(&error) => EXIT_USAGE,
+            _ => EXIT_UNAVAILABLE,
         };
         let next = error.downcast_ref().and_then(next_step).unwrap_or_default();
         Self::new(code, told(&error) + next)

@@ -192,13 +192,17 @@ impl Store {
         migrate::check_header(path)?;
         let had_log = checkpoint::file_bytes(&checkpoint::log_of(path)) > 0;
         let mut conn = sqlite::open_writer(path, settings)?;
-        if let Err(error) = migrate::run(&mut conn) {
-            if had_log {
-                sqlite::keep_log(&conn)?;
+        let prepared = migrate::run(&mut conn).and_then(|()| belong::renew(&conn, mark));
+        let mark = match prepared {
+            Ok(mark) => mark,
+            Err(error) => {
+                // What was there stays; and after a sync that failed, the log is all that can be trusted.
+                if had_log || error.is_fatal() {
+                    sqlite::keep_log(&conn)?;
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
-        let mark = belong::renew(&conn, mark)?;
+        };
         let readers = sqlite::open_readers(path, settings)?;
         let on_fatal: OnFatal = Box::new(on_fatal);
         let statements = Arc::new(Statements::new(settings));

@@ -274,7 +274,7 @@ fn a_start_that_refuses_its_settings_leaves_every_byte_as_it_was() {
         (
             &[
                 ("SCHEDULES__ENTRIES__NIGHTLY__TASK", "no_such_task"),
-                ("SCHEDULES__ENTRIES__NIGHTLY__CRON", "0 3 * * *"),
+                ("SCHEDULES__ENTRIES__NIGHTLY__CRON", "0 99 * * *"),
             ],
             2,
             "nightly",
