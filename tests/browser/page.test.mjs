@@ -303,7 +303,7 @@ describe('the admin page', { concurrency: false }, () => {
     await page.getByLabel('CSV file').setInputFiles({ name: 'none.csv', mimeType: 'text/csv', buffer: Buffer.from(none) });
     await button('Import').click();
     await says('Nothing was imported; rows not taken: 1');
-    await says('could mean 1234 or 1.234');
+    await says('could mean 1234 or 1.234; write it without a mark between thousands');
   });
 
   test('an import with an unknown column is refused in words', async () => {
