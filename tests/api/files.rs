@@ -187,7 +187,7 @@ fn the_command_line_reads_the_same_files_and_says_how() {
         ),
     ] {
         let (code, said, result) = ran(args, file);
-        assert_eq!((code, result.as_str()), (Some(1), ""), "{said}");
+        assert_eq!((code, result.as_str()), (Some(2), ""), "{said}");
         assert!(said.contains(words), "{said}");
     }
     let (code, said, _) = ran(
