@@ -28,7 +28,6 @@ export const zhProblems: Record<string, string> = {
   limit_reached: '已达到每人限购数量。',
   login_throttled: '登录失败次数过多，请稍后再试。',
   malformed_body: '请求内容无法识别。',
-  malformed_csv: '文件不是有效的 CSV，请检查引号和分隔符。',
   malformed_json: '请求内容不是有效的 JSON。',
   method_not_allowed: '此地址不支持该操作。',
   no_route: '没有此地址。',
@@ -119,7 +118,21 @@ export const zhAbouts: Record<string, string> = {
 
 /** The server's reasons for a field, by pattern; the first that fits is taken. */
 export const zhReasons: [RegExp, string][] = [
-  [/^is not a decimal amount of this currency.*$/, '不是该币种的有效金额，应如 12.50'],
+  [/^must have a character that can be seen$/, '须包含可见字符'],
+  [/^must not begin or end with white space$/, '首尾不能有空白字符'],
+  [/^must not be \. or \.\., which no address can end in$/, '不能是“.”或“..”，网址不能以其结尾'],
+  [/^must not contain the invisible character (\S+)$/, '不能包含不可见字符 $1'],
+  [/^must be in capital letters: (\S+)$/, '须为大写字母：$1'],
+  [/^(\S+) is no currency of ISO 4217; write one such as CNY$/, '“$1”不是 ISO 4217 货币代码，应如 CNY'],
+  [/^(\S+) is no currency of ISO 4217; write (\S+)$/, '“$1”不是 ISO 4217 货币代码，请写 $2'],
+  [/^(\S+) is no currency any more; write (.+)$/, '货币“$1”已停用，请写 $2'],
+  [
+    /^the (.+) `(.+)` steps by (\d+) where there are (\d+): .*$/,
+    '“$2”的步长为 $3，而该段只有 $4 个值：只会在其中第一个值触发',
+  ],
+  [/^is no time, such as .*$/, '不是有效的时间，应如 2026-11-11T00:00:00Z 或 2026/11/11 9:03'],
+  [/^is a bare number; give its column the format of a date$/, '只是一个数字；请将该列设为日期格式'],
+  [/^has a year of two digits; write it as 2026-11-11$/, '年份只有两位；请写成 2026-11-11'],
   [/^has the sign (.+), and the currency is (\S+)$/, '金额带有符号 $1，而币种为 $2'],
   [/^could mean (\S+) or (\S+); write it without a mark between thousands$/, '可能是 $1，也可能是 $2；请去掉千位分隔符'],
   [
