@@ -593,7 +593,10 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
         SystemApi::new(handles.store.clone(), handles.settings.database.clone()),
     );
     OpenApiService::new(api, "Onrush", env!("CARGO_PKG_VERSION"))
-        .description("A shop's catalogue, orders, stock and flash sales in one process.")
+        .description(
+            "A shop's catalogue, orders, stock and flash sales in one process. The body of a request may \
+             be gzipped, with the header `Content-Encoding: gzip`.",
+        )
         .server("/")
 }
 

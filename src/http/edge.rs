@@ -56,7 +56,7 @@ pub(super) const HEADERS_USUAL: usize = 12;
 const API_POLICY: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
-    "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-ID, X-User-Id, traceparent",
+    "Authorization, Content-Encoding, Content-Type, Idempotency-Key, If-Match, If-None-Match, X-Request-ID, X-User-Id, traceparent",
 );
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static(
     "ETag, Idempotent-Replayed, Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-ID, X-Response-Time",
@@ -189,13 +189,18 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
         }
         let body = request.take_body();
         if !body.is_empty() {
-            let guarded = GuardedBody::new(
-                body.into(),
-                bytes_max,
-                ms(server.body_timeout_ms),
-                progress.clone(),
-            );
-            request.set_body(poem::Body::from(guarded.boxed()));
+            let guarded = |body| {
+                let wait = ms(server.body_timeout_ms);
+                GuardedBody::new(body, bytes_max, wait, progress.clone()).boxed()
+            };
+            let mut body = guarded(body.into());
+            if body::is_gzipped(request.headers())? {
+                body = guarded(body::inflated(body));
+                // What the application reads has neither this coding nor this length.
+                request.headers_mut().remove(header::CONTENT_ENCODING);
+                request.headers_mut().remove(header::CONTENT_LENGTH);
+            }
+            request.set_body(poem::Body::from(body));
         }
         // Pinned where it is: handing a future of this size from wrapper to wrapper copies it each time.
         let app = pin!(self.app.call(request));

@@ -304,7 +304,7 @@ const CATALOGUE: &[(u64, u16, &str)] = &[
     (
         fails::UNSUPPORTED_MEDIA_TYPE,
         415,
-        "The body is of a media type that this operation doesn't read.",
+        "The body is of a media type that this operation doesn't read, or coded in another way than gzip.",
     ),
     (
         fails::UNPROCESSABLE,
@@ -394,6 +394,11 @@ fn failure_headers(status: u16) -> Vec<MetaHeader> {
         401 => vec![meta_header(
             "WWW-Authenticate",
             "How to authenticate.",
+            MetaSchema::new("string"),
+        )],
+        415 => vec![meta_header(
+            "Accept-Encoding",
+            "The codings that are read, where the body's is none of them.",
             MetaSchema::new("string"),
         )],
         429 | 503 => vec![meta_header(

@@ -1,5 +1,7 @@
 //! Bad input of every kind: the right status, a code, the field, and nothing changes.
 
+use std::io::Write;
+
 use onrush::auth::Role;
 use serde_json::{Value, json};
 
@@ -507,4 +509,140 @@ fn the_terminal_refuses_a_number_that_would_not_be_kept() {
     assert!(code == Some(2) && told.contains("no JSON"), "{told}");
     let (code, told) = enqueue(r#"{"no":18446744073709551615}"#);
     assert_eq!(code, Some(0), "{told}");
+}
+
+fn gzip(text: &str) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(text.as_bytes()).expect("written");
+    encoder.finish().expect("a whole file")
+}
+
+#[test]
+fn a_gzipped_body_is_read_wherever_a_plain_one_is_and_within_the_same_limits() {
+    let shop = Shop::open_with(|settings| {
+        settings.server.body_bytes_max = 2_000;
+        settings.server.import_bytes_max = 4_000;
+    });
+    let staff = shop.token(Role::Staff);
+    let send = |path: &str, kind: &str, coding: &str, body: &[u8]| {
+        let ask = shop.post(path).token(&staff).raw(kind, body);
+        ask.header("Content-Encoding", coding).send()
+    };
+    let product = |name: &str| {
+        json!({"name": name, "unit_amount": 1, "currency": "CNY", "stock": 9}).to_string()
+    };
+    let path = "/api/v1/products";
+    let made = send(path, "application/json", "gzip", &gzip(&product("杯子")));
+    let made = made.expect(201);
+    assert_eq!(made["name"], "杯子");
+    // A body that may be left out.
+    let sale = shop.sale(&staff, made["id"].as_i64().expect("an id"), 5, json!({}));
+    let claims = format!("/api/v1/flash-sales/{sale}/claims");
+    let claim = send(
+        &claims,
+        "application/json",
+        "gzip",
+        &gzip("{\"quantity\":1}"),
+    );
+    assert_eq!(claim.expect(201)["remaining"], 4);
+    // A file.
+    let csv = "sku,name,price,currency,stock\nA,Mug,7,CNY,50\nB,Pen,1,CNY,50\n";
+    let import = "/api/v1/products/import";
+    let taken = send(import, "text/csv", "gzip", &gzip(csv)).expect(200);
+    assert_eq!(taken["created"], 2);
+
+    // The limit is of what is read, and larger bodies come in less.
+    let fits = product(&"x".repeat(150)) + &" ".repeat(1_000);
+    assert_eq!(
+        send(path, "application/json", "gzip", &gzip(&fits)).status,
+        201
+    );
+    let bomb = gzip(&(product("x") + &" ".repeat(20_000_000)));
+    let rows = gzip(&(csv.to_owned() + &"C,Cup,1,CNY,50\n".repeat(1_000_000)));
+    for (path, kind, coding, body, expected) in [
+        (
+            path,
+            "application/json",
+            "gzip",
+            &bomb[..2_000],
+            "413 body_too_large",
+        ),
+        (
+            import,
+            "text/csv",
+            "gzip",
+            &rows[..4_000],
+            "413 body_too_large",
+        ),
+        (
+            path,
+            "application/json",
+            "gzip",
+            product("x").as_bytes(),
+            "400 malformed_gzip",
+        ),
+        (
+            path,
+            "application/json",
+            "gzip",
+            &gzip(&fits)[..40],
+            "400 malformed_gzip",
+        ),
+        (
+            import,
+            "text/csv",
+            "gzip",
+            &gzip(csv)[..40],
+            "400 malformed_gzip",
+        ),
+        (
+            path,
+            "application/json",
+            "gzip",
+            &gzip("{"),
+            "400 malformed_json",
+        ),
+        (
+            path,
+            "text/plain",
+            "gzip",
+            &gzip("{}"),
+            "415 unsupported_media_type",
+        ),
+        (
+            path,
+            "application/json",
+            "br",
+            b"{}",
+            "415 unsupported_content_encoding",
+        ),
+        (
+            path,
+            "application/json",
+            "gzip, br",
+            b"{}",
+            "415 unsupported_content_encoding",
+        ),
+        (
+            import,
+            "text/csv",
+            "deflate",
+            b"sku",
+            "415 unsupported_content_encoding",
+        ),
+    ] {
+        let answer = send(path, kind, coding, body);
+        assert_eq!(answer.outcome(), expected, "{path} {coding}: {answer:?}");
+        let reads = expected.ends_with("encoding").then_some("gzip");
+        assert_eq!(answer.header("accept-encoding"), reads, "{path} {coding}");
+    }
+    let plain = send(
+        path,
+        "application/json",
+        "identity",
+        product("z").as_bytes(),
+    );
+    assert_eq!(plain.status, 201);
+    let count = shop.get("/api/v1/products?limit=200").send().expect(200);
+    assert_eq!(count["items"].as_array().expect("a list").len(), 5);
 }

@@ -4,6 +4,8 @@
 
 /** The server's stable codes. */
 export const zhProblems: Record<string, string> = {
+  malformed_gzip: '内容不是完整的 gzip。',
+  unsupported_content_encoding: '内容只能不压缩或用 gzip 压缩一次。',
   account_not_found: '没有此账号。',
   api_key_not_found: '没有此密钥。',
   body_required: '请求缺少内容。',
