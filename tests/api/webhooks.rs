@@ -455,8 +455,22 @@ fn no_receiver_puts_a_task_off_for_longer_than_a_day() {
         let call = text(&call.expect(202)["id"]);
         for id in [webhook, call] {
             let task = || get(&shop, &admin, &format!("/api/v1/tasks/{id}"));
-            shop.wait_until("it is put off", || task()["state"] == "retryable");
-            assert_eq!(task()["run_at"], json!(day), "{wait}");
+            // On a busy machine a connection may fail; then it is called again, a moment later.
+            let soon = json!(shop.clock.now().plus_seconds(3_600));
+            shop.wait_until("it is put off", || {
+                let task = task();
+                let is_late = task["run_at"].as_str() > soon.as_str();
+                if task["state"] == "retryable" && !is_late {
+                    shop.clock.advance(Duration::from_secs(1));
+                }
+                task["state"] == "retryable" && is_late
+            });
+            let (run_at, now) = (text(&task()["run_at"]), shop.clock.now());
+            let latest = text(&json!(now.plus_seconds(86_400)));
+            assert!(
+                text(&json!(day)) <= run_at && run_at <= latest,
+                "{wait}: {run_at}"
+            );
         }
     }
 }
