@@ -37,7 +37,7 @@ export const zhProblems: Record<string, string> = {
   not_started: '抢购尚未开始。',
   order_not_found: '没有此订单。',
   overloaded: '服务器繁忙，操作未执行，请稍后重试。',
-  product_in_sale: '该商品有进行中或即将开始的秒杀活动，请先停止活动再下架。',
+  product_in_sale: '该商品有进行中或即将开始的抢购，请先停止抢购再下架。',
   product_not_found: '没有此商品。',
   query_timeout: '查询耗时过长，请缩小范围。',
   queue_not_found: '没有此队列。',
