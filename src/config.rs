@@ -14,6 +14,7 @@ use figment::{Figment, Profile};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::check::{self, JsonError};
 use crate::zone::Zone;
 
 /// Name of the settings file, looked for in the working directory unless `--config` names one.
@@ -1094,6 +1095,16 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         overrides.push((key.clone(), value.clone(), "command line".to_owned()));
     }
     for (key, value, source) in overrides {
+        if pattern_of(&key) == format!("{ENTRIES}.*.args")
+            && let Err(JsonError::Shape(fault)) =
+                check::parse_kept_json::<serde_json::Value>(value.as_bytes())
+        {
+            return Err(ConfigError::Invalid {
+                key,
+                reason: format!("{} {}", fault.field, fault.reason),
+                source_name: source,
+            });
+        }
         let typed = typed_like(&known[&pattern_of(&key)], &value).map_err(|reason| {
             ConfigError::Invalid {
                 key: key.clone(),
@@ -1970,6 +1981,15 @@ mod tests {
             let error = load_text(&wrong, &[]).expect_err("no JSON").to_string();
             assert!(error.contains("JSON has no numbers"), "{error}");
         }
+        let args = ("ONRUSH_SCHEDULES__ENTRIES__OFTEN__ARGS", r#"{"n":[1e400]}"#);
+        let error = load_text(text, &[task, args])
+            .expect_err("lost")
+            .to_string();
+        assert!(error.contains("n[0] is a number"), "{error}");
+        let args = (args.0, r#"{"n":18446744073709551615}"#);
+        let loaded = load_text(text, &[task, args]).expect("valid");
+        let kept = &loaded.settings.schedules.entries["often"].args;
+        assert_eq!(kept, &Some(serde_json::json!({"n": u64::MAX})));
         let wrong = "[schedules.entries]\nnightly = 5\n";
         assert!(load_text(wrong, &[]).is_err());
         let wrong = "[schedules.entries.nightly]\npriority = \"high\"\n";

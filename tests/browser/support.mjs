@@ -72,7 +72,8 @@ export async function startServer(env = {}) {
       assert.equal(code, 0, `the server ended in order:\n${said.join('\n')}`);
     },
     async stop() {
-      if (child.exitCode === null) await this.end();
+      // One that a signal ended has no code, and says nothing any more.
+      if (child.exitCode === null && child.signalCode === null) await this.end();
       await rm(folder, { recursive: true, force: true });
     },
   };
