@@ -6,7 +6,6 @@
 //! rule lives here.
 
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -719,6 +718,30 @@ impl Signals {
     }
 }
 
+/// SIGTERM and Ctrl-C, which end a running server in order. Before they are listened for, either ends
+/// the process at once, so that a start or a crowd can be given up.
+pub struct End {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl End {
+    /// To be made before the server says that it is ready: from then on it is stopped in order.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn heard(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
 /// A running server.
 pub struct App {
     /// The settings in force.
@@ -932,20 +955,22 @@ impl App {
 
     /// Serves until SIGTERM or SIGINT, then stops in order. A second signal ends at once. SIGHUP calls
     /// `reload`, which must be quick.
-    pub async fn run_until_signal(self, mut signals: Signals, mut reload: impl FnMut(&Self)) {
-        {
-            let mut end = pin!(wait_for_signal());
-            loop {
-                tokio::select! {
-                    () = &mut end => break,
-                    Some(()) = signals.hangup.recv() => reload(&self),
-                }
+    pub async fn run_until_signal(
+        self,
+        mut signals: Signals,
+        mut end: End,
+        mut reload: impl FnMut(&Self),
+    ) {
+        loop {
+            tokio::select! {
+                () = end.heard() => break,
+                Some(()) = signals.hangup.recv() => reload(&self),
             }
         }
         tracing::info!("stopping: no new connections, requests in flight finish");
         tokio::select! {
             () = self.stop() => {}
-            () = wait_for_signal() => {
+            () = end.heard() => {
                 tracing::warn!("stopped at once by a second signal");
                 std::process::exit(1);
             }
@@ -1038,23 +1063,6 @@ async fn keep_gauges(
         tokio::select! {
             _ = stopped.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
-        }
-    }
-}
-
-async fn wait_for_signal() {
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-        }
-        Err(error) => {
-            tracing::warn!(%error, "SIGTERM can't be listened for; only Ctrl-C stops in order");
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending::<()>().await;
-            }
         }
     }
 }

@@ -115,8 +115,8 @@ const MEANT: &[(&str, &str)] = &[
 ];
 
 static DATA: LazyLock<Data> = LazyLock::new(|| {
-    // A setting of the whole process, as the C library has it: whoever reads a zone needs it, the
-    // settings themselves too, so it is no handle that is passed on.
+    // A setting of the whole process, as the C library has it: each reading of a
+    // zone's name needs it, that of the settings too, so it is no handle that is passed on.
     Data::of_machine(std::env::var_os(FOLDER_VARIABLE).map(PathBuf::from))
 });
 

@@ -232,7 +232,7 @@ fn converted(ms: u64, from: Limit, to: Limit) -> u64 {
     u64::try_from(ms).unwrap_or(u64::MAX)
 }
 
-/// A place where somebody has logged in before.
+/// A place from which an account was logged in to before.
 #[derive(Clone, Copy, Debug)]
 pub enum Place<'a> {
     /// The network of this address.

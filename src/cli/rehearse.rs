@@ -16,7 +16,7 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::ProgressBar;
 
 use super::{Common, EXIT_BROKEN, EXIT_USAGE, Failed, Outcome, existing_database, print, say};
-use crate::app::{self, App, Signals};
+use crate::app::{self, App, End, Signals};
 use crate::auth;
 use crate::flash_sale::rehearsal::{self, Card, Plan, Progress};
 use crate::flash_sale::{self, NewSale, Sale, SaleError, SaleId};
@@ -226,13 +226,20 @@ pub(super) async fn hold(
     if exit || broken.is_some() {
         app.stop().await;
     } else {
+        let end = match End::listen() {
+            Ok(end) => end,
+            Err(error) => {
+                app.stop().await;
+                return Err(error.into());
+            }
+        };
         if !common.json {
             for line in app.greeting() {
                 say(&line);
             }
             say("Press Ctrl-C to stop.");
         }
-        app.run_until_signal(signals, App::reload_certificates)
+        app.run_until_signal(signals, end, App::reload_certificates)
             .await;
     }
     match broken {

@@ -4,7 +4,7 @@
 use clap::Args;
 
 use super::{Common, Outcome, say};
-use crate::app::{self, App, Signals};
+use crate::app::{self, App, End, Signals};
 use crate::config::Loaded;
 use crate::monitor::logs::{self, LogGuard};
 
@@ -97,10 +97,17 @@ pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
     let outcome = runtime.block_on(async {
         let signals = Signals::listen()?;
         let app = App::start(loaded.settings.clone(), metrics).await?;
+        let end = match End::listen() {
+            Ok(end) => end,
+            Err(error) => {
+                app.stop().await;
+                return Err(error.into());
+            }
+        };
         for line in app.greeting() {
             say(&line);
         }
-        app.run_until_signal(signals, |app| {
+        app.run_until_signal(signals, end, |app| {
             let read = common.load(args.flags()).map_err(|failed| failed.message);
             reload(app, &log, &mut loaded, read);
         })

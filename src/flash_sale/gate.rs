@@ -1,8 +1,8 @@
 //! The gate: refuses early, never grants.
 //!
 //! It knows, for each open sale, how many units the database has not given away (`left`) and how
-//! many of those somebody is claiming right now (`reserved`). Invariants: at most `left` claims are
-//! under way at once, so a crowd costs the database only what can be sold; a buyer who finds every
+//! many of those are being claimed right now (`reserved`). Invariants: claims are let in for at most
+//! `left` units at once, so a crowd costs the database only what can be sold; a buyer who finds every
 //! unit spoken for waits until one of those claims is decided, so the last unit is still sold; what a
 //! claim came to is told by the writer's thread, so a buyer who went away leaks no place; memory is
 //! bounded whatever the crowd. A buyer of whom the database said that the limit is reached is
@@ -69,8 +69,8 @@ struct Places {
 }
 
 impl Places {
-    /// Units that nobody is claiming. A late payment may take one that somebody is: fewer are left
-    /// then than are reserved, and the database refuses the claim.
+    /// Units for which no claim is under way. A late payment may take a unit for which one is: fewer are
+    /// left then than are reserved, and the database refuses that claim.
     fn unreserved(&self) -> u32 {
         self.left.saturating_sub(self.reserved)
     }

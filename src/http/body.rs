@@ -305,7 +305,7 @@ mod tests {
         assert!(bomb.len() < 64 << 10);
         let problem = content(&bomb, 100_000).await.expect_err("too large");
         assert_eq!(problem.code(), "body_too_large");
-        // Whoever takes piece after piece has no more than a piece at a time.
+        // A reader that takes piece after piece holds one piece at a time.
         let mut pieces = inflated(poem::Body::from(bomb).into());
         let mut seen = 0;
         while let Some(frame) = pieces.frame().await {

@@ -576,8 +576,8 @@ fn take_again(
         };
         stock::append(tx, now, &movement)?;
     }
-    // Counted after the sale's row was changed and is locked by that: whoever else gets units of this
-    // sale for the same buyer comes before or after, never between.
+    // Counted once the sale's row is locked by the change above: another transaction that gives this
+    // buyer units of the sale comes before or after this one, never in between.
     if let Some(sale) = order.sale_id
         && !sql::is_within_limit(tx, sale, order.user_id)?
     {

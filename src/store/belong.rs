@@ -18,7 +18,7 @@
 //!   together decides (`quick_check`).
 //! - While the mark is being changed, and while the database opens and closes, the lock file names both
 //!   marks or the one that still holds. Where the old one is not known, it names none.
-//! - The schema's version only ever grows, whoever changes the schema. `VACUUM` by another program
+//! - The schema's version only ever grows, also when another program changes the schema. `VACUUM` by another program
 //!   writes every page to the log; then it does not matter what the database held.
 //! - Where the lock file names no mark (an earlier Onrush, a lock file that was removed, a crash
 //!   within the very first opening), the mark decides nothing.
@@ -87,7 +87,7 @@ impl FromStr for Mark {
 }
 
 /// Gives the database its mark and has the log begin anew. `None` if it may bear the old one still: a
-/// full disk, or somebody reads and keeps the log from being copied.
+/// full disk, or another program that reads and so keeps the log from being copied.
 pub(super) fn renew(conn: &Connection, fresh: &Mark) -> Result<Option<Mark>, StoreError> {
     let renewed = || -> Result<Option<Mark>, StoreError> {
         conn.execute(

@@ -6,8 +6,9 @@
 //! write-ahead log that should be there and is not is missed, instead of being made anew, empty. Behind
 //! that stand the marks of the database that the log belongs to (store/belong.rs).
 //!
-//! Whoever takes the lock has changed nothing yet: only [`DataDir::begin`] does. Let go before that, the
-//! directory is as it was, and what was made for the lock is gone again.
+//! A process that has only taken the lock has changed nothing: the changes begin with
+//! [`DataDir::begin`]. If it lets go before that, the directory is as it was, and what was made for the
+//! lock is gone again.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};

@@ -1,6 +1,6 @@
-//! Signals that are no reason to end.
+//! Signals: those that end a server in order, and those that are no reason to end.
 //!
-//! Must hold: requests in flight are answered; SIGHUP takes over what a running server can take over,
+//! Must hold: from its greeting on a server is ended in order; requests in flight are answered; SIGHUP takes over what a running server can take over,
 //! names what needs a restart, and leaves everything as it is where the settings can't be used.
 
 use std::fs;
@@ -16,6 +16,14 @@ use super::server::Launch;
 
 const BODY: &str =
     r#"{"email": "a@example.com", "name": "A", "password": "a long enough password"}"#;
+
+#[test]
+fn a_server_ends_in_order_as_soon_as_it_has_said_that_it_is_ready() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    for _ in 0..5 {
+        Launch::new(&root.path().join("data")).start().stop();
+    }
+}
 
 #[test]
 fn signals_that_are_no_reason_to_end_leave_requests_in_flight_alone() {
