@@ -149,8 +149,8 @@ fn state_error(tx: &mut Tx<'_>, id: TaskId) -> Result<TaskError, TaskError> {
 /// is allowed; its crashes are forgotten.
 ///
 /// One that was given up takes its key again ([`TaskError::KeyHeld`] if another has it), counts in
-/// its batch again, and what was cancelled because of it waits for it again. What was made after it had failed, and what was to run in any case and did, stays as it
-/// is.
+/// its batch again, and what was cancelled because of it waits for it again. What was made
+/// after it had failed, and what was to run in any case and did, stays as it is.
 pub fn retry(tx: &mut Tx<'_>, now: Timestamp, id: TaskId) -> Result<Changes, TaskError> {
     let given_up = sql::find_given_up(tx, id)?;
     if let Some(holder) = match &given_up {
