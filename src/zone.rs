@@ -685,6 +685,10 @@ mod tests {
         }
     }
 
+    /// Zones whose past (1990 to 2024) IANA corrected after the other's release, 2025b: every half hour
+    /// of every zone was compared, and these alone differ.
+    const CORRECTED_SINCE: [&str; 3] = ["America/Bogota", "Europe/Chisinau", "Europe/Tiraspol"];
+
     proptest! {
         /// Whatever bytes a file has, reading and asking it ends without a panic.
         #[test]
@@ -722,6 +726,7 @@ mod tests {
         ) {
             let other = chrono_tz::TZ_VARIANTS[place];
             let name = other.name();
+            prop_assume!(!CORRECTED_SINCE.contains(&name));
             let ours = Data::of_folder(None, false).zone(name).expect(name);
             // The moment itself, and those around the next change of the clocks.
             let mut moments = vec![seconds];

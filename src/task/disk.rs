@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use super::TaskId;
+use crate::clock::Stopwatch;
 
 /// Layout of the folder; another one is not read.
 const FORMAT: &[u8] = b"1";
@@ -23,6 +24,9 @@ const CACHE_BYTES: u64 = 2 * 1_048_576;
 /// Entries after which what was written is flushed: sled keeps in memory what is not (measured with
 /// 200,000 entries: 290 MB without any flush).
 const FLUSH_ENTRIES: usize = 5_000;
+
+/// Between two tries to open a folder that another has locked.
+const LOCKED_PAUSE: Duration = Duration::from_millis(5);
 
 /// Calls that may wait. One that waits for its answer waits for those before it as well.
 const CALLS_MAX: usize = 8;
@@ -215,8 +219,9 @@ impl Disk {
         let (ready, is_ready) = sync_channel(1);
         let done = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&done);
+        let patience = guard.timeout / 2;
         guard.spawn(move || match choose() {
-            Ok((folder, old)) => serve(&folder, &old, &ready, &waiting, &counted),
+            Ok((folder, old)) => serve(&folder, &old, patience, (&ready, &waiting), &counted),
             Err(error) => drop(ready.send(Err(error))), // nobody may wait any more
         })?;
         let opened: Opened = answer(&is_ready, guard.timeout)?;
@@ -359,13 +364,32 @@ struct Open {
     scheduled: sled::Tree,
 }
 
+/// Opens sled's files. Their lock may outlast the one who held it for a moment: a program that is
+/// being started shares it between its fork and its exec.
+fn open_unlocked(folder: &Path, patience: Duration) -> sled::Result<sled::Db> {
+    let waited = Stopwatch::start();
+    loop {
+        let opened = sled::Config::new()
+            .path(folder)
+            .cache_capacity(CACHE_BYTES)
+            .flush_every_ms(None)
+            .open();
+        match opened {
+            Err(sled::Error::Io(error))
+                // sled has no kind of error for it.
+                if error.to_string().starts_with("could not acquire lock")
+                    && waited.elapsed() < patience =>
+            {
+                std::thread::sleep(LOCKED_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+}
+
 /// Opens sled; answers what an orderly end left, which from now on is no longer so.
-fn open(folder: &Path) -> Result<(Open, Option<Rest>), DiskError> {
-    let db = sled::Config::new()
-        .path(folder)
-        .cache_capacity(CACHE_BYTES)
-        .flush_every_ms(None)
-        .open()?;
+fn open(folder: &Path, patience: Duration) -> Result<(Open, Option<Rest>), DiskError> {
+    let db = open_unlocked(folder, patience)?;
     let rest = match db.get("rest")? {
         Some(text) if db.get("format")?.is_some_and(|format| format == FORMAT) => {
             Some(serde_json::from_slice(&text).map_err(|_| DiskError::Nonsense)?)
@@ -394,11 +418,11 @@ fn size_of(folder: &Path) -> u64 {
 fn serve(
     folder: &Path,
     old: &[PathBuf],
-    ready: &SyncSender<Result<Opened, DiskError>>,
-    calls: &Receiver<Call>,
+    patience: Duration,
+    (ready, calls): (&SyncSender<Result<Opened, DiskError>>, &Receiver<Call>),
     done: &AtomicU64,
 ) {
-    let open = match open(folder) {
+    let open = match open(folder, patience) {
         Ok((open, rest)) => {
             old.iter().for_each(|path| remove(path));
             let size = size_of(folder);

@@ -896,6 +896,31 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_is_locked_for_a_moment_is_taken_up_all_the_same() {
+        use std::sync::mpsc::{RecvTimeoutError, channel};
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let folder = dir.path().join("queue");
+        filled(&folder, &entries(1_000))
+            .close(None, MARK)
+            .expect("closed");
+        let inner = std::fs::read_dir(&folder).expect("read").next();
+        let db = inner.expect("a folder").expect("read").path().join("db");
+        let held = std::fs::File::open(db).expect("opened");
+        held.lock().expect("locked");
+        let (done, found) = channel();
+        let opener = std::thread::spawn(move || {
+            done.send(Index::open(&folder, &rules(), Some(MARK)).1)
+                .expect("awaited");
+        });
+        let early = found.recv_timeout(Duration::from_millis(100));
+        assert_eq!(early, Err(RecvTimeoutError::Timeout), "it is locked");
+        held.unlock().expect("unlocked");
+        assert_eq!(found.recv(), Ok(Found::Kept(None)));
+        opener.join().expect("ended");
+    }
+
+    #[test]
     fn what_churn_leaves_on_disk_is_noticed() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut index = filled(&dir.path().join("queue"), &[]);
