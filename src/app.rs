@@ -29,10 +29,11 @@ use crate::flash_sale::gate::Gate;
 use crate::flash_sale::service::Sweeper;
 use crate::flash_sale::tasks::ExpireHolds;
 use crate::http::docs::Spec;
-use crate::http::edge::{Edge, EdgeOptions};
+use crate::http::edge::{BodyKind, Edge, EdgeOptions};
 use crate::http::files::{EmbeddedPage, StaticFiles};
 use crate::http::outgoing::Outgoing;
 use crate::http::serve::{Listeners, Tls, serve};
+use crate::http::shares::Shares;
 use crate::http::{docs, probes};
 use crate::monitor::State;
 use crate::monitor::api::SystemApi;
@@ -420,6 +421,7 @@ struct Handles {
     store: Store,
     clock: Clock,
     metrics: Metrics,
+    shares: Shares,
     auth: Auth,
     cache: Cache,
     showcase: Showcase,
@@ -512,6 +514,7 @@ fn handles(
         metrics.clone(),
     );
     let handles = Handles {
+        shares: Shares::new(&settings, &clock, &metrics),
         showcase: Showcase::new(store.clone(), &cache),
         ready_sales: ReadySales::new(store.clone(), &cache),
         settings,
@@ -616,8 +619,14 @@ fn document(handles: &Handles) -> anyhow::Result<Spec> {
 #[folder = "$OUT_DIR/ui"]
 struct AdminPage;
 
-fn is_import(path: &str) -> bool {
-    path == "/api/v1/products/import"
+fn body_kind(path: &str) -> BodyKind {
+    if path == "/api/v1/products/import" {
+        BodyKind::Import
+    } else if path.starts_with("/api/v1/auth/") {
+        BodyKind::Open
+    } else {
+        BodyKind::Usual
+    }
 }
 
 fn routes(
@@ -663,7 +672,8 @@ fn routes(
             metrics: handles.metrics.clone(),
             clock: handles.clock.clone(),
             routes: table,
-            is_import,
+            bodies: body_kind,
+            shares: handles.shares.clone(),
         },
     ))
 }

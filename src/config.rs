@@ -245,8 +245,27 @@ section! {
         tls_handshake_timeout_ms: u64 = 5_000,
         /// Largest request body.
         body_bytes_max: usize = 1_048_576,
+        /// Largest body of an operation that needs no credentials, such as logging in.
+        open_body_bytes_max: usize = 16_384,
         /// Largest body of a CSV import.
         import_bytes_max: usize = 268_435_456,
+        /// Bytes of request bodies that are in memory at once, of all requests together. A client that has
+        /// taken its share of them is answered 429; where all are taken, 503. At least eight thirds of the
+        /// largest body.
+        bodies_bytes_max: usize = 67_108_864,
+        /// What each client (an address, an IPv6 /64) may hold of them even beside greedy ones.
+        bodies_bytes_small: usize = 32_768,
+        /// Bytes of answers that were made and are not sent, of all together.
+        answers_bytes_max: usize = 67_108_864,
+        /// What each client may hold of them even beside greedy ones.
+        answers_bytes_small: usize = 65_536,
+        /// Reads that look through many rows, such as searches, at once, those that wait included.
+        slow_reads_max: usize = 128,
+        /// What each client may have of them even beside greedy ones.
+        slow_reads_small: usize = 2,
+        /// Least bytes a second at which a client sends a body and takes an answer, once it is a whole
+        /// `body_timeout_ms` or `write_timeout_ms` behind.
+        bytes_per_second_min: u64 = 1_024,
         /// Largest request head (line and headers together).
         header_bytes_max: usize = 32_768,
         /// Most header lines of a request.
@@ -322,6 +341,8 @@ section! {
         hash_concurrency: usize = 0,
         /// Password checks that may wait; one more is answered 503.
         hash_queue_max: usize = 256,
+        /// What each client (an address, an IPv6 /64) may have of them even beside greedy ones.
+        hash_queue_small: usize = 4,
         /// Failed logins of one account before it must wait, from wherever they come. A caller at an
         /// address or in a browser that has logged in to the account before has as many of its own,
         /// so that strangers do not shut it out.
@@ -1581,6 +1602,41 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
     at_least(
         "server.body_bytes_max",
         s.server.body_bytes_max as u64,
+        1_024,
+    )?;
+    for (key, sum, small) in [
+        (
+            "server.bodies_bytes_small",
+            s.server.bodies_bytes_max,
+            s.server.bodies_bytes_small,
+        ),
+        (
+            "server.answers_bytes_small",
+            s.server.answers_bytes_max,
+            s.server.answers_bytes_small,
+        ),
+        (
+            "server.slow_reads_small",
+            s.server.slow_reads_max,
+            s.server.slow_reads_small,
+        ),
+        (
+            "auth.hash_queue_small",
+            s.auth.hash_queue_max,
+            s.auth.hash_queue_small,
+        ),
+    ] {
+        at_least(key, small as u64, 1)?;
+        at_most(key, small as u64, sum as u64)?;
+    }
+    at_least(
+        "server.answers_bytes_max",
+        s.server.answers_bytes_max as u64,
+        16_777_216,
+    )?;
+    at_least(
+        "server.open_body_bytes_max",
+        s.server.open_body_bytes_max as u64,
         1_024,
     )?;
     at_least(

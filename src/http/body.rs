@@ -2,8 +2,9 @@
 //!
 //! Invariants: no code sees more bytes than the limit, whatever `Content-Length` claims and whatever a
 //! gzipped body inflates to: it is inflated as it is read, a few kilobytes at a time, and counted before
-//! and after; a client that stops sending is cut off; the faults travel as [`BodyFault`] inside the `io::Error` of the
-//! stream, so that the reader can answer 413, 408 or 400.
+//! and after; what is kept is taken from the client's share of all bodies in memory; a client that stops
+//! sending, or hardly sends, is cut off; the faults travel as [`BodyFault`] inside the `io::Error` of the
+//! stream, so that the reader can answer 413, 408, 400, 429 or 503.
 
 use std::io;
 use std::pin::Pin;
@@ -17,12 +18,14 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use http_body_util::combinators::BoxBody;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::Mutex;
 use poem::http::StatusCode;
 use poem::http::header::{self, HeaderMap, HeaderValue};
 use tokio::io::BufReader;
-use tokio::time::{Instant, Sleep};
 
+use super::pace::Pace;
 use super::problem::Problem;
+use super::shares::{Refused, Share};
 use crate::check;
 
 /// Why a body could not be read to its end.
@@ -34,8 +37,8 @@ pub enum BodyFault {
         /// The limit that it passed.
         bytes_max: u64,
     },
-    /// The next piece did not come in time.
-    #[error("no byte of the body came for {}", display(.wait))]
+    /// The next piece did not come in time, or too little came for as long.
+    #[error("the body came too slowly, or not at all, for {}", display(.wait))]
     TooSlow {
         /// How long was waited.
         wait: Duration,
@@ -43,6 +46,9 @@ pub enum BodyFault {
     /// Not the gzip that it is said to be, or only its beginning.
     #[error("the body is not the gzip that its Content-Encoding names, or it is cut off")]
     NotGzip,
+    /// Too many bytes of bodies are held already.
+    #[error("{0}")]
+    Refused(Refused),
 }
 
 fn display(wait: &Duration) -> String {
@@ -56,6 +62,7 @@ impl BodyFault {
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::TooSlow { .. } => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::NotGzip => (StatusCode::BAD_REQUEST, "malformed_gzip"),
+            Self::Refused(refused) => return refused.into(),
         };
         Problem::new(status, code, format!("{self}."))
     }
@@ -170,26 +177,31 @@ pub(super) struct GuardedBody {
     inner: BoxBody<Bytes, io::Error>,
     bytes_max: u64,
     seen: u64,
-    wait: Duration,
-    /// Runs only while the client keeps us waiting.
-    timer: Option<Pin<Box<Sleep>>>,
+    pace: Pace,
+    /// What the request holds of the bytes that all requests may hold; not for what is read piece by
+    /// piece and not kept.
+    share: Option<HeldBytes>,
     /// Raised with each piece; lets the request's own time limit see that something moves.
     progress: Option<Moved>,
 }
+
+/// The bytes of a body, held until the request is over.
+pub(super) type HeldBytes = Arc<Mutex<Share>>;
 
 impl GuardedBody {
     pub(super) fn new(
         inner: BoxBody<Bytes, io::Error>,
         bytes_max: u64,
-        wait: Duration,
+        pace: Pace,
+        share: Option<HeldBytes>,
         progress: Option<Moved>,
     ) -> Self {
         Self {
             inner,
             bytes_max,
             seen: 0,
-            wait,
-            timer: None,
+            pace,
+            share,
             progress,
         }
     }
@@ -205,14 +217,18 @@ impl HttpBody for GuardedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                self.timer = None;
+                self.pace.moved(frame.data_ref().map_or(0, Bytes::len));
                 if let Some(data) = frame.data_ref() {
-                    self.seen = self.seen.saturating_add(data.len() as u64);
+                    let fault = |fault| Poll::Ready(Some(Err(io::Error::other(fault))));
+                    let bytes = data.len() as u64;
+                    self.seen = self.seen.saturating_add(bytes);
                     if self.seen > self.bytes_max {
                         let bytes_max = self.bytes_max;
-                        return Poll::Ready(Some(Err(io::Error::other(BodyFault::TooLarge {
-                            bytes_max,
-                        }))));
+                        return fault(BodyFault::TooLarge { bytes_max });
+                    }
+                    let share = self.share.as_ref();
+                    if let Some(Err(refused)) = share.map(|share| share.lock().grow(bytes)) {
+                        return fault(BodyFault::Refused(refused));
                     }
                 }
                 if let Some(progress) = &self.progress {
@@ -222,16 +238,9 @@ impl HttpBody for GuardedBody {
             }
             Poll::Ready(other) => Poll::Ready(other),
             Poll::Pending => {
-                let wait = self.wait;
-                let timer = self.timer.get_or_insert_with(|| {
-                    Box::pin(tokio::time::sleep_until(Instant::now() + wait))
-                });
-                match timer.as_mut().poll(cx) {
-                    Poll::Ready(()) => {
-                        Poll::Ready(Some(Err(io::Error::other(BodyFault::TooSlow { wait }))))
-                    }
-                    Poll::Pending => Poll::Pending,
-                }
+                let wait = self.pace.wait();
+                let late = |()| Some(Err(io::Error::other(BodyFault::TooSlow { wait })));
+                self.pace.poll_over(cx).map(late)
             }
         }
     }
@@ -252,6 +261,10 @@ mod tests {
     use flate2::write::GzEncoder;
     use std::io::Write;
 
+    fn pace(wait: Duration) -> Pace {
+        Pace::new(wait, 1)
+    }
+
     fn gzip(text: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(text).expect("written");
@@ -266,7 +279,7 @@ mod tests {
             .collect();
         let body = poem::Body::from_bytes_stream(futures_util::stream::iter(pieces));
         let wait = Duration::from_secs(1);
-        let content = GuardedBody::new(inflated(body.into()), bytes_max, wait, None);
+        let content = GuardedBody::new(inflated(body.into()), bytes_max, pace(wait), None, None);
         match content.collect().await {
             Ok(collected) => Ok(collected.to_bytes()),
             Err(error) => Err(read_problem(&error)),
@@ -352,9 +365,9 @@ mod tests {
     #[tokio::test]
     async fn bytes_are_counted_over_all_pieces() {
         let wait = Duration::from_secs(1);
-        let fits = GuardedBody::new(body(&["abc", "de"]), 5, wait, None);
+        let fits = GuardedBody::new(body(&["abc", "de"]), 5, pace(wait), None, None);
         assert_eq!(fits.collect().await.expect("fits").to_bytes(), "abcde");
-        let large = GuardedBody::new(body(&["abc", "def"]), 5, wait, None);
+        let large = GuardedBody::new(body(&["abc", "def"]), 5, pace(wait), None, None);
         let error = large.collect().await.expect_err("too large");
         assert_eq!(read_problem(&error).status(), StatusCode::PAYLOAD_TOO_LARGE);
     }
@@ -365,7 +378,13 @@ mod tests {
         let silent = poem::Body::from_bytes_stream(futures_util::stream::pending::<
             Result<Bytes, io::Error>,
         >());
-        let guarded = GuardedBody::new(silent.into(), 5, Duration::from_millis(10), None);
+        let guarded = GuardedBody::new(
+            silent.into(),
+            5,
+            pace(Duration::from_millis(10)),
+            None,
+            None,
+        );
         let mut reader = poem::Body::from(guarded.boxed()).into_async_read();
         let error = reader
             .read_to_end(&mut Vec::new())

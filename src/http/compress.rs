@@ -17,14 +17,14 @@ const CODINGS: [(&str, CompressionAlgo); 3] = [
     ("gzip", CompressionAlgo::GZIP),
 ];
 
-/// Compresses `response` if the client wants it and it pays.
+/// Compresses `response` if the client wants it and it pays; tells whether it did.
 pub(super) fn apply(
     mut response: Response,
     accepted: Option<&HeaderValue>,
     bytes_min: usize,
-) -> Response {
+) -> (Response, bool) {
     if !is_candidate(&mut response, bytes_min) {
-        return response;
+        return (response, false);
     }
     response
         .headers_mut()
@@ -33,12 +33,13 @@ pub(super) fn apply(
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let Some(algo) = choose(wanted) else {
-        return response;
+        return (response, false);
     };
     weaken_etag(response.headers_mut());
-    Compress::new(response, algo)
+    let compressed = Compress::new(response, algo)
         .with_quality(CompressionLevel::Fastest)
-        .into_response()
+        .into_response();
+    (compressed, true)
 }
 
 fn is_candidate(response: &mut Response, bytes_min: usize) -> bool {
@@ -159,9 +160,9 @@ mod tests {
         };
         let gzip = HeaderValue::from_static("gzip");
         let coded = |response: Response| {
-            apply(response, Some(&gzip), 100)
-                .headers()
-                .contains_key(header::CONTENT_ENCODING)
+            let (response, is_compressed) = apply(response, Some(&gzip), 100);
+            assert_eq!(is_compressed, response.header("content-encoding").is_some());
+            response.headers().contains_key(header::CONTENT_ENCODING)
         };
         assert!(coded(answer("application/json", 100)));
         assert!(coded(answer(
@@ -187,7 +188,7 @@ mod tests {
             .content_type("application/json")
             .header("etag", "\"x\"")
             .body(vec![b'a'; 1_000]);
-        let response = apply(response, Some(&HeaderValue::from_static("br")), 100);
+        let (response, _) = apply(response, Some(&HeaderValue::from_static("br")), 100);
         assert_eq!(response.header("etag"), Some("W/\"x\""));
         assert_eq!(response.header("vary"), Some("Accept-Encoding"));
         assert_eq!(response.header("content-encoding"), Some("br"));

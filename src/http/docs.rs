@@ -20,6 +20,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use tokio::sync::OnceCell;
 
+use super::answer::NotMade;
 use super::compress;
 use super::json::etag_of;
 use super::problem::{self, PROBLEM_JSON, Problem};
@@ -596,6 +597,7 @@ impl Endpoint for DocsFile {
         } else {
             file.plain.clone()
         });
+        response.extensions_mut().insert(NotMade);
         let headers = response.headers_mut();
         if gzip {
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));

@@ -6,6 +6,7 @@
 //! a request is counted exactly once; a 5xx is logged exactly once, with its cause; nothing of a
 //! cause is sent.
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use http_body_util::combinators::BoxBody;
 use hyper::body::Body as HttpBody;
+use parking_lot::Mutex;
 use poem::error::{MethodNotAllowedError, NotFoundError, ReadBodyError};
 use poem::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use poem::http::uri::Scheme;
@@ -26,11 +28,13 @@ use poem_openapi::error::{
 };
 use tracing::Instrument;
 
-use super::body::{self, BodyFault, GuardedBody, Moved};
-use super::compress;
+use super::answer::{self, COUNTED_BYTES_MIN};
+use super::body::{self, BodyFault, GuardedBody, HeldBytes, Moved};
 use super::docs::RouteTable;
+use super::pace::Pace;
 use super::problem::{Problem, title};
 use super::request::{self, Info, Peer, RequestId, RequestInfo, TraceParent};
+use super::shares::{Resource, Shares};
 use crate::clock::{Clock, Stopwatch};
 use crate::config::{self, ms};
 use crate::monitor::statements::called_by;
@@ -38,6 +42,8 @@ use crate::monitor::{Metrics, RouteMetrics};
 
 /// Seconds after which a request that ran into the time limit may come again.
 const TIMEOUT_RETRY_SECONDS: u64 = 1;
+/// What inflating a body takes besides what comes of it.
+const INFLATER_BYTES: u64 = 32 * 1_024;
 /// How long a browser may remember the answer to a preflight.
 const PREFLIGHT_SECONDS: &str = "600";
 /// The label and template of a request that no route matched.
@@ -97,7 +103,7 @@ impl RefusedHead {
 }
 
 /// What the edge needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct EdgeOptions {
     /// Limits, proxies, origins.
     pub server: Arc<config::Server>,
@@ -109,8 +115,21 @@ pub struct EdgeOptions {
     pub clock: Clock,
     /// Templates and methods of the API's routes.
     pub routes: RouteTable,
-    /// Which paths take a body as large as an import's, and may take as long as it keeps moving.
-    pub is_import: fn(&str) -> bool,
+    /// What kind of body each path takes.
+    pub bodies: fn(&str) -> BodyKind,
+    /// What all requests may hold together.
+    pub shares: Shares,
+}
+
+/// How large a body may be, and how it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyKind {
+    /// As the settings allow for most.
+    Usual,
+    /// Of an operation that needs no credentials: small.
+    Open,
+    /// As large as an import's. It is read piece by piece, for as long as it keeps moving.
+    Import,
 }
 
 /// An application behind the edge.
@@ -163,7 +182,12 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
     }
 
     /// Runs the application under the time limit; a panic becomes a failure of this request only.
-    async fn run(&self, mut request: Request, path: &Uri) -> Result<Response, poem::Error> {
+    async fn run(
+        &self,
+        mut request: Request,
+        path: &Uri,
+        client: IpAddr,
+    ) -> Result<Response, poem::Error> {
         let server = &self.options.server;
         if let Some(refused) = request.data::<RefusedHead>() {
             return Err(refused.problem(server).into());
@@ -174,28 +198,45 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
         {
             route.check_query(request.method().as_str(), query)?;
         }
-        let import = (self.options.is_import)(path.path());
-        let bytes_max = if import {
-            server.import_bytes_max
-        } else {
-            server.body_bytes_max
+        let shares = &self.options.shares;
+        if request.method() == Method::GET {
+            shares
+                .unless_short(Resource::AnswerBytes, client, COUNTED_BYTES_MIN)
+                .map_err(Problem::from)?;
+        }
+        let kind = (self.options.bodies)(path.path());
+        let bytes_max = match kind {
+            BodyKind::Usual => server.body_bytes_max,
+            BodyKind::Open => server.open_body_bytes_max.min(server.body_bytes_max),
+            BodyKind::Import => server.import_bytes_max,
         } as u64;
         if declared_length(request.headers()).is_some_and(|length| length > bytes_max) {
             return Err(BodyFault::TooLarge { bytes_max }.problem().into());
         }
-        let progress = import.then(Moved::default);
+        let progress = (kind == BodyKind::Import).then(Moved::default);
+        // Held until the request is over, for as long as what was made of the body may be.
+        let mut held: Option<HeldBytes> = None;
         if let Some(moved) = &progress {
             request.set_data(moved.clone());
         }
         let body = request.take_body();
         if !body.is_empty() {
-            let guarded = |body| {
-                let wait = ms(server.body_timeout_ms);
-                GuardedBody::new(body, bytes_max, wait, progress.clone()).boxed()
+            let guarded = |body, share: Option<&HeldBytes>| {
+                let pace = Pace::new(ms(server.body_timeout_ms), server.bytes_per_second_min);
+                GuardedBody::new(body, bytes_max, pace, share.cloned(), progress.clone()).boxed()
             };
-            let mut body = guarded(body.into());
-            if body::is_gzipped(request.headers())? {
-                body = guarded(body::inflated(body));
+            let is_gzipped = body::is_gzipped(request.headers())?;
+            if kind != BodyKind::Import {
+                let mut share = shares.nothing(Resource::BodyBytes, client);
+                if is_gzipped {
+                    share.grow(INFLATER_BYTES).map_err(Problem::from)?;
+                }
+                held = Some(Arc::new(Mutex::new(share)));
+            }
+            let share = held.as_ref();
+            let mut body = guarded(body.into(), share.filter(|_| !is_gzipped));
+            if is_gzipped {
+                body = guarded(body::inflated(body), share);
                 // What the application reads has neither this coding nor this length.
                 request.headers_mut().remove(header::CONTENT_ENCODING);
                 request.headers_mut().remove(header::CONTENT_LENGTH);
@@ -205,7 +246,9 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
         // Pinned where it is: handing a future of this size from wrapper to wrapper copies it each time.
         let app = pin!(self.app.call(request));
         let work = AssertUnwindSafe(app).catch_unwind();
-        match limited(work, ms(server.request_timeout_ms), progress.as_ref()).await {
+        let done = limited(work, ms(server.request_timeout_ms), progress.as_ref()).await;
+        drop(held);
+        match done {
             Some(Ok(outcome)) => outcome,
             Some(Err(panic)) => {
                 self.options.metrics.http_panics_total.inc();
@@ -292,19 +335,25 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
             request.set_method(Method::GET);
         }
 
+        let mut share = self
+            .options
+            .shares
+            .nothing(Resource::AnswerBytes, info.client().0);
         let cors_origin = asked
             .origin
             .as_ref()
             .filter(|origin| self.is_allowed_origin(origin));
         let outcome = if asked.is_preflight && cors_origin.is_some() {
             Ok(self.preflight(asked.uri.path()))
+        } else if let Err(refused) = asked.answer().begin(&mut share) {
+            Err(Problem::from(refused).into())
         } else {
             let span = tracing::debug_span!(
                 "request",
                 request_id = info.id().as_str(),
                 trace_id = info.trace().map(TraceParent::trace_id),
             );
-            let run = pin!(self.run(request, &asked.uri));
+            let run = pin!(self.run(request, &asked.uri, info.client().0));
             called_by(info.caller(), run.instrument(span)).await
         };
 
@@ -333,22 +382,23 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
         let params = known.map_or(&[][..], |route| route.params.as_slice());
         let (response, problem) = match self.settle(outcome, &asked.method, allow, params) {
             Settled::Answer(response) => (response, None),
-            Settled::Problem(problem) => (problem.render(info.id().as_str()), Some(problem)),
+            Settled::Problem(problem) => refusal(problem, &info),
         };
 
-        let mut response = not_modified(response, &asked);
-        response = compress::apply(
-            response,
-            asked.accept_encoding.as_ref(),
-            self.options.server.compress_bytes_min,
-        );
+        let response = not_modified(response, &asked);
+        let compress_bytes_min = self.options.server.compress_bytes_min;
+        let ready = answer::ready(response, &asked.answer(), share, compress_bytes_min).await;
+        let (mut response, problem) = match ready {
+            Ok(response) => (response, problem),
+            Err(refused) => refusal(refused, &info),
+        };
         if asked.method == Method::HEAD {
             drop_body(&mut response);
         }
         let elapsed = watch.elapsed();
         dress(response.headers_mut(), &info, elapsed);
         if !self.origins.is_empty() {
-            share(response.headers_mut(), cors_origin);
+            allow_origin(response.headers_mut(), cors_origin);
         }
 
         metrics.observe(
@@ -415,9 +465,14 @@ impl<E> Edge<E> {
     }
 }
 
+fn refusal(problem: Problem, info: &RequestInfo) -> (Response, Option<Problem>) {
+    (problem.render(info.id().as_str()), Some(problem))
+}
+
 /// What must be remembered of the request while the application owns it.
 struct Asked {
     method: Method,
+    version: Version,
     uri: Uri,
     if_none_match: Option<HeaderValue>,
     accept_encoding: Option<HeaderValue>,
@@ -431,6 +486,7 @@ impl Asked {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         Self {
             method: request.method().clone(),
+            version: request.version(),
             uri: request.uri().clone(),
             if_none_match: reads
                 .then(|| headers.get(header::IF_NONE_MATCH).cloned())
@@ -439,6 +495,14 @@ impl Asked {
             origin: headers.get(header::ORIGIN).cloned(),
             is_preflight: *request.method() == Method::OPTIONS
                 && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD),
+        }
+    }
+
+    fn answer(&self) -> answer::For<'_> {
+        answer::For {
+            method: &self.method,
+            version: self.version,
+            accept_encoding: self.accept_encoding.as_ref(),
         }
     }
 }
@@ -774,7 +838,7 @@ fn milliseconds(elapsed: Duration) -> HeaderValue {
 }
 
 /// Lets an allowed origin's script read the answer; tells caches that others may not.
-fn share(headers: &mut HeaderMap, origin: Option<&HeaderValue>) {
+fn allow_origin(headers: &mut HeaderMap, origin: Option<&HeaderValue>) {
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
     if let Some(origin) = origin {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
@@ -845,13 +909,19 @@ mod tests {
         change(&mut server);
         let service = OpenApiService::new(Api, "Test", "1");
         let spec = super::super::docs::Spec::new(&service.spec()).expect("a document");
+        let metrics = Metrics::new().expect("unique names");
+        let clock = Clock::manual(Timestamp(1_700_000_000_000_000));
         let options = EdgeOptions {
             server: Arc::new(server),
             log_requests: false,
-            metrics: Metrics::new().expect("unique names"),
-            clock: Clock::manual(Timestamp(1_700_000_000_000_000)),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
             routes: spec.routes("/api/v1"),
-            is_import: |path| path == "/import",
+            bodies: |path| match path {
+                "/import" => BodyKind::Import,
+                _ => BodyKind::Usual,
+            },
+            shares: Shares::new(&config::Settings::default(), &clock, &metrics),
         };
         let import = make(|mut request: Request| async move {
             let bytes = request.take_body().into_bytes().await?;

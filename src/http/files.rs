@@ -18,6 +18,7 @@ use poem::{Endpoint, Request, Response};
 use rust_embed::RustEmbed;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
+use super::answer::NotMade;
 use super::compress;
 use super::edge::{CORP, matches_etag};
 use super::json::etag_of;
@@ -199,6 +200,7 @@ async fn send(open: OpenFile, name: &Path, asked: &HeaderMap) -> Result<Response
             .map_err(Problem::internal)?;
     }
     response.set_body(pieces(file, length));
+    response.extensions_mut().insert(NotMade);
     Ok(response)
 }
 
@@ -436,6 +438,7 @@ impl Endpoint for EmbeddedPage {
             .find(|(coding, _)| compress::accepts(accepted, coding));
         let mut response =
             Response::builder().body(coded.map_or(&file.plain, |(_, bytes)| bytes).clone());
+        response.extensions_mut().insert(NotMade);
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,

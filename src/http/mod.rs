@@ -4,6 +4,7 @@
 //! that each one has a request id, security headers and a metric, and each failure is a
 //! [`problem::Problem`]; every limit comes from [`crate::config::Server`].
 
+mod answer;
 pub mod body;
 pub mod client;
 pub mod compress;
@@ -12,10 +13,12 @@ pub mod edge;
 pub mod files;
 pub mod json;
 pub mod outgoing;
+mod pace;
 pub mod probes;
 pub mod problem;
 pub mod request;
 pub mod serve;
+pub mod shares;
 
 pub use json::{
     Body, Created, CsvBody, NoContent, OptionalBody, Printed, PrintedTagged, Tagged, read_cursor,

@@ -1297,7 +1297,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
 mod tests {
     use super::*;
     use crate::http::docs::RouteTable;
-    use crate::http::edge::{Edge, EdgeOptions};
+    use crate::http::edge::{BodyKind, Edge, EdgeOptions};
+    use crate::http::shares::Shares;
     use poem::{Route, handler};
     use tokio::io::AsyncReadExt;
     use tokio::sync::Notify;
@@ -1355,6 +1356,7 @@ mod tests {
                 poem::get(poem::endpoint::make_sync(|_| vec![b'a'; 32 << 20])),
             )
             .at("/wait", poem::get(wait));
+        let shares = shares_of(&settings, &metrics);
         let edge = Edge::new(
             app,
             EdgeOptions {
@@ -1363,7 +1365,8 @@ mod tests {
                 metrics: metrics.clone(),
                 clock: Clock::system(),
                 routes: RouteTable::default(),
-                is_import: |_| false,
+                bodies: |_| BodyKind::Usual,
+                shares,
             },
         );
         let listeners = Listeners::bind(&settings).expect("a free port");
@@ -1378,6 +1381,14 @@ mod tests {
             go,
             arrived,
         }
+    }
+
+    fn shares_of(server: &config::Server, metrics: &Metrics) -> Shares {
+        let settings = config::Settings {
+            server: server.clone(),
+            ..config::Settings::default()
+        };
+        Shares::new(&settings, &Clock::system(), metrics)
     }
 
     /// Sends `bytes` and gives everything that comes until the server closes.

@@ -71,6 +71,10 @@ pub struct Handles {
     /// Connections refused, by reason: `address_limit`, `first_byte`, `tls`.
     pub http_connections_refused_total: IntCounterVec,
 
+    shares_used: IntGaugeVec,
+    shares_limit: IntGaugeVec,
+    shares_refused_total: IntCounterVec,
+
     /// Readers that are lent out.
     pub db_connections_in_use: IntGauge,
     /// Readers that wait to be lent out.
@@ -195,6 +199,24 @@ impl Metrics {
                 "http_connections_refused_total",
                 "Connections refused or given up.",
                 &["reason"],
+            )?,
+            shares_used: int_gauge_vec(
+                r,
+                "http_shares_used",
+                "What all clients hold of a resource.",
+                &["resource"],
+            )?,
+            shares_limit: int_gauge_vec(
+                r,
+                "http_shares_limit",
+                "What all clients together may hold of it.",
+                &["resource"],
+            )?,
+            shares_refused_total: int_counter_vec(
+                r,
+                "http_shares_refused_total",
+                "Requests that were refused a share: their client had too much, or everyone.",
+                &["resource", "by"],
             )?,
             db_connections_in_use: int_gauge(r, "db_connections_in_use", "Readers lent out.")?,
             db_connections_idle: int_gauge(
@@ -457,6 +479,19 @@ impl Metrics {
         depth("all", "scheduled", scheduled);
     }
 
+    /// The handles of a shared resource, of which there is `limit`.
+    pub fn share(&self, resource: &str, limit: u64) -> ShareMetrics {
+        let refused = |by| self.shares_refused_total.with_label_values(&[resource, by]);
+        self.shares_limit
+            .with_label_values(&[resource])
+            .set(i64::try_from(limit).unwrap_or(i64::MAX));
+        ShareMetrics {
+            used: self.shares_used.with_label_values(&[resource]),
+            of_client: refused("client"),
+            of_everyone: refused("everyone"),
+        }
+    }
+
     /// The handles of a route, by the router's pattern; `template` names it for people when it is
     /// seen for the first time.
     pub fn route(&self, pattern: &str, template: impl FnOnce() -> String) -> Arc<RouteMetrics> {
@@ -515,6 +550,16 @@ pub struct RouteMetrics {
 struct MethodMetrics {
     duration: Histogram,
     statuses: [OnceLock<IntCounter>; STATUSES.len()],
+}
+
+/// What is told of one shared resource.
+pub struct ShareMetrics {
+    /// What is held of it.
+    pub used: IntGauge,
+    /// Refusals because the client held its share.
+    pub of_client: IntCounter,
+    /// Refusals because everything was held.
+    pub of_everyone: IntCounter,
 }
 
 impl RouteMetrics {

@@ -14,4 +14,4 @@ mod views;
 
 pub use caching::{CacheMetrics, LayerMetrics};
 pub use health::{Check, Health, Outcome, State};
-pub use metrics::{Metrics, RouteMetrics, TEXT_FORMAT};
+pub use metrics::{Metrics, RouteMetrics, ShareMetrics, TEXT_FORMAT};

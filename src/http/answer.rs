@@ -1,0 +1,145 @@
+//! Answers on their way: compressed where that pays, and counted for as long as they are in memory.
+//!
+//! Invariants: the bytes of an answer that was made for one request stay in its client's share until the
+//! last of them is sent or dropped, however slowly the client reads; what is there anyway (files of the
+//! page) and what is read piece by piece (files on disk) is not counted, what compresses it is; an answer
+//! to a write is never taken back for want of room, because what it tells has happened.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use http_body_util::combinators::BoxBody;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use poem::Response;
+use poem::http::header::HeaderValue;
+use poem::http::{Method, Version};
+
+use super::compress;
+use super::edge::body_length;
+use super::problem::Problem;
+use super::shares::{Refused, Share};
+
+/// Smaller answers are not counted: connections are bounded, and each has one on its way.
+pub(super) const COUNTED_BYTES_MIN: u64 = 16 * 1_024;
+/// What a stream of HTTP/2 counts for whatever it asks: a connection has many on their way.
+pub(super) const STREAM_BYTES: u64 = 4 * 1_024;
+/// What compressing an answer piece by piece takes.
+const COMPRESSOR_BYTES: u64 = 1_048_576;
+/// Larger answers are compressed piece by piece, as they are sent.
+const COMPRESSED_AT_ONCE_MAX: u64 = 1_048_576;
+
+/// Mark of an answer whose bytes were not made for it.
+#[derive(Clone, Copy)]
+pub(super) struct NotMade;
+
+/// What must be known of the request.
+pub(super) struct For<'a> {
+    pub(super) method: &'a Method,
+    pub(super) version: Version,
+    pub(super) accept_encoding: Option<&'a HeaderValue>,
+}
+
+impl For<'_> {
+    /// What a stream takes of its client's share before it is answered.
+    pub(super) fn begin(&self, share: &mut Share) -> Result<(), Refused> {
+        match self.version {
+            Version::HTTP_2 => share.grow(STREAM_BYTES),
+            _ => Ok(()),
+        }
+    }
+
+    fn must_be_told(&self) -> bool {
+        !matches!(*self.method, Method::GET | Method::HEAD)
+    }
+}
+
+/// Makes an answer ready to be sent; its bytes go into `share`.
+pub(super) async fn ready(
+    mut response: Response,
+    asked: &For<'_>,
+    mut share: Share,
+    compress_bytes_min: usize,
+) -> Result<Response, Problem> {
+    let was_made = response.data::<NotMade>().is_none();
+    let length = body_length(&mut response);
+    let counted = length.filter(|bytes| {
+        was_made && (*bytes >= COUNTED_BYTES_MIN || asked.version == Version::HTTP_2)
+    });
+    let hold = |share: &mut Share, bytes| match share.grow(bytes) {
+        Err(refused) if !asked.must_be_told() => Err(refused),
+        Err(_) | Ok(()) => Ok(()),
+    };
+    if let Some(bytes) = counted {
+        hold(&mut share, bytes)?;
+    }
+    let (mut response, is_compressed) =
+        compress::apply(response, asked.accept_encoding, compress_bytes_min);
+    let at_once = was_made && length.is_some_and(|bytes| bytes <= COMPRESSED_AT_ONCE_MAX);
+    if is_compressed && !at_once {
+        hold(&mut share, COMPRESSOR_BYTES)?;
+        let inner: BoxBody<Bytes, io::Error> = response.take_body().into();
+        response.set_body(poem::Body::from(
+            Held {
+                inner,
+                _share: share,
+            }
+            .boxed(),
+        ));
+    } else if is_compressed || counted.is_some() {
+        let body = response.take_body().into_bytes().await;
+        let bytes = body.map_err(Problem::internal)?;
+        if let Some(before) = counted {
+            share.shrink(before.saturating_sub(bytes.len() as u64));
+        }
+        response.set_body(if share.is_empty() || bytes.is_empty() {
+            bytes
+        } else {
+            Bytes::from_owner(HeldBytes {
+                bytes,
+                _share: share,
+            })
+        });
+    }
+    Ok(response)
+}
+
+/// Bytes that are counted until the last reference to them is gone.
+struct HeldBytes {
+    bytes: Bytes,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// A body that is made as it is sent.
+struct Held {
+    inner: BoxBody<Bytes, io::Error>,
+    _share: Share,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
