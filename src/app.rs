@@ -514,7 +514,7 @@ fn handles(
         metrics.clone(),
     );
     let handles = Handles {
-        shares: Shares::new(&settings, &clock, &metrics),
+        shares: Shares::new(&settings, &metrics),
         showcase: Showcase::new(store.clone(), &cache),
         ready_sales: ReadySales::new(store.clone(), &cache),
         settings,

@@ -225,12 +225,16 @@ section! {
         metrics_allow: Vec<IpNet> = loopback(),
         /// Whether `/docs`, `/openapi.json` and `/openapi.yaml` are served.
         docs: bool = true,
-        /// Open connections at once; further ones wait in the kernel's backlog.
+        /// Open connections at once. Where they run short, the ones that did least for longest are closed
+        /// for newcomers, first those of clients that hold more than an equal part.
         connections_max: usize = 4096,
         /// Open connections of one address (of an IPv6 /64); trusted proxies are exempt.
         connections_per_address_max: usize = 1024,
         /// Length of the kernel's queue of connections not yet accepted.
         backlog: u32 = 1024,
+        /// What the system takes of an answer before the client does, for each connection; 0 lets the system
+        /// choose, which may be megabytes for a client that reads nothing.
+        send_buffer_bytes: usize = 262_144,
         /// Time until the first byte of a connection.
         first_byte_timeout_ms: u64 = 5_000,
         /// Time for the request line and all headers; also how long a kept-alive connection may idle.
@@ -718,7 +722,8 @@ section! {
         password_tracked_max: usize = 10_000,
         /// Speak TLS, with the certificate and key of `[server]`.
         tls: bool = false,
-        /// Open connections at once; further ones wait in the kernel's backlog.
+        /// Open connections at once. Where they run short, the ones that did least for longest are closed
+        /// for newcomers, first those that have not greeted.
         connections_max: usize = 1_024,
         /// Open connections of one address (of an IPv6 /64).
         connections_per_address_max: usize = 512,

@@ -140,9 +140,14 @@ impl Process {
         Ok(Self { child, address })
     }
 
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Seconds of processor time that it has used, in user and kernel mode.
     pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
         // The name, in parentheses, may hold spaces; utime and stime are fields 14 and 15.
         let (_, rest) = stat.rsplit_once(')').context("no name in stat")?;
         let mut ticks = rest.split_whitespace().skip(11).take(2);
@@ -152,7 +157,7 @@ impl Process {
 
     /// A line of `/proc/PID/status` in MB: `VmRSS` is what it holds, `VmHWM` the most it held.
     pub fn memory_mb(&self, line: &str) -> anyhow::Result<f64> {
-        memory_of(self.child.id(), line)
+        memory_of(self.pid(), line)
     }
 
     /// One request on a connection of its own: `(status, body)`.

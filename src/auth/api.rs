@@ -22,7 +22,8 @@ use crate::clock::Timestamp;
 use crate::config::{self, Language};
 use crate::http::json::WithCookie;
 use crate::http::{
-    Body, Created, Failure, NoContent, Problem, RequestInfo, comes_from, fails, read_cursor,
+    Body, Created, Failure, NoContent, Problem, RequestInfo, comes_from, fails, is_known,
+    read_cursor,
 };
 use crate::store::StoreError;
 
@@ -203,6 +204,7 @@ async fn resolve(request: &Request) -> Result<Access, Problem> {
             AuthError::Wrong | AuthError::NoAccount => unknown(),
             other => problem(other),
         })?;
+    is_known(request);
     if carrier == Carrier::Bearer {
         return Ok(Access(caller, None));
     }

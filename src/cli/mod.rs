@@ -8,6 +8,8 @@
 mod admin;
 mod cache;
 mod demo;
+pub mod drill;
+mod hostile;
 mod import;
 mod password;
 mod rehearse;

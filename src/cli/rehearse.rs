@@ -55,6 +55,15 @@ pub(super) struct RehearseArgs {
     /// End after the report card instead of serving the copy on
     #[arg(long)]
     exit: bool,
+    /// Attack the copy instead, in all the ways that need no account, and tell what honest visitors see
+    #[arg(long, conflicts_with_all = ["product", "sale", "copy_to"])]
+    hostile: bool,
+    /// Addresses that the attackers come from, with --hostile
+    #[arg(long, requires = "hostile", default_value_t = 5)]
+    addresses: u32,
+    /// Seconds of each attack, with --hostile
+    #[arg(long, requires = "hostile", default_value_t = 5)]
+    seconds: u16,
 }
 
 /// How many come.
@@ -107,6 +116,15 @@ pub(super) fn rehearse(common: &Common, args: &RehearseArgs) -> Outcome {
     made.release();
     drop(made);
     Store::copy_alone(&database, &own.database, &target)?;
+    if args.hostile {
+        let drills = super::hostile::Drills {
+            addresses: args.addresses.max(1),
+            time: Duration::from_secs(u64::from(args.seconds.max(1))),
+        };
+        let outcome = super::hostile::run(common, &copy.dir, drills);
+        drop(copy);
+        return outcome;
+    }
     let flags = vec![
         ("data.dir".to_owned(), copy.dir.display().to_string()),
         ("server.host".to_owned(), "127.0.0.1".to_owned()),

@@ -23,6 +23,7 @@ use poem::http::StatusCode;
 use poem::http::header::{self, HeaderMap, HeaderValue};
 use tokio::io::BufReader;
 
+use super::connections::Turn;
 use super::pace::Pace;
 use super::problem::Problem;
 use super::shares::{Refused, Share};
@@ -181,6 +182,8 @@ pub(super) struct GuardedBody {
     /// What the request holds of the bytes that all requests may hold; not for what is read piece by
     /// piece and not kept.
     share: Option<HeldBytes>,
+    /// Told when the whole body is there.
+    turn: Option<Arc<Turn>>,
     /// Raised with each piece; lets the request's own time limit see that something moves.
     progress: Option<Moved>,
 }
@@ -202,8 +205,15 @@ impl GuardedBody {
             seen: 0,
             pace,
             share,
+            turn: None,
             progress,
         }
+    }
+
+    /// Tells the connection's seat when the body was received whole.
+    pub(super) fn telling(mut self, turn: Option<Arc<Turn>>) -> Self {
+        self.turn = turn;
+        self
     }
 }
 
@@ -236,7 +246,13 @@ impl HttpBody for GuardedBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(other) => Poll::Ready(other),
+            Poll::Ready(None) => {
+                if let Some(turn) = &self.turn {
+                    turn.received();
+                }
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
             Poll::Pending => {
                 let wait = self.pace.wait();
                 let late = |()| Some(Err(io::Error::other(BodyFault::TooSlow { wait })));

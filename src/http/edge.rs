@@ -30,6 +30,7 @@ use tracing::Instrument;
 
 use super::answer::{self, COUNTED_BYTES_MIN};
 use super::body::{self, BodyFault, GuardedBody, HeldBytes, Moved};
+use super::connections::Turn;
 use super::docs::RouteTable;
 use super::pace::Pace;
 use super::problem::{Problem, title};
@@ -221,9 +222,12 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
         }
         let body = request.take_body();
         if !body.is_empty() {
+            let turn = request.data::<Arc<Turn>>().cloned();
             let guarded = |body, share: Option<&HeldBytes>| {
                 let pace = Pace::new(ms(server.body_timeout_ms), server.bytes_per_second_min);
-                GuardedBody::new(body, bytes_max, pace, share.cloned(), progress.clone()).boxed()
+                GuardedBody::new(body, bytes_max, pace, share.cloned(), progress.clone())
+                    .telling(turn.clone())
+                    .boxed()
             };
             let is_gzipped = body::is_gzipped(request.headers())?;
             if kind != BodyKind::Import {
@@ -910,18 +914,17 @@ mod tests {
         let service = OpenApiService::new(Api, "Test", "1");
         let spec = super::super::docs::Spec::new(&service.spec()).expect("a document");
         let metrics = Metrics::new().expect("unique names");
-        let clock = Clock::manual(Timestamp(1_700_000_000_000_000));
         let options = EdgeOptions {
             server: Arc::new(server),
             log_requests: false,
             metrics: metrics.clone(),
-            clock: clock.clone(),
+            clock: Clock::manual(Timestamp(1_700_000_000_000_000)),
             routes: spec.routes("/api/v1"),
             bodies: |path| match path {
                 "/import" => BodyKind::Import,
                 _ => BodyKind::Usual,
             },
-            shares: Shares::new(&config::Settings::default(), &clock, &metrics),
+            shares: Shares::new(&config::Settings::default(), &metrics),
         };
         let import = make(|mut request: Request| async move {
             let bytes = request.take_body().into_bytes().await?;

@@ -8,6 +8,7 @@ mod answer;
 pub mod body;
 pub mod client;
 pub mod compress;
+pub mod connections;
 pub mod docs;
 pub mod edge;
 pub mod files;
@@ -24,4 +25,6 @@ pub use json::{
     Body, Created, CsvBody, NoContent, OptionalBody, Printed, PrintedTagged, Tagged, read_cursor,
 };
 pub use problem::{Failure, Problem, fails};
-pub use request::{ClientAddr, RequestId, RequestInfo, TraceParent, comes_from, network_of};
+pub use request::{
+    ClientAddr, RequestId, RequestInfo, TraceParent, comes_from, is_known, network_of,
+};

@@ -6,12 +6,10 @@
 //! spins; a certificate that can't be used never replaces one that can; after the shutdown signal no
 //! connection is accepted, and what is in flight may finish until the grace is over.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::convert::Infallible;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
@@ -37,7 +35,7 @@ use poem::{Addr, Endpoint, Response};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -46,9 +44,12 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::server::TlsStream;
 
+use super::connections::{Connections, NoSeat, Seat, Turn};
 use super::edge::{AmbiguousLength, RefusedHead};
+use super::pace::Pace;
 use super::problem::PROBLEM_JSON;
-use super::request::{RequestId, network_of};
+use super::request::RequestId;
+use super::shares::NowAndThen;
 use crate::clock::Clock;
 use crate::config::{self, ms};
 use crate::monitor::Metrics;
@@ -67,7 +68,11 @@ const LINGER_BYTES_MAX: usize = 1 << 20;
 const H2_PENDING_RESETS_MAX: usize = 20;
 /// Streams that we may have to reset before the connection is given up.
 const H2_LOCAL_RESETS_MAX: usize = 128;
-const H2_SEND_BUFFER_BYTES: usize = 256 * 1024;
+const H2_SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// What a client may send of one body, and of all bodies of its connection, before we have read it: it
+/// is in memory, and not yet counted as the body's.
+const H2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
 
 /// Of an answer in HTTP/1.1 that says no: what hyper writes by itself begins like this.
 const REFUSAL: &[u8] = b"HTTP/1.1 4";
@@ -154,7 +159,7 @@ impl Listeners {
             setting: "--port or server.port",
             reason,
         };
-        let tcp = bind_tcp(wanted, settings.backlog).map_err(failed)?;
+        let tcp = bind_tcp(wanted, settings.backlog, settings.send_buffer_bytes).map_err(failed)?;
         let address = tcp.local_addr().map_err(failed)?;
         let unix = match settings.unix_socket.as_os_str().is_empty() {
             true => None,
@@ -207,8 +212,13 @@ enum Accepted {
     Unix(UnixStream),
 }
 
-/// A listening socket. Must be called inside the async runtime.
-pub fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+/// A listening socket. Must be called inside the async runtime. `send_buffer_bytes` is what the system
+/// takes of an answer before the client does; 0 leaves it to the system.
+pub fn bind_tcp(
+    address: SocketAddr,
+    backlog: u32,
+    send_buffer_bytes: usize,
+) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -217,6 +227,10 @@ pub fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     // A restart must not wait for connections of the last run to leave TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    if send_buffer_bytes > 0 {
+        // Whoever is accepted inherits it; Linux doubles it for its own records.
+        socket.set_send_buffer_size(send_buffer_bytes)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     TcpListener::from_std(socket.into())
@@ -382,7 +396,8 @@ struct Shared<E> {
     app: E,
     settings: Arc<config::Server>,
     metrics: Metrics,
-    addresses: Arc<Addresses>,
+    connections: Arc<Connections>,
+    short: NowAndThen,
     tls: Option<Tls>,
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
@@ -406,7 +421,11 @@ where
         app,
         http1: http1_builder(&settings),
         http2: http2_builder(&settings),
-        addresses: Arc::new(Addresses::new(settings.connections_per_address_max)),
+        connections: Arc::new(Connections::new(
+            connections_max(settings.connections_max),
+            settings.connections_per_address_max,
+        )),
+        short: NowAndThen::default(),
         tls: listeners.tls.clone(),
         metrics,
         stage: stage_seen,
@@ -414,23 +433,14 @@ where
         settings,
     });
     let reload = shared.tls.clone().map(|tls| tokio::spawn(tls.watch()));
-    let permits = Arc::new(Semaphore::new(connections_max(
-        shared.settings.connections_max,
-    )));
     // Each connection holds a sender; when all are gone, so are the connections.
     let (alive, mut all_gone) = mpsc::channel::<Infallible>(1);
 
     let accepting = async {
         loop {
-            // Further connections wait in the kernel's backlog.
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-                return; // nobody closes the semaphore
-            };
+            shared.connections.may_accept().await;
             match listeners.accept().await {
-                Ok(accepted) => {
-                    let held = (permit, alive.clone());
-                    admit(&shared, accepted, held);
-                }
+                Ok(accepted) => admit(&shared, accepted, alive.clone()),
                 Err(error) if is_exhausted(&error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     sleep(ACCEPT_PAUSE).await;
@@ -524,75 +534,87 @@ fn http2_builder(settings: &config::Server) -> http2::Builder<TokioExecutor> {
         .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
         .max_local_error_reset_streams(H2_LOCAL_RESETS_MAX)
         .max_send_buf_size(H2_SEND_BUFFER_BYTES)
+        .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
         .keep_alive_interval(ms(settings.header_timeout_ms))
         .keep_alive_timeout(ms(settings.header_timeout_ms));
     builder
 }
 
-/// Starts a connection's task, unless its address has too many already.
+/// Starts a connection's task, if there is a seat for it.
 fn admit<E: Endpoint + 'static>(
     shared: &Arc<Shared<E>>,
     accepted: Accepted,
-    held: impl Send + 'static,
+    alive: mpsc::Sender<Infallible>,
 ) {
-    let shared = Arc::clone(shared);
-    match accepted {
-        Accepted::Tcp(stream, peer) => {
-            let trusted = &shared.settings.trusted_proxies;
-            let ip = peer.ip().to_canonical();
-            let place = if trusted.iter().any(|range| range.contains(&ip)) {
-                None
-            } else {
-                match Addresses::admit(&shared.addresses, ip) {
-                    Some(place) => Some(place),
-                    None => {
-                        shared
-                            .metrics
-                            .http_connections_refused_total
-                            .with_label_values(&["address_limit"])
-                            .inc();
-                        if shared.tls.is_none() {
-                            // Best effort: whoever is over the limit has no claim to more.
-                            let _unsent = stream.try_write(too_many_connections().as_bytes());
-                        }
-                        return;
-                    }
+    let address = match &accepted {
+        Accepted::Tcp(_, peer) => Some(peer.ip().to_canonical()),
+        Accepted::Unix(_) => None,
+    };
+    let trusted = &shared.settings.trusted_proxies;
+    let client = address.filter(|ip| !trusted.iter().any(|range| range.contains(ip)));
+    let refused = &shared.metrics.http_connections_refused_total;
+    let place = match Connections::admit(&shared.connections, client) {
+        Ok((place, freed)) => {
+            if freed > 0 {
+                let evicted = refused.with_label_values(&["evicted"]);
+                evicted.inc_by(freed as u64);
+                if let Some(closed) = shared.short.note(freed as u64) {
+                    tracing::warn!(
+                        closed,
+                        open = shared.open.load(Ordering::Relaxed),
+                        "connections run short; those that did least for longest are closed for newcomers"
+                    );
                 }
+            }
+            place
+        }
+        Err(why) => {
+            let (reason, said) = match why {
+                NoSeat::Client => ("address_limit", "Too many connections from this address."),
+                NoSeat::Everyone => ("full", "Too many connections."),
             };
-            // Small answers must not wait for more to say; failing to say so only costs time.
-            let _slower = stream.set_nodelay(true);
-            let local = stream.local_addr().map(Addr::from).unwrap_or_default();
-            tokio::spawn(async move {
-                let _held = (held, place);
-                let _open = Open::new(&shared);
-                connection(
-                    &shared,
-                    stream,
-                    local,
+            refused.with_label_values(&[reason]).inc();
+            if let (Accepted::Tcp(stream, _), None) = (&accepted, &shared.tls) {
+                // Best effort: whoever is over the limit has no claim to more.
+                let _unsent = stream.try_write(too_many_connections(said).as_bytes());
+            }
+            return;
+        }
+    };
+    let seat = Arc::clone(&place.seat);
+    let of_task = Arc::clone(shared);
+    let task = tokio::spawn(async move {
+        let shared = of_task;
+        let seat = Arc::clone(&place.seat);
+        let _held = (alive, place);
+        let _open = Open::new(&shared);
+        match accepted {
+            Accepted::Tcp(stream, peer) => {
+                // Small answers must not wait for more to say; failing to say so only costs time.
+                let _slower = stream.set_nodelay(true);
+                let ends = (
+                    stream.local_addr().map(Addr::from).unwrap_or_default(),
                     Addr::from(peer),
-                    shared.tls.as_ref(),
-                )
-                .await;
-            });
+                );
+                connection(&shared, stream, ends, shared.tls.as_ref(), seat).await;
+            }
+            Accepted::Unix(stream) => {
+                let here = || Addr::custom("unix", "");
+                connection(&shared, stream, (here(), here()), None, seat).await;
+            }
         }
-        Accepted::Unix(stream) => {
-            tokio::spawn(async move {
-                let _held = held;
-                let _open = Open::new(&shared);
-                let local = || Addr::custom("unix", "");
-                connection(&shared, stream, local(), local(), None).await;
-            });
-        }
-    }
+    });
+    seat.ends_with(task.abort_handle());
 }
 
 /// The answer to a connection too many; nothing of a request is read for it.
-fn too_many_connections() -> String {
+fn too_many_connections(said: &str) -> String {
     let id = RequestId::fresh(Clock::system().now());
     let id = id.as_str();
     let body = format!(
         "{{\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
-         \"detail\":\"Too many connections from this address.\",\"code\":\"overloaded\",\
+         \"detail\":\"{said}\",\"code\":\"overloaded\",\
          \"request_id\":\"{id}\"}}"
     );
     format!(
@@ -617,56 +639,6 @@ impl<E> Drop for Open<'_, E> {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::AcqRel);
         self.0.metrics.http_connections_open.dec();
-    }
-}
-
-/// How many connections each address has ([`network_of`]).
-#[derive(Debug)]
-pub struct Addresses {
-    open: Mutex<HashMap<IpAddr, usize>>,
-    max: usize,
-}
-
-/// The place of an open connection; given back when dropped.
-#[derive(Debug)]
-pub struct Place {
-    addresses: Arc<Addresses>,
-    group: IpAddr,
-}
-
-impl Addresses {
-    /// With `max` places for each address.
-    pub fn new(max: usize) -> Self {
-        Self {
-            open: Mutex::new(HashMap::new()),
-            max,
-        }
-    }
-
-    /// A place for one more connection of this address, if there is one.
-    pub fn admit(this: &Arc<Self>, ip: IpAddr) -> Option<Place> {
-        let group = network_of(ip);
-        let mut open = this.open.lock();
-        let count = open.entry(group).or_default();
-        if *count >= this.max {
-            return None;
-        }
-        *count += 1;
-        Some(Place {
-            addresses: Arc::clone(this),
-            group,
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Entry::Occupied(mut entry) = self.addresses.open.lock().entry(self.group) {
-            *entry.get_mut() -= 1;
-            if *entry.get() == 0 {
-                entry.remove();
-            }
-        }
     }
 }
 
@@ -698,9 +670,9 @@ fn peek(socket: &SockRef<'_>) -> io::Result<()> {
 async fn connection<E: Endpoint + 'static>(
     shared: &Arc<Shared<E>>,
     stream: impl FirstByte,
-    local: Addr,
-    remote: Addr,
+    (local, remote): (Addr, Addr),
     tls: Option<&Tls>,
+    seat: Arc<Seat>,
 ) {
     let settings = &shared.settings;
     let refused = |reason| {
@@ -722,7 +694,8 @@ async fn connection<E: Endpoint + 'static>(
     }
 
     let linger = Arc::new(AtomicBool::new(false));
-    let io = GuardedIo::new(stream, ms(settings.write_timeout_ms), Arc::clone(&linger));
+    let pace = Pace::new(ms(settings.write_timeout_ms), settings.bytes_per_second_min);
+    let io = GuardedIo::new(stream, pace, Arc::clone(&linger));
     let caller = Caller {
         local,
         remote,
@@ -732,6 +705,7 @@ async fn connection<E: Endpoint + 'static>(
             Scheme::HTTP
         },
         linger,
+        seat,
     };
     let Some(tls) = tls else {
         return speak_http1(shared, io, caller).await;
@@ -754,6 +728,27 @@ struct Caller {
     scheme: Scheme,
     /// Set when an answer was given before the body was read; see [`LINGER`].
     linger: Arc<AtomicBool>,
+    seat: Arc<Seat>,
+}
+
+impl Caller {
+    /// Tells the connection's seat of a request; to be kept until it is answered.
+    fn turn(&self, request: &mut hyper::Request<Incoming>) -> Arc<Turn> {
+        let turn = Arc::new(Turn::new(&self.seat));
+        let headers = request.headers();
+        let is_whole = request.body().is_end_stream();
+        if is_whole {
+            turn.received();
+        }
+        // Whoever reads the body, or looks at the credentials, has news for the seat.
+        if !is_whole
+            || headers.contains_key(header::AUTHORIZATION)
+            || headers.contains_key(header::COOKIE)
+        {
+            request.extensions_mut().insert(Arc::clone(&turn));
+        }
+        turn
+    }
 }
 
 async fn speak_http1<E, S>(shared: &Arc<Shared<E>>, stream: S, caller: Caller)
@@ -766,11 +761,12 @@ where
         inner: stream,
         head: Arc::clone(&head),
     });
-    let service = service_fn(|request: hyper::Request<Incoming>| {
+    let service = service_fn(|mut request: hyper::Request<Incoming>| {
         let shared = Arc::clone(shared);
         let head = Arc::clone(&head);
         let caller = &caller;
         let has_length = head.lock().begin_body(request.headers());
+        let turn = caller.turn(&mut request);
         // hyper moves the future into its place, which for one of this size costs more than a box.
         Box::pin(async move {
             let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
@@ -792,6 +788,7 @@ where
                 caller.linger.store(true, Ordering::Release);
             }
             head.lock().begin_head();
+            drop(turn);
             Ok::<_, Infallible>(response)
         })
     });
@@ -877,10 +874,11 @@ where
 {
     let activity = Arc::new(Activity::default());
     let caller = Arc::new(caller);
-    let service = service_fn(|request: hyper::Request<Incoming>| {
+    let service = service_fn(|mut request: hyper::Request<Incoming>| {
         let shared = Arc::clone(shared);
         let caller = Arc::clone(&caller);
         let activity = Arc::clone(&activity);
+        let turn = caller.turn(&mut request);
         async move {
             let running = Running::new(&activity);
             let refused = refused_head(&request, &shared.settings);
@@ -889,7 +887,7 @@ where
                 request.extensions_mut().insert(refused);
             }
             let response = answer(&shared.app, request).await;
-            drop(running);
+            drop((running, turn));
             let response: hyper::Response<BoxBody<Bytes, io::Error>> = response.into();
             Ok::<_, Infallible>(response.map(|inner| Watched { inner, activity }))
         }
@@ -1185,22 +1183,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Recorded<S> {
     }
 }
 
-/// A socket that gives up on a client that does not read, and that closes politely.
+/// A socket that gives up on a client that does not read, or hardly, and that closes politely.
 struct GuardedIo<S> {
     inner: S,
-    wait: Duration,
-    /// Runs only while the client keeps us waiting.
-    timer: Option<Pin<Box<Sleep>>>,
+    pace: Pace,
     linger: Arc<AtomicBool>,
     closing: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<S> GuardedIo<S> {
-    fn new(inner: S, wait: Duration, linger: Arc<AtomicBool>) -> Self {
+    fn new(inner: S, pace: Pace, linger: Arc<AtomicBool>) -> Self {
         Self {
             inner,
-            wait,
-            timer: None,
+            pace,
             linger,
             closing: None,
         }
@@ -1210,19 +1205,19 @@ impl<S> GuardedIo<S> {
         &mut self,
         cx: &mut Context<'_>,
         polled: Poll<io::Result<T>>,
+        written: impl FnOnce(&T) -> usize,
     ) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            self.timer = None;
-            return polled;
-        }
-        let wait = self.wait;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(wait)));
-        match timer.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the client does not read its answer",
-            ))),
-            Poll::Pending => Poll::Pending,
+        match polled {
+            Poll::Ready(done) => {
+                self.pace.moved(done.as_ref().map_or(0, written));
+                Poll::Ready(done)
+            }
+            Poll::Pending => self.pace.poll_over(cx).map(|()| {
+                Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the client does not read its answer",
+                ))
+            }),
         }
     }
 }
@@ -1244,7 +1239,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.within_time(cx, polled)
+        self.within_time(cx, polled, |written| *written)
     }
 
     fn poll_write_vectored(
@@ -1253,7 +1248,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
-        self.within_time(cx, polled)
+        self.within_time(cx, polled, |written| *written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -1262,14 +1257,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.inner).poll_flush(cx);
-        self.within_time(cx, polled)
+        self.within_time(cx, polled, |()| 0)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.closing.is_none() {
             let polled = Pin::new(&mut this.inner).poll_shutdown(cx);
-            match this.within_time(cx, polled) {
+            match this.within_time(cx, polled, |()| 0) {
                 Poll::Ready(Ok(())) if this.linger.load(Ordering::Acquire) => {
                     this.closing = Some((Box::pin(sleep(LINGER)), LINGER_BYTES_MAX));
                 }
@@ -1388,7 +1383,7 @@ mod tests {
             server: server.clone(),
             ..config::Settings::default()
         };
-        Shares::new(&settings, &Clock::system(), metrics)
+        Shares::new(&settings, metrics)
     }
 
     /// Sends `bytes` and gives everything that comes until the server closes.
@@ -1657,7 +1652,7 @@ mod tests {
 
     #[test]
     fn the_ready_made_refusal_is_well_formed() {
-        let told = too_many_connections();
+        let told = too_many_connections("Too many connections.");
         let (head, body) = told.split_once("\r\n\r\n").expect("a head");
         assert!(
             head.contains(&format!("content-length: {}", body.len())),
@@ -1672,14 +1667,17 @@ mod tests {
 
     #[test]
     fn an_ipv6_client_is_counted_by_its_network() {
-        let addresses = Arc::new(Addresses::new(1));
-        let admit = |text: &str| Addresses::admit(&addresses, text.parse().expect("address"));
+        let seats = Arc::new(Connections::new(10, 1));
+        let admit = |text: &str| {
+            let address = text.parse().expect("address");
+            Connections::admit(&seats, Some(address)).map(|(place, _)| place)
+        };
         let first = admit("2001:db8::1");
-        assert!(first.is_some());
-        assert!(admit("2001:db8::ffff:2").is_none());
-        assert!(admit("2001:db8:0:1::1").is_some());
+        assert!(first.is_ok());
+        assert_eq!(admit("2001:db8::ffff:2").err(), Some(NoSeat::Client));
+        assert!(admit("2001:db8:0:1::1").is_ok());
         drop(first);
-        assert!(admit("2001:db8::2").is_some());
+        assert!(admit("2001:db8::2").is_ok());
     }
 
     #[tokio::test]

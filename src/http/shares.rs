@@ -22,14 +22,12 @@ use parking_lot::Mutex;
 
 use super::problem::Problem;
 use super::request::network_of;
-use crate::clock::Clock;
+use crate::clock::Stopwatch;
 use crate::config::Settings;
 use crate::monitor::{Metrics, ShareMetrics};
 
 /// Locks that the clients of one resource are spread over.
 const SHARDS: usize = 16;
-/// Least time between two lines in the log about one resource.
-const LOG_MS: u64 = 10_000;
 /// Seconds after which to come back: what is held is held for the time of a request.
 const RETRY_SECONDS: u64 = 1;
 
@@ -123,9 +121,9 @@ pub struct Shares(Arc<[Pool; Resource::ALL.len()]>);
 
 impl Shares {
     /// As much of each as the settings say.
-    pub fn new(settings: &Settings, clock: &Clock, metrics: &Metrics) -> Self {
+    pub fn new(settings: &Settings, metrics: &Metrics) -> Self {
         Self(Arc::new(Resource::ALL.map(|resource| {
-            Pool::new(resource, resource.limit(settings), clock.clone(), metrics)
+            Pool::new(resource, resource.limit(settings), metrics)
         })))
     }
 
@@ -197,23 +195,18 @@ struct Pool {
     used: AtomicU64,
     clients: [Mutex<HashMap<IpAddr, u64>>; SHARDS],
     hasher: RandomState,
-    clock: Clock,
-    /// When the log was last told of a refusal, and of how many since it was not.
-    told_ms: AtomicU64,
-    untold: AtomicU64,
+    told: NowAndThen,
     metrics: ShareMetrics,
 }
 
 impl Pool {
-    fn new(resource: Resource, limit: Limit, clock: Clock, metrics: &Metrics) -> Self {
+    fn new(resource: Resource, limit: Limit, metrics: &Metrics) -> Self {
         Self {
             limit,
             used: AtomicU64::new(0),
             clients: std::array::from_fn(|_| Mutex::default()),
             hasher: RandomState::new(),
-            clock,
-            told_ms: AtomicU64::new(0),
-            untold: AtomicU64::new(0),
+            told: NowAndThen::default(),
             metrics: metrics.share(resource.word(), limit.sum),
         }
     }
@@ -264,29 +257,55 @@ impl Pool {
             Refused::Client => self.metrics.of_client.inc(),
             Refused::Everyone => self.metrics.of_everyone.inc(),
         }
-        let untold = self.untold.fetch_add(1, Ordering::Relaxed) + 1;
-        let (now, told) = (
-            self.clock.monotonic_ms(),
-            self.told_ms.load(Ordering::Relaxed),
-        );
-        let is_time = told == 0 || now.saturating_sub(told) >= LOG_MS;
-        if is_time
-            && self
-                .told_ms
-                .compare_exchange(told, now.max(1), Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
-        {
-            self.untold.fetch_sub(untold, Ordering::Relaxed);
+        if let Some(refused_requests) = self.told.note(1) {
             tracing::warn!(
                 resource = resource.word(),
                 client = %client,
-                refused = untold,
+                refused_requests,
                 reason = %refused,
                 used = self.used.load(Ordering::Relaxed),
                 sum = self.limit.sum,
                 "a share ran out; requests beyond it are refused for now"
             );
         }
+    }
+}
+
+/// What happens too often for a line in the log each time.
+pub(super) struct NowAndThen {
+    began: Stopwatch,
+    /// When the log was last told, and of how much since it was not.
+    told_ms: AtomicU64,
+    untold: AtomicU64,
+}
+
+impl Default for NowAndThen {
+    fn default() -> Self {
+        Self {
+            began: Stopwatch::start(),
+            told_ms: AtomicU64::new(0),
+            untold: AtomicU64::new(0),
+        }
+    }
+}
+
+impl NowAndThen {
+    /// Least time between two lines.
+    const PAUSE_MS: u64 = 10_000;
+
+    /// It happened so often once more; if it is time for a line, answers how often since the last.
+    pub(super) fn note(&self, times: u64) -> Option<u64> {
+        self.untold.fetch_add(times, Ordering::Relaxed);
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let told = self.told_ms.load(Ordering::Relaxed);
+        let is_time = told == 0 || now.saturating_sub(told) >= Self::PAUSE_MS;
+        // One of those who come at once says it for all.
+        let says = is_time
+            && self
+                .told_ms
+                .compare_exchange(told, now.max(1), Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        says.then(|| self.untold.swap(0, Ordering::Relaxed))
     }
 }
 
@@ -345,7 +364,7 @@ mod tests {
         settings.server.slow_reads_max = sum;
         settings.server.slow_reads_small = small;
         let metrics = Metrics::new().expect("metrics");
-        Shares::new(&settings, &Clock::system(), &metrics)
+        Shares::new(&settings, &metrics)
     }
 
     fn client(number: u8) -> IpAddr {

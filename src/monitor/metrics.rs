@@ -68,7 +68,8 @@ pub struct Handles {
     pub http_panics_total: IntCounter,
     /// Connections that are open.
     pub http_connections_open: IntGauge,
-    /// Connections refused, by reason: `address_limit`, `first_byte`, `tls`.
+    /// Connections refused or given up, by reason: `address_limit`, `full`, `evicted` (for a newcomer),
+    /// `first_byte`, `tls`.
     pub http_connections_refused_total: IntCounterVec,
 
     shares_used: IntGaugeVec,

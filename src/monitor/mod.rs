@@ -15,3 +15,4 @@ mod views;
 pub use caching::{CacheMetrics, LayerMetrics};
 pub use health::{Check, Health, Outcome, State};
 pub use metrics::{Metrics, RouteMetrics, ShareMetrics, TEXT_FORMAT};
+pub use system::resident_mb;

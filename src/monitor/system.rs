@@ -59,6 +59,12 @@ impl System {
     }
 }
 
+/// Memory of a process in MB.
+pub fn resident_mb(process: u32) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    Some(parse_resident(&status)? as f64 / 1e6)
+}
+
 fn parse_cpu(stat: &str) -> Option<CpuTimes> {
     let fields: Vec<u64> = stat
         .lines()

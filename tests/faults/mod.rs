@@ -7,6 +7,7 @@
 mod ask;
 mod clients;
 mod clock;
+mod crowds;
 mod damage;
 mod disk;
 mod frames;

@@ -135,7 +135,7 @@ impl Listener {
             setting: "faktory.port",
             reason,
         };
-        let tcp = bind_tcp(wanted, BACKLOG).map_err(failed)?;
+        let tcp = bind_tcp(wanted, BACKLOG, server.send_buffer_bytes).map_err(failed)?;
         let address = tcp.local_addr().map_err(failed)?;
         Ok(Self { tcp, address, tls })
     }

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::commands::Session;
@@ -25,7 +25,8 @@ use super::workers::Introduction;
 use super::{Inner, Listener};
 use crate::auth::throttle::Verdict;
 use crate::config::ms;
-use crate::http::serve::{ACCEPT_PAUSE, Addresses, Tls, is_exhausted};
+use crate::http::connections::{Connections, NoSeat, Seat, Turn};
+use crate::http::serve::{ACCEPT_PAUSE, Tls, is_exhausted};
 
 /// The version of the protocol.
 const VERSION: u64 = 2;
@@ -34,7 +35,8 @@ const HELLO_BYTES_MAX: usize = 8_192;
 /// Longest of the texts that a worker says of itself.
 const NAME_CHARS_MAX: usize = 200;
 const LABELS_MAX: usize = 50;
-const TOO_MANY_CONNECTIONS: &[u8] = b"-ERR too many connections from this address\r\n";
+const TOO_MANY_OF_ADDRESS: &[u8] = b"-ERR too many connections from this address\r\n";
+const TOO_MANY: &[u8] = b"-ERR too many connections\r\n";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -52,32 +54,44 @@ pub(super) async fn serve(
 ) {
     let (stage, stage_seen) = watch::channel(Stage::Run);
     let reload = listener.tls.clone().map(|tls| tokio::spawn(tls.watch()));
-    let permits = Arc::new(Semaphore::new(inner.settings.connections_max));
-    let most = inner.settings.connections_per_address_max;
-    let addresses = Arc::new(Addresses::new(most));
+    let connections = Arc::new(Connections::new(
+        inner.settings.connections_max,
+        inner.settings.connections_per_address_max,
+    ));
     // Each connection holds a sender; when all are gone, so are the connections.
     let (alive, mut all_gone) = mpsc::channel::<Infallible>(1);
     let accepting = async {
         loop {
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-                return; // nobody closes the semaphore
-            };
+            connections.may_accept().await;
             match listener.tcp.accept().await {
                 Ok((stream, peer)) => {
-                    let Some(place) = Addresses::admit(&addresses, peer.ip()) else {
-                        inner.count_refused("address_limit");
-                        if listener.tls.is_none() {
-                            // Best effort: whoever is over the limit has no claim to more.
-                            let _unsent = stream.try_write(TOO_MANY_CONNECTIONS);
+                    let place = match Connections::admit(&connections, Some(peer.ip())) {
+                        Ok((place, freed)) => {
+                            (0..freed).for_each(|_| inner.count_refused("evicted"));
+                            place
                         }
-                        continue;
+                        Err(why) => {
+                            let (reason, said) = match why {
+                                NoSeat::Client => ("address_limit", TOO_MANY_OF_ADDRESS),
+                                NoSeat::Everyone => ("full", TOO_MANY),
+                            };
+                            inner.count_refused(reason);
+                            if listener.tls.is_none() {
+                                // Best effort: whoever is over the limit has no claim to more.
+                                let _unsent = stream.try_write(said);
+                            }
+                            continue;
+                        }
                     };
-                    let held = (permit, alive.clone(), place);
+                    let seat = Arc::clone(&place.seat);
+                    let held = (alive.clone(), place);
                     let (inner, tls) = (Arc::clone(inner), listener.tls.clone());
                     let stage = stage_seen.clone();
-                    tokio::spawn(async move {
-                        connection(&inner, stream, peer, tls, stage, held).await;
+                    let of_task = Arc::clone(&seat);
+                    let task = tokio::spawn(async move {
+                        connection(&inner, stream, (peer, of_task), tls, stage, held).await;
                     });
+                    seat.ends_with(task.abort_handle());
                 }
                 Err(error) if is_exhausted(&error) => {
                     tracing::warn!(%error, "a worker's connection could not be accepted");
@@ -128,7 +142,7 @@ impl Drop for Open<'_> {
 async fn connection(
     inner: &Arc<Inner>,
     stream: TcpStream,
-    peer: SocketAddr,
+    who: (SocketAddr, Arc<Seat>),
     tls: Option<Tls>,
     stage: watch::Receiver<Stage>,
     held: impl Send,
@@ -141,11 +155,11 @@ async fn connection(
     let mut cut = stage.clone();
     let talk = async {
         let Some(tls) = tls else {
-            return converse(inner, stream, peer, stage).await;
+            return converse(inner, stream, who, stage).await;
         };
         let wait = ms(inner.settings.handshake_timeout_ms);
         match timeout(wait, tls.accept(stream)).await {
-            Ok(Ok(stream)) => converse(inner, stream, peer, stage).await,
+            Ok(Ok(stream)) => converse(inner, stream, who, stage).await,
             Ok(Err(_)) | Err(_) => inner.count_refused("tls"),
         }
     };
@@ -308,7 +322,7 @@ async fn admit(
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     inner: &Arc<Inner>,
     stream: S,
-    peer: SocketAddr,
+    (peer, seat): (SocketAddr, Arc<Seat>),
     mut stage: watch::Receiver<Stage>,
 ) {
     let settings = &inner.settings;
@@ -316,6 +330,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let Some(session) = greet(inner, &mut wire, peer).await else {
         return wire.close().await;
     };
+    // Whoever greeted may wait for long, and outlives those who only connect.
+    seat.is_known();
     let patience = Patience {
         bytes_max: settings.command_bytes_max,
         idle: Duration::from_secs(settings.idle_seconds),
@@ -331,6 +347,9 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         };
         let last = match heard {
             Heard::Line(line) => {
+                // Not cut off for a newcomer in the middle of a command.
+                let turn = Turn::new(&seat);
+                turn.received();
                 if session.obey(&mut wire, &line, &mut stage).await {
                     continue;
                 }

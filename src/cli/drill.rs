@@ -1,0 +1,628 @@
+//! Attacks that anyone can make without breaking a rule of HTTP, and the honest crowd beside them: for
+//! `onrush rehearse --hostile`, and for `cargo bench --bench attack`.
+//!
+//! Invariants: everything goes over real connections from addresses of 127.0.0.0/8, as many as asked
+//! for; attackers come again as soon as they are sent away; what the honest see is measured by
+//! themselves: an answer counts as served if it came within [`PATIENCE`] and is neither a refusal for
+//! want of room (429, 503) nor a fault of the server; what attackers hold is dropped at the end of each
+//! drill, and the next begins when the server has let go of it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::clock::Stopwatch;
+
+/// Longer than anybody honest waits for a page.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Honest clients at once.
+const HONEST: usize = 16;
+/// Between two requests of an honest client.
+const THINKS: Duration = Duration::from_millis(20);
+/// Requests of an honest client on one connection.
+const KEEPS: usize = 10;
+/// Before an attacker that was sent away comes again.
+const RETRIES: Duration = Duration::from_millis(10);
+/// Before the honest are measured beside an attack that has begun.
+const BEGINS: Duration = Duration::from_millis(1_500);
+/// Connections of the sale's buyers.
+const BUYING: usize = 32;
+/// Longest that a sale is waited for.
+const SALE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where a drill takes place.
+#[derive(Clone)]
+pub struct Field {
+    /// Where the server listens.
+    pub address: SocketAddr,
+    /// An account that has logged in before, and its password.
+    pub login: (String, String),
+    /// Sessions: the first sixteen are the honest ones', the others buy in the sale, and attackers who
+    /// need an account use them as well.
+    pub tokens: Arc<Vec<String>>,
+    /// Products that people look at.
+    pub products: Arc<Vec<i64>>,
+    /// Words that products are found by.
+    pub words: Arc<Vec<String>>,
+}
+
+/// What attackers do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attack {
+    /// 100 at once log in as what is no account but the address of somebody else.
+    OddLogins,
+    /// 200 at once guess the password of the account that logs in.
+    Guesses,
+    /// 200 at once log in with an address of a megabyte.
+    LongNames,
+    /// 300 at once register accounts.
+    Registrations,
+    /// 1,000 connections hold a body of a megabyte but its last byte.
+    HeldBodies,
+    /// 1,500 connections ask for the longest list and read nothing.
+    UnreadAnswers,
+    /// 5,000 connections hold half a login each.
+    HalfLogins,
+    /// 64 at once search for words that many products have.
+    Searches,
+}
+
+impl Attack {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::OddLogins,
+        Self::Guesses,
+        Self::LongNames,
+        Self::Registrations,
+        Self::HeldBodies,
+        Self::UnreadAnswers,
+        Self::HalfLogins,
+        Self::Searches,
+    ];
+
+    /// What it is called in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OddLogins => "odd logins",
+            Self::Guesses => "guesses",
+            Self::LongNames => "long names",
+            Self::Registrations => "registrations",
+            Self::HeldBodies => "held bodies",
+            Self::UnreadAnswers => "unread answers",
+            Self::HalfLogins => "half logins",
+            Self::Searches => "searches",
+        }
+    }
+
+    fn connections(self) -> usize {
+        match self {
+            Self::OddLogins => 100,
+            Self::Guesses | Self::LongNames => 200,
+            Self::Registrations => 300,
+            Self::HeldBodies => 1_000,
+            Self::UnreadAnswers => 1_500,
+            Self::HalfLogins => 5_000,
+            Self::Searches => 64,
+        }
+    }
+
+    /// The next request of one attacker; the number grows with each.
+    fn request(self, field: &Field, number: usize) -> Request {
+        let login = |email: &str, password: &str| {
+            let body = serde_json::json!({"email": email, "password": password}).to_string();
+            Request::new("POST", "/api/v1/auth/login", "", &body)
+        };
+        match self {
+            Self::OddLogins => login(&format!("@{}", honest_address(HONEST)), "wrong"),
+            Self::Guesses => login(&field.login.0, &format!("wrong {number}")),
+            Self::LongNames => Request {
+                fill: 1_000_000,
+                ..Request::cut(
+                    "/api/v1/auth/login",
+                    "",
+                    "{\"email\":\"",
+                    "\",\"password\":\"wrong\"}",
+                    1_000_000,
+                )
+            },
+            Self::Registrations => {
+                let body = serde_json::json!({
+                    "email": format!("bot-{number}-{}@example.net", uuid::Uuid::now_v7()),
+                    "name": "Hello Click https://example.net/",
+                    "password": "a password of a bot",
+                });
+                Request::new("POST", "/api/v1/auth/register", "", &body.to_string())
+            }
+            Self::HeldBodies => {
+                let token = &field.tokens[number % field.tokens.len()];
+                Request {
+                    fill: 999_999,
+                    ..Request::cut("/api/v1/orders", token, "", "", 1_000_000)
+                }
+            }
+            Self::UnreadAnswers => Request::new("GET", "/api/v1/products?limit=200", "", ""),
+            Self::HalfLogins => Request::cut("/api/v1/auth/login", "", "{\"email\":\"a", "", 100),
+            Self::Searches => {
+                let word = |at: usize| &field.words[at % field.words.len()];
+                let path = format!(
+                    "/api/v1/products?q={}%20{}&limit={}",
+                    word(number),
+                    word(number / field.words.len() + number + 1),
+                    1 + number % 200
+                );
+                Request::new("GET", &path, "", "")
+            }
+        }
+    }
+
+    fn holds(self) -> bool {
+        matches!(
+            self,
+            Self::HeldBodies | Self::UnreadAnswers | Self::HalfLogins
+        )
+    }
+}
+
+/// What the honest saw.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Seen {
+    /// Requests.
+    pub asked: u64,
+    /// Requests that were served.
+    pub served: u64,
+    /// Milliseconds that half of the served took at most.
+    pub p50_ms: f64,
+    /// Milliseconds that 99 of 100 served took at most.
+    pub p99_ms: f64,
+    /// Logins of the known account.
+    pub logins: u64,
+    /// Those that succeeded.
+    pub logged_in: u64,
+    /// Milliseconds of the slowest that succeeded.
+    pub login_ms_max: f64,
+}
+
+/// How a sale went.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Sold {
+    /// Units that were granted.
+    pub units: u64,
+    /// Seconds until the last of them was, or until nobody waited longer.
+    pub seconds: f64,
+}
+
+/// How a drill went.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// What attackers did.
+    pub attack: &'static str,
+    /// From how many addresses.
+    pub addresses: u32,
+    /// What the honest saw meanwhile.
+    pub honest: Seen,
+    /// The most memory that the server held, in MB.
+    pub rss_mb: f64,
+    /// Answers that attackers got, by status; `closed` is a connection that was ended on them.
+    pub attackers: BTreeMap<String, u64>,
+    /// The sale meanwhile, if there was one.
+    pub sale: Option<Sold>,
+}
+
+/// The bytes of a request, or of the beginning of one: a thousand attackers can't each have a megabyte.
+#[derive(Default)]
+struct Request {
+    head: Vec<u8>,
+    /// Bytes `a` after the head.
+    fill: usize,
+    tail: Vec<u8>,
+}
+
+impl Request {
+    fn new(method: &str, path: &str, token: &str, body: &str) -> Self {
+        let mut text = format!("{method} {path} HTTP/1.1\r\nHost: shop\r\n");
+        if !token.is_empty() {
+            text.push_str(&format!("Authorization: Bearer {token}\r\n"));
+        }
+        if !body.is_empty() {
+            text.push_str(&format!(
+                "Content-Type: application/json\r\nContent-Length: {}\r\n",
+                body.len()
+            ));
+        }
+        Self {
+            head: format!("{text}\r\n{body}").into_bytes(),
+            ..Self::default()
+        }
+    }
+
+    /// A POST whose body begins and ends so; `between` bytes between them are told, and may be sent.
+    fn cut(path: &str, token: &str, begin: &str, end: &str, between: usize) -> Self {
+        let length = begin.len() + between + end.len();
+        Self {
+            head: format!(
+                "POST {path} HTTP/1.1\r\nHost: shop\r\nAuthorization: Bearer {token}\r\n\
+                 Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{begin}"
+            )
+            .into_bytes(),
+            fill: 0,
+            tail: end.as_bytes().to_vec(),
+        }
+    }
+
+    async fn send(&self, stream: &mut TcpStream) -> io::Result<()> {
+        const PIECE: [u8; 16_384] = [b'a'; 16_384];
+        stream.write_all(&self.head).await?;
+        let mut left = self.fill;
+        while left > 0 {
+            let piece = left.min(PIECE.len());
+            stream.write_all(&PIECE[..piece]).await?;
+            left -= piece;
+        }
+        stream.write_all(&self.tail).await
+    }
+}
+
+fn honest_address(number: usize) -> Ipv4Addr {
+    let [.., last] = number.to_be_bytes();
+    Ipv4Addr::new(127, 250, 0, last.saturating_add(1))
+}
+
+fn attacker_address(number: usize, addresses: u32) -> Ipv4Addr {
+    let [_, a, b, c] = (u32::try_from(number).unwrap_or_default() % addresses.max(1)).to_be_bytes();
+    Ipv4Addr::new(127, 10 + a, b, c.saturating_add(1))
+}
+
+/// A connection whose answers are read.
+struct Line {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Line {
+    async fn open(from: Ipv4Addr, to: SocketAddr, receives: Option<u32>) -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        if let Some(bytes) = receives {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        socket.bind(SocketAddr::new(IpAddr::V4(from), 0))?;
+        let stream = socket.connect(to).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Sends a request and reads the whole answer: its status and body.
+    async fn ask(&mut self, request: &Request) -> io::Result<(u16, Vec<u8>)> {
+        let sent = request.send(&mut self.stream).await;
+        // It may be answered before all of it was read.
+        self.answer()
+            .await
+            .map_err(|error| sent.err().unwrap_or(error))
+    }
+
+    async fn answer(&mut self) -> io::Result<(u16, Vec<u8>)> {
+        let broken = || io::Error::from(io::ErrorKind::InvalidData);
+        loop {
+            if let Some(head) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+                let text = String::from_utf8_lossy(&self.buffer[..head]).to_ascii_lowercase();
+                let status = text.get(9..12).and_then(|digits| digits.parse().ok());
+                let length: usize = text
+                    .lines()
+                    .find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok())
+                    .unwrap_or_default();
+                let end = head + 4 + length;
+                if self.buffer.len() >= end {
+                    let body = self.buffer[head + 4..end].to_vec();
+                    self.buffer.drain(..end);
+                    return Ok((status.ok_or_else(broken)?, body));
+                }
+            }
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+}
+
+/// Counts by a word.
+#[derive(Default)]
+struct Tally(Mutex<BTreeMap<String, u64>>);
+
+impl Tally {
+    fn note(&self, word: impl Into<String>) {
+        *self.0.lock().entry(word.into()).or_default() += 1;
+    }
+}
+
+async fn attacker(
+    attack: Attack,
+    field: Field,
+    from: Ipv4Addr,
+    first: usize,
+    tally: Arc<Tally>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let receives = (attack == Attack::UnreadAnswers).then_some(4_096);
+    let work = async {
+        let mut number = first;
+        loop {
+            if let Ok(mut line) = Line::open(from, field.address, receives).await {
+                loop {
+                    number += attack.connections();
+                    let asked = attack.request(&field, number);
+                    if attack == Attack::UnreadAnswers {
+                        if asked.send(&mut line.stream).await.is_ok() {
+                            // Waits for the end without taking anything.
+                            let _gone = line.stream.ready(tokio::io::Interest::ERROR).await;
+                        }
+                        tally.note("closed");
+                        break;
+                    }
+                    match line.ask(&asked).await {
+                        Ok((status, _)) => tally.note(status.to_string()),
+                        Err(_) => {
+                            tally.note("closed");
+                            break;
+                        }
+                    }
+                    if attack.holds() {
+                        break;
+                    }
+                }
+            }
+            sleep(RETRIES).await;
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        _stop = stop.wait_for(|stop| *stop) => {}
+    }
+}
+
+/// An honest crowd for so long.
+pub async fn honest(field: &Field, time: Duration) -> Seen {
+    let times = Arc::new(Mutex::new(
+        Histogram::<u64>::new(3).unwrap_or_else(|_| unreachable!("three digits are allowed")),
+    ));
+    let (asked, served) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let mut crowd = JoinSet::new();
+    let watch = Stopwatch::start();
+    for number in 0..HONEST {
+        let (field, times) = (field.clone(), Arc::clone(&times));
+        let (asked, served) = (Arc::clone(&asked), Arc::clone(&served));
+        crowd.spawn(async move {
+            let mut line: Option<Line> = None;
+            let mut count = number;
+            while watch.elapsed() < time {
+                let product = field.products[count % field.products.len()];
+                let token = &field.tokens[number % field.tokens.len()];
+                let bytes = match count % 10 {
+                    0 => Request::new("GET", "/api/v1/products?limit=20", "", ""),
+                    1 => Request::new("GET", "/api/v1/me", token, ""),
+                    2 => {
+                        let items =
+                            serde_json::json!({"items": [{"product_id": product, "quantity": 1}]});
+                        Request::new("POST", "/api/v1/orders", token, &items.to_string())
+                    }
+                    _ => Request::new("GET", &format!("/api/v1/products/{product}"), "", ""),
+                };
+                if count % KEEPS == 0 {
+                    line = None;
+                }
+                count += 1;
+                asked.fetch_add(1, Ordering::Relaxed);
+                let begun = Stopwatch::start();
+                let exchange = async {
+                    let mut open = match line.take() {
+                        Some(open) => open,
+                        None => Line::open(honest_address(number), field.address, None).await?,
+                    };
+                    let answer = open.ask(&bytes).await?;
+                    line = Some(open);
+                    io::Result::Ok(answer.0)
+                };
+                if let Ok(Ok(status)) = timeout(PATIENCE, exchange).await
+                    && status != 429
+                    && status < 500
+                {
+                    served.fetch_add(1, Ordering::Relaxed);
+                    let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    times.lock().saturating_record(micros);
+                }
+                sleep(THINKS).await;
+            }
+        });
+    }
+    let mut seen = logins(field, time).await;
+    crowd.join_all().await;
+    let times = times.lock();
+    seen.asked = asked.load(Ordering::Relaxed);
+    seen.served = served.load(Ordering::Relaxed);
+    seen.p50_ms = times.value_at_quantile(0.5) as f64 / 1e3;
+    seen.p99_ms = times.value_at_quantile(0.99) as f64 / 1e3;
+    seen
+}
+
+/// One that logs in now and then, from where it did before.
+async fn logins(field: &Field, time: Duration) -> Seen {
+    let (mut seen, watch) = (Seen::default(), Stopwatch::start());
+    while watch.elapsed() < time {
+        let begun = Stopwatch::start();
+        seen.logins += 1;
+        if timeout(PATIENCE, log_in(field)).await.unwrap_or(false) {
+            seen.logged_in += 1;
+            seen.login_ms_max = seen.login_ms_max.max(begun.elapsed_seconds() * 1e3);
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+    seen
+}
+
+/// Keys of products, and words of their names that a search finds them by.
+pub async fn catalogue(address: SocketAddr) -> io::Result<(Vec<i64>, Vec<String>)> {
+    let mut line = Line::open(honest_address(0), address, None).await?;
+    let asked = Request::new("GET", "/api/v1/products?limit=200", "", "");
+    let (_, body) = line.ask(&asked).await?;
+    let page: serde_json::Value = serde_json::from_slice(&body).map_err(io::Error::other)?;
+    let items = page["items"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut words: Vec<String> = items
+        .iter()
+        .filter_map(|item| item["name"].as_str())
+        .flat_map(str::split_whitespace)
+        .map(|word| url::form_urlencoded::byte_serialize(word.as_bytes()).collect())
+        .collect();
+    words.sort_unstable();
+    words.dedup();
+    let products = items.iter().filter_map(|item| item["id"].as_i64());
+    // Where there are none, nobody finds the one that is looked at.
+    let products: Vec<i64> = products.collect();
+    Ok((
+        if products.is_empty() {
+            vec![1]
+        } else {
+            products
+        },
+        words,
+    ))
+}
+
+/// Logs the known account in once; also before the drills, so that it is known there.
+pub async fn log_in(field: &Field) -> bool {
+    let (email, password) = &field.login;
+    let body = serde_json::json!({"email": email, "password": password}).to_string();
+    let bytes = Request::new("POST", "/api/v1/auth/login", "", &body);
+    let address = honest_address(HONEST);
+    match Line::open(address, field.address, None).await {
+        Ok(mut line) => line
+            .ask(&bytes)
+            .await
+            .is_ok_and(|(status, _)| status == 200),
+        Err(_) => false,
+    }
+}
+
+/// Sells `units` of an open sale to the buyers of the field.
+pub async fn sell(field: &Field, sale: i64, units: u64) -> Sold {
+    let (next, granted) = (
+        Arc::new(AtomicUsize::new(HONEST)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let watch = Stopwatch::start();
+    let mut buyers = JoinSet::new();
+    for number in 0..BUYING {
+        let (field, next, granted) = (field.clone(), Arc::clone(&next), Arc::clone(&granted));
+        buyers.spawn(async move {
+            let path = format!("/api/v1/flash-sales/{sale}/claims");
+            let mut line: Option<Line> = None;
+            while granted.load(Ordering::Relaxed) < units {
+                let buyer = next.fetch_add(1, Ordering::Relaxed);
+                let Some(token) = field.tokens.get(buyer) else {
+                    return;
+                };
+                let bytes = Request::new("POST", &path, token, "{}");
+                // A buyer who got no answer asks again.
+                for _ in 0..20 {
+                    let exchange = async {
+                        let mut open = match line.take() {
+                            Some(open) => open,
+                            None => {
+                                Line::open(honest_address(100 + number), field.address, None)
+                                    .await?
+                            }
+                        };
+                        let answer = open.ask(&bytes).await?;
+                        line = Some(open);
+                        io::Result::Ok(answer.0)
+                    };
+                    match timeout(PATIENCE, exchange).await {
+                        Ok(Ok(201)) => {
+                            granted.fetch_add(1, Ordering::Relaxed);
+                            break;
+                        }
+                        Ok(Ok(409)) => break,
+                        _ => sleep(THINKS).await,
+                    }
+                }
+            }
+        });
+    }
+    let _late = timeout(SALE_PATIENCE, async {
+        while buyers.join_next().await.is_some() {}
+    })
+    .await;
+    Sold {
+        units: granted.load(Ordering::Relaxed),
+        seconds: watch.elapsed_seconds(),
+    }
+}
+
+/// One attack, the honest beside it for so long, and then the sale. `rss_mb` tells what the server holds.
+pub async fn drill(
+    field: &Field,
+    attack: Attack,
+    addresses: u32,
+    time: Duration,
+    sale: Option<(i64, u64)>,
+    rss_mb: impl Fn() -> f64 + Send + Sync + 'static,
+) -> Outcome {
+    let (stop, stopped) = watch::channel(false);
+    let tally = Arc::new(Tally::default());
+    let mut attackers = JoinSet::new();
+    for number in 0..attack.connections() {
+        attackers.spawn(attacker(
+            attack,
+            field.clone(),
+            attacker_address(number, addresses),
+            number,
+            Arc::clone(&tally),
+            stopped.clone(),
+        ));
+    }
+    let most = Arc::new(Mutex::new(0.0_f64));
+    let weighing = tokio::spawn({
+        let most = Arc::clone(&most);
+        async move {
+            loop {
+                let now = rss_mb();
+                {
+                    let mut most = most.lock();
+                    *most = most.max(now);
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    });
+    sleep(BEGINS).await;
+    let seen = honest(field, time).await;
+    let sale = match sale {
+        Some((sale, units)) => Some(sell(field, sale, units).await),
+        None => None,
+    };
+    stop.send_replace(true);
+    attackers.join_all().await;
+    weighing.abort();
+    let rss_mb = *most.lock();
+    let attackers = std::mem::take(&mut *tally.0.lock());
+    Outcome {
+        attack: attack.name(),
+        addresses,
+        honest: seen,
+        rss_mb,
+        attackers,
+        sale,
+    }
+}

@@ -1,0 +1,437 @@
+//! Open connections: who holds them, and who goes when there are too many.
+//!
+//! Invariants: there are never more than [`Connections::max`] seats, nor more of one client
+//! ([`network_of`]) than its own limit; where seats run short a newcomer gets one from whoever did
+//! least for longest: first from clients that hold more than an equal part of all seats, then from
+//! those that have shown no credentials, and of these from the one whose last answer lies furthest
+//! back; a client that holds its equal part finds room among its own; a request that was received
+//! whole and is being worked on is never cut off for a newcomer; the connections of trusted proxies and
+//! of unix sockets stand for many clients, so no equal part is held against them.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use super::request::network_of;
+use crate::clock::Stopwatch;
+
+/// Seats that are freed in one look at all of them.
+const FREED_AT_ONCE: usize = 16;
+/// Connections that have lost their seat and are still open, at most; they have descriptors.
+const LEAVING_MAX: usize = 64;
+/// [`Seat::work`] of a seat that was taken away.
+const TAKEN: usize = usize::MAX;
+
+/// Why a newcomer gets no seat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoSeat {
+    /// Its client holds as many as one may.
+    Client,
+    /// All are at work.
+    Everyone,
+}
+
+/// One connection, as its seat sees it.
+#[derive(Debug)]
+pub struct Seat {
+    client: Option<IpAddr>,
+    /// Requests that were received whole and are not answered, or [`TAKEN`].
+    work: AtomicUsize,
+    /// When it was last answered, or came; milliseconds.
+    moved_ms: AtomicU64,
+    is_known: AtomicBool,
+    task: OnceLock<AbortHandle>,
+    began: Stopwatch,
+}
+
+impl Seat {
+    /// What ends the connection when its seat is taken.
+    pub fn ends_with(&self, task: AbortHandle) {
+        let task = self.task.get_or_init(|| task);
+        if self.work.load(Ordering::Acquire) == TAKEN {
+            task.abort();
+        }
+    }
+
+    /// Whoever sits here has shown valid credentials.
+    pub fn is_known(&self) {
+        if !self.is_known.load(Ordering::Relaxed) {
+            self.is_known.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A request was received whole. `None` where the seat was taken a moment before.
+    fn begin(&self) -> Option<()> {
+        let more = |work| (work != TAKEN).then_some(work + 1);
+        self.work
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
+            .ok()
+            .map(drop)
+    }
+
+    fn end(&self) {
+        let less = |work: usize| (work != TAKEN).then(|| work.saturating_sub(1));
+        // It can't be taken while there is work.
+        let _before = self
+            .work
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    }
+
+    fn answered(&self) {
+        self.moved_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes the seat unless there is work on it.
+    fn take(&self) -> bool {
+        let taken = self
+            .work
+            .compare_exchange(0, TAKEN, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok();
+        if taken && let Some(task) = self.task.get() {
+            task.abort();
+        }
+        taken
+    }
+}
+
+/// One request on its way: work from when it was received whole until it is answered.
+#[derive(Debug)]
+pub struct Turn {
+    seat: Arc<Seat>,
+    is_work: AtomicBool,
+}
+
+impl Turn {
+    /// A request of whoever sits there.
+    pub fn new(seat: &Arc<Seat>) -> Self {
+        Self {
+            seat: Arc::clone(seat),
+            is_work: AtomicBool::new(false),
+        }
+    }
+
+    /// It has been received whole.
+    pub fn received(&self) {
+        if !self.is_work.swap(true, Ordering::AcqRel) && self.seat.begin().is_none() {
+            self.is_work.store(false, Ordering::Release);
+        }
+    }
+
+    /// It came with valid credentials.
+    pub fn is_known(&self) {
+        self.seat.is_known();
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.is_work.load(Ordering::Acquire) {
+            self.seat.end();
+        }
+        self.seat.answered();
+    }
+}
+
+/// All seats.
+#[derive(Debug)]
+pub struct Connections {
+    table: Mutex<Table>,
+    max: usize,
+    client_max: usize,
+    began: Stopwatch,
+    /// Told when a connection that lost its seat has closed.
+    left: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    seats: HashMap<u64, Arc<Seat>>,
+    clients: HashMap<IpAddr, usize>,
+    last_id: u64,
+    /// Connections that lost their seat and are still open.
+    leaving: usize,
+}
+
+impl Table {
+    fn count(&self, client: IpAddr) -> usize {
+        self.clients.get(&client).copied().unwrap_or_default()
+    }
+
+    fn remove(&mut self, id: u64) -> bool {
+        let Some(seat) = self.seats.remove(&id) else {
+            return false;
+        };
+        if let Some(client) = seat.client
+            && let Some(count) = self.clients.get_mut(&client)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.clients.remove(&client);
+            }
+        }
+        true
+    }
+
+    /// Frees up to `most` seats, among those that `may_go`; answers how many.
+    fn free(&mut self, most: usize, equal_part: usize, may_go: impl Fn(&Seat) -> bool) -> usize {
+        let mut candidates: Vec<(bool, bool, u64, u64)> = self
+            .seats
+            .iter()
+            .filter(|(_, seat)| seat.work.load(Ordering::Relaxed) == 0 && may_go(seat))
+            .map(|(id, seat)| {
+                let is_over = seat
+                    .client
+                    .is_some_and(|client| self.count(client) > equal_part);
+                let is_known = seat.is_known.load(Ordering::Relaxed);
+                (
+                    !is_over,
+                    is_known,
+                    seat.moved_ms.load(Ordering::Relaxed),
+                    *id,
+                )
+            })
+            .collect();
+        if candidates.len() > most {
+            candidates.select_nth_unstable(most);
+            candidates.truncate(most);
+        }
+        candidates.sort_unstable();
+        let mut freed = 0;
+        for (is_fair, _, _, id) in candidates {
+            // Only the first goes from among those who hold no more than their part.
+            if is_fair && freed > 0 {
+                break;
+            }
+            if self.seats.get(&id).is_some_and(|seat| seat.take()) {
+                self.remove(id);
+                self.leaving += 1;
+                freed += 1;
+            }
+        }
+        freed
+    }
+}
+
+/// The seat of an open connection; given back when dropped.
+#[derive(Debug)]
+pub struct Place {
+    connections: Arc<Connections>,
+    /// See [`Seat`].
+    pub seat: Arc<Seat>,
+    id: u64,
+}
+
+impl Connections {
+    /// With so many seats, and so many for each client.
+    pub fn new(max: usize, client_max: usize) -> Self {
+        Self {
+            table: Mutex::default(),
+            max,
+            client_max,
+            began: Stopwatch::start(),
+            left: Notify::new(),
+        }
+    }
+
+    /// Waits until not too many that lost their seats are still open.
+    pub async fn may_accept(&self) {
+        loop {
+            let left = self.left.notified();
+            if self.table.lock().leaving < LEAVING_MAX {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// A seat for a newcomer: with `None` for one that stands for many clients. Answers as well how
+    /// many others were sent away for it.
+    pub fn admit(this: &Arc<Self>, address: Option<IpAddr>) -> Result<(Place, usize), NoSeat> {
+        let client = address.map(network_of);
+        let mut table = this.table.lock();
+        let held = client.map_or(0, |client| table.count(client));
+        if held >= this.client_max {
+            return Err(NoSeat::Client);
+        }
+        let mut freed = 0;
+        if table.seats.len() >= this.max {
+            let clients = table.clients.len() + usize::from(held == 0);
+            let equal_part = (this.max / clients.max(1)).max(1);
+            freed = match client {
+                Some(own) if held >= equal_part => {
+                    table.free(1, equal_part, |seat| seat.client == Some(own))
+                }
+                _ => table.free(FREED_AT_ONCE, equal_part, |_| true),
+            };
+            if freed == 0 {
+                let has_share = client.is_some() && held >= equal_part;
+                return Err(if has_share {
+                    NoSeat::Client
+                } else {
+                    NoSeat::Everyone
+                });
+            }
+        }
+        let seat = Arc::new(Seat {
+            client,
+            work: AtomicUsize::new(0),
+            moved_ms: AtomicU64::new(0),
+            is_known: AtomicBool::new(false),
+            task: OnceLock::new(),
+            began: this.began,
+        });
+        seat.answered();
+        table.last_id += 1;
+        let id = table.last_id;
+        table.seats.insert(id, Arc::clone(&seat));
+        if let Some(client) = client {
+            *table.clients.entry(client).or_default() += 1;
+        }
+        drop(table);
+        let place = Place {
+            connections: Arc::clone(this),
+            seat,
+            id,
+        };
+        Ok((place, freed))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut table = self.connections.table.lock();
+        if !table.remove(self.id) {
+            table.leaving -= 1;
+            drop(table);
+            self.connections.left.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(number: usize) -> Option<IpAddr> {
+        let [.., a, b] = number.to_be_bytes();
+        Some(IpAddr::from([10, 0, a, b]))
+    }
+
+    fn table(max: usize) -> Arc<Connections> {
+        Arc::new(Connections::new(max, 1_000))
+    }
+
+    fn sit(table: &Arc<Connections>, number: usize) -> Place {
+        Connections::admit(table, client(number)).expect("a seat").0
+    }
+
+    fn is_taken(place: &Place) -> bool {
+        place.seat.work.load(Ordering::Acquire) == TAKEN
+    }
+
+    #[test]
+    fn a_newcomer_gets_a_seat_from_whoever_holds_too_many() {
+        let table = table(100);
+        let modest: Vec<Place> = (0..5).map(|number| sit(&table, 100 + number)).collect();
+        let greedy: Vec<Place> = (0..95).map(|at| sit(&table, at % 5)).collect();
+        let newcomers: Vec<Place> = (0..20).map(|number| sit(&table, 200 + number)).collect();
+        assert!(
+            modest
+                .iter()
+                .chain(&newcomers)
+                .all(|place| !is_taken(place))
+        );
+        let taken = greedy.iter().filter(|place| is_taken(place)).count();
+        assert!((20..=36).contains(&taken), "{taken}");
+        // Of theirs, those went that came first.
+        assert!(greedy[..taken].iter().all(is_taken));
+    }
+
+    #[test]
+    fn a_client_with_its_part_finds_room_among_its_own_only() {
+        let table = table(10);
+        let mine: Vec<Place> = (0..5).map(|_| sit(&table, 1)).collect();
+        let others: Vec<Place> = (0..5).map(|_| sit(&table, 2)).collect();
+        let _more: Vec<Place> = (0..5).map(|_| sit(&table, 1)).collect();
+        assert!(mine.iter().all(is_taken));
+        assert!(others.iter().all(|place| !is_taken(place)));
+    }
+
+    #[test]
+    fn what_is_being_worked_on_and_who_is_known_stays() {
+        let table = table(4);
+        let working = sit(&table, 1);
+        let turn = Turn::new(&working.seat);
+        turn.received();
+        let known = sit(&table, 2);
+        known.seat.is_known();
+        let (idle, fresh) = (sit(&table, 3), sit(&table, 4));
+        let newcomer = sit(&table, 5);
+        assert!(is_taken(&idle) && !is_taken(&fresh) && !is_taken(&known));
+        for place in [&known, &fresh, &newcomer] {
+            place.seat.begin().expect("its own");
+        }
+        let refused = Connections::admit(&table, client(6)).err();
+        assert_eq!(refused, Some(NoSeat::Everyone));
+        drop(turn);
+        assert!(Connections::admit(&table, client(6)).is_ok());
+        assert!(is_taken(&working), "its work is done");
+    }
+
+    #[test]
+    fn a_seat_that_was_taken_does_no_more_work() {
+        let table = table(1);
+        let first = sit(&table, 1);
+        let late = Turn::new(&first.seat);
+        let _second = sit(&table, 2);
+        assert!(first.seat.begin().is_none());
+        late.received();
+        drop(late);
+        assert!(is_taken(&first));
+    }
+
+    #[test]
+    fn who_stands_for_many_is_not_held_to_one_part() {
+        let table = table(10);
+        let proxy: Vec<Place> = (0..9)
+            .map(|_| Connections::admit(&table, None).expect("a seat").0)
+            .collect();
+        let _alone = sit(&table, 1);
+        let (next, _) = Connections::admit(&table, None).expect("a seat");
+        assert!(!is_taken(&next));
+        assert_eq!(proxy.iter().filter(|place| is_taken(place)).count(), 1);
+    }
+
+    #[tokio::test]
+    async fn seats_come_back_and_those_who_leave_are_counted() {
+        let table = Arc::new(Connections::new(2, 2));
+        let both: Vec<Place> = (0..2).map(|_| sit(&table, 1)).collect();
+        let refused = Connections::admit(&table, client(1)).err();
+        assert_eq!(refused, Some(NoSeat::Client));
+        let more: Vec<Place> = (0..LEAVING_MAX)
+            .map(|number| sit(&table, 2 + number))
+            .collect();
+        assert_eq!(table.table.lock().leaving, LEAVING_MAX);
+        let waits = tokio::spawn({
+            let table = Arc::clone(&table);
+            async move { table.may_accept().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished());
+        drop(both);
+        waits.await.expect("woken");
+        drop(more);
+        let state = table.table.lock();
+        assert!(state.seats.is_empty() && state.clients.is_empty());
+        assert_eq!(state.leaving, 0);
+    }
+}
