@@ -472,6 +472,11 @@ async fn logins(field: &Field, time: Duration) -> Seen {
     seen
 }
 
+/// A word as part of a query, whatever it holds.
+fn encoded(word: &str) -> String {
+    word.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
 /// Keys of products, and words of their names that a search finds them by.
 pub async fn catalogue(address: SocketAddr) -> io::Result<(Vec<i64>, Vec<String>)> {
     let mut line = Line::open(honest_address(0), address, None).await?;
@@ -483,7 +488,7 @@ pub async fn catalogue(address: SocketAddr) -> io::Result<(Vec<i64>, Vec<String>
         .iter()
         .filter_map(|item| item["name"].as_str())
         .flat_map(str::split_whitespace)
-        .map(|word| url::form_urlencoded::byte_serialize(word.as_bytes()).collect())
+        .map(encoded)
         .collect();
     words.sort_unstable();
     words.dedup();

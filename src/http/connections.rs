@@ -67,7 +67,7 @@ impl Seat {
 
     /// A request was received whole. `None` where the seat was taken a moment before.
     fn begin(&self) -> Option<()> {
-        let more = |work| (work != TAKEN).then_some(work + 1);
+        let more = |work: usize| (work != TAKEN).then(|| work + 1);
         self.work
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
             .ok()
