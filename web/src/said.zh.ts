@@ -12,6 +12,7 @@ export const zhProblems: Record<string, string> = {
   body_timeout: '内容传输过慢，操作未执行，请重试。',
   body_too_large: '内容过大。',
   claim_not_found: '没有此抢购记录。',
+  client_busy: '来自您地址的请求过多，请等待其中一些完成后再试。',
   csrf: '登录状态已变化，请刷新页面。',
   email_taken: '该邮箱已有账号。',
   ended: '抢购已结束。',
