@@ -27,6 +27,8 @@ use crate::clock::Stopwatch;
 
 /// Longer than anybody honest waits for a page.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest time that is told apart from longer ones; more than [`PATIENCE`].
+const TRACKED_MICROS: u64 = 60_000_000;
 /// Honest clients at once.
 const HONEST: usize = 16;
 /// Between two requests of an honest client.
@@ -396,7 +398,8 @@ async fn attacker(
 /// An honest crowd for so long.
 pub async fn honest(field: &Field, time: Duration) -> Seen {
     let times = Arc::new(Mutex::new(
-        Histogram::<u64>::new(3).unwrap_or_else(|_| unreachable!("three digits are allowed")),
+        Histogram::<u64>::new_with_max(TRACKED_MICROS, 3)
+            .unwrap_or_else(|_| unreachable!("the bounds are allowed")),
     ));
     let (asked, served) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let mut crowd = JoinSet::new();

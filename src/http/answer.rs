@@ -143,3 +143,105 @@ impl HttpBody for Held {
         self.inner.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::config::Settings;
+    use crate::http::shares::{Resource, Shares};
+    use crate::monitor::Metrics;
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+    fn shares() -> Shares {
+        let mut settings = Settings::default();
+        settings.server.answers_bytes_max = 1_000_000;
+        settings.server.answers_bytes_small = 10_000;
+        Shares::new(&settings, &Metrics::new().expect("metrics"))
+    }
+
+    async fn made(
+        shares: &Shares,
+        (method, version): (Method, Version),
+        bytes: usize,
+        coding: Option<&'static str>,
+    ) -> Result<Response, Problem> {
+        let coding = coding.map(HeaderValue::from_static);
+        let asked = For {
+            method: &method,
+            version,
+            accept_encoding: coding.as_ref(),
+        };
+        let mut share = shares.nothing(Resource::AnswerBytes, CLIENT);
+        asked.begin(&mut share)?;
+        let response = Response::builder()
+            .content_type("application/json")
+            .body(vec![b'a'; bytes]);
+        ready(response, &asked, share, 1_024).await
+    }
+
+    /// What the client may still have.
+    fn is_free(shares: &Shares, bytes: u64) -> bool {
+        shares.take(Resource::AnswerBytes, CLIENT, bytes).is_ok()
+    }
+
+    const PLAIN: (Method, Version) = (Method::GET, Version::HTTP_11);
+
+    #[tokio::test]
+    async fn an_answer_counts_until_its_last_byte_is_gone() {
+        let shares = shares();
+        let mut answer = made(&shares, PLAIN, 300_000, None).await.expect("room");
+        assert!(!is_free(&shares, 100_000));
+        let body = answer.take_body().into_bytes().await.expect("in memory");
+        drop(answer);
+        let tail = body.slice(299_999..);
+        drop(body);
+        assert!(!is_free(&shares, 100_000), "a byte of it is on its way");
+        drop(tail);
+        assert!(is_free(&shares, 300_000));
+    }
+
+    #[tokio::test]
+    async fn a_read_is_refused_where_there_is_no_room_and_what_was_written_is_told() {
+        let shares = shares();
+        let _held = made(&shares, PLAIN, 300_000, None).await.expect("room");
+        let refused = made(&shares, PLAIN, 300_000, None).await.err();
+        assert_eq!(refused.map(|problem| problem.code()), Some("client_busy"));
+        assert!(
+            made(&shares, PLAIN, 10_000, None).await.is_ok(),
+            "not counted"
+        );
+        let write = (Method::POST, Version::HTTP_11);
+        assert!(made(&shares, write, 300_000, None).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_compressed_answer_counts_for_what_is_sent() {
+        let shares = shares();
+        for coding in ["gzip", "br", "zstd"] {
+            let answer = made(&shares, PLAIN, 300_000, Some(coding)).await;
+            let mut answer = answer.expect("room");
+            assert_eq!(answer.header("content-encoding"), Some(coding));
+            assert!(is_free(&shares, 350_000), "it is small now");
+            assert!(!is_free(&shares, 375_000), "and not nothing");
+            let sent = answer.take_body().into_bytes().await.expect("in memory");
+            assert!(sent.len() < 10_000);
+        }
+    }
+
+    #[tokio::test]
+    async fn each_stream_of_a_connection_counts() {
+        let shares = shares();
+        let stream = (Method::GET, Version::HTTP_2);
+        let mut streams = Vec::new();
+        while let Ok(answer) = made(&shares, stream.clone(), 100, None).await {
+            streams.push(answer);
+            assert!(streams.len() < 1_000, "without end");
+        }
+        assert!(streams.len() > 50, "{}", streams.len());
+        streams.clear();
+        assert!(made(&shares, stream, 100, None).await.is_ok());
+    }
+}
