@@ -4,13 +4,20 @@
 //! epoch, UTC); JSON speaks RFC 3339. A domain function never asks for the time, it is told
 //! (`now`). Durations that decide limits and deadlines come from [`Clock::monotonic_ms`], which a
 //! jump of the wall clock does not move.
+//!
+//! A wall clock that is set by more than a few seconds is held back ([`Clock::held`]): the time goes on as it
+//! was until the new one has stood for a while. A clock that is wrong for a moment would otherwise end sales,
+//! expire orders and delete what is kept for a time, and none of that can be taken back. All of it goes
+//! by [`Clock::now`], so nothing else need know. A suspended machine is no jump: its time passes for
+//! the clock that we compare with as well.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Datelike, SecondsFormat, Timelike, Utc};
+use parking_lot::Mutex;
 
 /// A moment in UTC, in microseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -125,7 +132,10 @@ impl Moment {
 
 /// Where the time comes from: the machine, or a hand that a test moves.
 #[derive(Clone, Debug)]
-pub struct Clock(Source);
+pub struct Clock {
+    source: Source,
+    guard: Option<Arc<Guard>>,
+}
 
 #[derive(Clone, Debug)]
 enum Source {
@@ -139,48 +149,216 @@ enum Source {
     },
 }
 
+impl Source {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the home of the system clock"
+    )]
+    fn wall_micros(&self) -> i64 {
+        match self {
+            Source::System { .. } => Utc::now().timestamp_micros(),
+            Source::Manual {
+                now_micros,
+                jumped_micros,
+            } => now_micros
+                .load(Ordering::Acquire)
+                .saturating_add(jumped_micros.load(Ordering::Acquire)),
+        }
+    }
+
+    /// Time that passed since an arbitrary moment, also while the machine was suspended.
+    fn steady_micros(&self) -> i64 {
+        match self {
+            Source::System { started } => since_boot_micros().unwrap_or_else(|| {
+                i64::try_from(started.elapsed().as_micros()).unwrap_or(i64::MAX)
+            }),
+            Source::Manual { now_micros, .. } => now_micros.load(Ordering::Acquire),
+        }
+    }
+}
+
+/// `CLOCK_MONOTONIC` of Linux stands still while the machine is suspended; this one does not.
+#[cfg(target_os = "linux")]
+fn since_boot_micros() -> Option<i64> {
+    use nix::time::{ClockId, clock_gettime};
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?;
+    Some(
+        time.tv_sec()
+            .saturating_mul(1_000_000)
+            .saturating_add(time.tv_nsec() / 1_000),
+    )
+}
+
+#[cfg(not(target_os = "linux"))]
+fn since_boot_micros() -> Option<i64> {
+    None
+}
+
+/// A clock's lead that changed by less is followed without a look at how it came about: clocks drift, and
+/// are slowed down and sped up to follow others.
+const DRIFT_MICROS: i64 = 100_000;
+/// Longest pause between two lines of the log about a clock that jumps to and fro.
+const SAID_EVERY_MICROS: i64 = 1_000_000;
+
+/// Holds back a wall clock that was set until its new time has stood for a while.
+#[derive(Debug)]
+struct Guard {
+    bound_micros: i64,
+    hold_micros: i64,
+    /// The wall clock's lead over the time that passed, as it is followed.
+    lead: AtomicI64,
+    is_holding: AtomicBool,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    /// The lead that the wall clock shows instead, and since when, by the time that passed.
+    shown: Option<(i64, i64)>,
+    said_at: Option<i64>,
+}
+
+impl Guard {
+    /// The time by a wall clock that is to be read from `source`.
+    fn now(&self, source: &Source) -> i64 {
+        // A thread that is stopped between the two sees them apart; it looks once more.
+        for _ in 0..2 {
+            let (steady, wall) = (source.steady_micros(), source.wall_micros());
+            let lead = wall.saturating_sub(steady);
+            let set_by = lead.saturating_sub(self.lead.load(Ordering::Acquire));
+            if set_by.saturating_abs() <= self.bound_micros {
+                if set_by.saturating_abs() > DRIFT_MICROS {
+                    self.lead.store(lead, Ordering::Release);
+                }
+                if self.is_holding.load(Ordering::Acquire) {
+                    self.let_go();
+                }
+                return wall;
+            }
+        }
+        self.judge(source)
+    }
+
+    fn let_go(&self) {
+        let mut held = self.held.lock();
+        if held.shown.take().is_some() {
+            tracing::warn!("the system's clock is back where it was; its jump was not followed");
+        }
+        self.is_holding.store(false, Ordering::Release);
+    }
+
+    /// The time while the wall clock shows another one.
+    fn judge(&self, source: &Source) -> i64 {
+        let mut held = self.held.lock();
+        let (steady, wall) = (source.steady_micros(), source.wall_micros());
+        let (lead, followed) = (
+            wall.saturating_sub(steady),
+            self.lead.load(Ordering::Acquire),
+        );
+        let set_by = lead.saturating_sub(followed);
+        if set_by.saturating_abs() <= self.bound_micros {
+            return wall;
+        }
+        let since = match held.shown {
+            Some((shown, since))
+                if lead.saturating_sub(shown).saturating_abs() <= self.bound_micros =>
+            {
+                since
+            }
+            _ => {
+                held.shown = Some((lead, steady));
+                self.is_holding.store(true, Ordering::Release);
+                let is_new = |said_at| steady.saturating_sub(said_at) >= SAID_EVERY_MICROS;
+                if self.hold_micros > 0 && held.said_at.is_none_or(is_new) {
+                    held.said_at = Some(steady);
+                    tracing::warn!(
+                        seconds = set_by / 1_000_000,
+                        hold_seconds = self.hold_micros / 1_000_000,
+                        "the system's clock was set; the time goes on as it was until the new one has stood for a while"
+                    );
+                }
+                steady
+            }
+        };
+        if steady.saturating_sub(since) < self.hold_micros {
+            return steady.saturating_add(followed);
+        }
+        self.lead.store(lead, Ordering::Release);
+        held.shown = None;
+        self.is_holding.store(false, Ordering::Release);
+        tracing::warn!(
+            seconds = set_by / 1_000_000,
+            "the system's clock was set and stays so; it is followed from now on"
+        );
+        wall
+    }
+}
+
 impl Clock {
+    fn of(source: Source) -> Self {
+        Self {
+            source,
+            guard: None,
+        }
+    }
+
     /// The machine's clock.
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the home of the system clock"
     )]
     pub fn system() -> Self {
-        Self(Source::System {
+        Self::of(Source::System {
             started: Instant::now(),
         })
     }
 
     /// A clock that stands still at `now` until [`Clock::advance`].
     pub fn manual(now: Timestamp) -> Self {
-        Self(Source::Manual {
+        Self::of(Source::Manual {
             now_micros: Arc::new(AtomicI64::new(now.0)),
             jumped_micros: Arc::default(),
         })
     }
 
+    /// The same clock, whose wall is followed at once when it is set by no more than `bound`, and else only
+    /// when its new time has stood for `hold`. What it shows now is taken for right.
+    pub fn guarded(mut self, bound: Duration, hold: Duration) -> Self {
+        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+        let (steady, wall) = (self.source.steady_micros(), self.source.wall_micros());
+        self.guard = Some(Arc::new(Guard {
+            bound_micros: micros(bound),
+            hold_micros: micros(hold),
+            lead: AtomicI64::new(wall.saturating_sub(steady)),
+            is_holding: AtomicBool::new(false),
+            held: Mutex::default(),
+        }));
+        self
+    }
+
     /// The wall-clock time.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the home of the system clock"
-    )]
     pub fn now(&self) -> Timestamp {
-        match &self.0 {
-            Source::System { .. } => Timestamp(Utc::now().timestamp_micros()),
-            Source::Manual {
-                now_micros,
-                jumped_micros,
-            } => Timestamp(
-                now_micros
-                    .load(Ordering::Acquire)
-                    .saturating_add(jumped_micros.load(Ordering::Acquire)),
-            ),
+        Timestamp(match &self.guard {
+            Some(guard) => guard.now(&self.source),
+            None => self.source.wall_micros(),
+        })
+    }
+
+    /// By how many seconds the wall clock was set that are not followed (yet).
+    pub fn held(&self) -> Option<i64> {
+        let guard = self.guard.as_ref()?;
+        if !guard.is_holding.load(Ordering::Acquire) {
+            return None;
         }
+        // It may be back meanwhile.
+        self.now();
+        let (shown, _) = guard.held.lock().shown?;
+        Some(shown.saturating_sub(guard.lead.load(Ordering::Acquire)) / 1_000_000)
     }
 
     /// Milliseconds since an arbitrary start; never goes back, whatever happens to the wall clock.
     pub fn monotonic_ms(&self) -> u64 {
-        match &self.0 {
+        match &self.source {
             Source::System { started } => {
                 u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
             }
@@ -200,7 +378,7 @@ impl Clock {
 
     /// Moves a manual clock forward; does nothing to the system's.
     pub fn advance(&self, by: Duration) {
-        if let Source::Manual { now_micros, .. } = &self.0 {
+        if let Source::Manual { now_micros, .. } = &self.source {
             let micros = i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
             now_micros.fetch_add(micros, Ordering::AcqRel);
         }
@@ -208,7 +386,7 @@ impl Clock {
 
     /// Sets a manual clock's wall forward, or back, as somebody sets a machine's; no time passes.
     pub fn jump_seconds(&self, by: i64) {
-        if let Source::Manual { jumped_micros, .. } = &self.0 {
+        if let Source::Manual { jumped_micros, .. } = &self.source {
             jumped_micros.fetch_add(by.saturating_mul(1_000_000), Ordering::AcqRel);
         }
     }
@@ -273,6 +451,81 @@ mod tests {
         ] {
             assert_eq!(Timestamp::parse_rfc3339(text), None, "{text}");
         }
+    }
+
+    const SECOND: i64 = 1_000_000;
+
+    fn held() -> Clock {
+        let start = Timestamp(1_000_000 * SECOND);
+        Clock::manual(start).guarded(Duration::from_secs(10), Duration::from_secs(60))
+    }
+
+    #[test]
+    fn a_clock_that_is_set_for_a_moment_is_not_followed_and_one_that_stays_is() {
+        for by in [3_600, -3_600, 11, 86_400 * 365] {
+            let clock = held();
+            let start = clock.now();
+            clock.jump_seconds(by);
+            assert_eq!(clock.now(), start, "{by}");
+            assert_eq!(clock.held(), Some(by));
+            clock.advance(Duration::from_secs(3));
+            assert_eq!(clock.now(), start.plus_seconds(3), "{by}: the time goes on");
+            clock.jump_seconds(-by);
+            assert_eq!((clock.now(), clock.held()), (start.plus_seconds(3), None));
+
+            // The next one is held for the whole time again.
+            clock.jump_seconds(by);
+            clock.now();
+            clock.advance(Duration::from_secs(59));
+            assert_eq!(clock.now(), start.plus_seconds(62), "{by}");
+            clock.advance(Duration::from_secs(1));
+            assert_eq!(
+                clock.now(),
+                start.plus_seconds(63 + by),
+                "{by}: it is followed"
+            );
+            assert_eq!(clock.held(), None);
+            clock.jump_seconds(-by);
+            assert_eq!(
+                clock.now(),
+                start.plus_seconds(63 + by),
+                "{by}: back is a jump as well"
+            );
+        }
+    }
+
+    #[test]
+    fn a_clock_that_drifts_or_is_set_by_little_is_followed_at_once() {
+        let clock = held();
+        for step in 1..=100 {
+            let before = clock.now();
+            clock.jump_seconds(if step % 3 == 0 { -10 } else { 9 });
+            let by = if step % 3 == 0 { -10 } else { 9 };
+            assert_eq!(clock.now(), before.plus_seconds(by));
+            assert_eq!(clock.held(), None);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_jumps_on_is_held_from_its_last_jump_on() {
+        let clock = held();
+        let start = clock.now();
+        for _ in 0..20 {
+            clock.jump_seconds(3_600);
+            clock.now();
+            clock.advance(Duration::from_secs(30));
+        }
+        assert_eq!(clock.now(), start.plus_seconds(600));
+        clock.advance(Duration::from_secs(30));
+        assert_eq!(clock.now(), start.plus_seconds(630 + 20 * 3_600));
+    }
+
+    #[test]
+    fn the_system_clock_agrees_with_itself() {
+        let clock = Clock::system().guarded(Duration::from_secs(10), Duration::from_secs(60));
+        let (plain, first) = (Clock::system(), clock.now());
+        assert!(plain.now().micros_since(first).abs() < 10 * SECOND);
+        assert_eq!(clock.held(), None);
     }
 
     #[test]

@@ -196,6 +196,11 @@ section! {
         /// Time zone of the shop: of its schedules and of the days of its reports, unless
         /// `schedules.time_zone` or `reports.time_zone` is set. An IANA name such as `Asia/Shanghai`.
         time_zone: Zone = Zone::utc(),
+        /// A system clock that is set by more than this is not followed at once: sales would end, orders
+        /// expire and kept data be deleted by a time that is wrong for a moment.
+        clock_jump_seconds: u64 = 10,
+        /// It is followed when the new time has stood for so long; 0 follows it at once.
+        clock_hold_seconds: u64 = 60,
     }
 }
 
@@ -1598,6 +1603,9 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
             Ok(())
         }
     };
+    at_least("shop.clock_jump_seconds", s.shop.clock_jump_seconds, 1)?;
+    at_most("shop.clock_jump_seconds", s.shop.clock_jump_seconds, 3_600)?;
+    at_most("shop.clock_hold_seconds", s.shop.clock_hold_seconds, 86_400)?;
     at_least("server.connections_max", s.server.connections_max as u64, 1)?;
     at_least(
         "server.connections_per_address_max",

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use onrush::clock::Stopwatch;
+use onrush::clock::{Clock, Stopwatch};
 use serde_json::{Value, json};
 
 use super::ask::{Answer, Client};
@@ -98,6 +98,8 @@ fn launch(dir: &Path) -> Result<(Launch, Hand), String> {
     let launch = Launch::new(&dir.join("data"))
         .set("LD_PRELOAD", library.display())
         .set("FAULT_CLOCK", place.display())
+        // Followed at once, unless a test is about that.
+        .set("ONRUSH_SHOP__CLOCK_HOLD_SECONDS", 0)
         .set("ONRUSH_SCHEDULES__POLL_INTERVAL_MS", 50)
         // Who asks stays who it is, whatever the clock says.
         .set("ONRUSH_AUTH__STAFF_SESSION_IDLE_SECONDS", 31_536_000)
@@ -229,6 +231,87 @@ fn a_clock_that_is_set_by_an_hour_neither_ends_leases_nor_prolongs_them() {
     hand.set(-7_200);
     let server = sale.launch.start();
     assert_eq!(fetch(&server, &sale, "left", 60)["id"], json!(id));
+    server.stop();
+}
+
+/// A sale that ends in half an hour, an order in it that is to be paid by then, and a task that waits as long.
+#[test]
+fn a_clock_that_is_wrong_for_a_moment_ends_nothing_and_one_that_stays_so_does() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let (launch, hand) = match launch(root.path()) {
+        Ok(made) => made,
+        Err(reason) => return skip(&reason),
+    };
+    let launch = launch
+        .set("ONRUSH_SHOP__CLOCK_HOLD_SECONDS", 600)
+        .set("ONRUSH_FLASH_SALES__SWEEP_INTERVAL_MS", 50)
+        .set("ONRUSH_ORDERS__EXPIRY_INTERVAL_MS", 50);
+    let (mut sale, server) = Sale::make(launch, 10);
+    let now = Clock::system().now();
+    let product = json!({"name": "键盘", "unit_amount": 9900, "currency": "CNY", "stock": 50});
+    let product = post(&server, &sale, "/products", product).json()["id"].clone();
+    let soon = json!({"product_id": product, "quantity": 10, "unit_amount": 1,
+        "starts_at": now.plus_seconds(-60), "ends_at": now.plus_seconds(1_800),
+        "payment_window_seconds": 900});
+    let soon = post(&server, &sale, "/flash-sales", soon).json()["id"].clone();
+    let claimed = post(
+        &server,
+        &sale,
+        &format!("/flash-sales/{soon}/claims"),
+        json!({}),
+    );
+    assert_eq!(claimed.status, 201, "{claimed:?}");
+    let order = claimed.json()["order_id"].clone();
+    let later = json!({"name": "later", "queue": "l", "countdown_seconds": 1_800});
+    let later = enqueue(&server, &sale, later);
+    let states = |server: &Server, sale: &Sale| {
+        let get = |path: String| Client::new(server.address).get(&path, &sale.admin).json();
+        let state = |value: Value| value.as_str().unwrap_or_default().to_owned();
+        [
+            state(get(format!("/api/v1/flash-sales/{soon}"))["state"].clone()),
+            state(get(format!("/api/v1/orders/{order}"))["state"].clone()),
+            state(get(format!("/api/v1/tasks/{later}"))["state"].clone()),
+        ]
+    };
+    let clock_check = |server: &Server| {
+        let health = Client::new(server.address).get("/health", "").json();
+        health["checks"]["clock"][0]["status"].clone()
+    };
+    let before = states(&server, &sale);
+    assert_eq!(before[1..], ["pending_payment", "scheduled"], "{before:?}");
+    for by in [3_600, -3_600] {
+        let watch = Stopwatch::start();
+        hand.set(by);
+        until("it is told", || clock_check(&server) == "warn");
+        until("three seconds have passed", || {
+            assert_eq!(states(&server, &sale), before, "set by {by} s");
+            watch.elapsed() > Duration::from_secs(3)
+        });
+        hand.set(0);
+        until("it is back", || clock_check(&server) == "pass");
+        assert_eq!(states(&server, &sale), before, "set by {by} s");
+    }
+    server.says("its jump was not followed");
+    // What is claimed during that is claimed at the time that it is.
+    server.stop();
+
+    sale.launch = sale.launch.set("ONRUSH_SHOP__CLOCK_HOLD_SECONDS", 2);
+    let server = sale.launch.start();
+    let watch = Stopwatch::start();
+    hand.set(3_600);
+    until("the sale is over", || {
+        states(&server, &sale)[0] != before[0]
+    });
+    until("the order has expired", || {
+        states(&server, &sale)[1] == "expired"
+    });
+    assert_eq!(fetch(&server, &sale, "l", 60)["id"], json!(later));
+    assert!(
+        watch.elapsed() > Duration::from_millis(1_900),
+        "not before it has stood"
+    );
+    server.says("it is followed from now on");
+    assert_eq!(clock_check(&server), "pass");
     server.stop();
 }
 
