@@ -1,10 +1,12 @@
 //! Builds each handle once, starts the parts in order, stops them in reverse.
 //!
 //! Invariants: whatever a start can be refused for is tried before it changes a file; nothing is answered
-//! before the database was checked and migrated; readiness fails first when the process is told to stop;
+//! before the database was looked over, as far as a bounded time goes, and migrated; readiness fails first when
+//! the process is told to stop;
 //! the database closes last, after every request and background service that could write. No business
 //! rule lives here.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -35,9 +37,8 @@ use crate::http::outgoing::Outgoing;
 use crate::http::serve::{Listeners, Tls, serve};
 use crate::http::shares::Shares;
 use crate::http::{docs, probes};
-use crate::monitor::State;
 use crate::monitor::api::SystemApi;
-use crate::monitor::{Health, Metrics, logs};
+use crate::monitor::{Health, Metrics, Need, Outcome, State, logs};
 use crate::order::FollowUps;
 use crate::order::api::OrderApi;
 use crate::order::tasks::{ProcessOrder, SendOrderEmail};
@@ -49,7 +50,7 @@ use crate::report::api::ReportApi;
 use crate::report::tasks::GenerateSalesReport;
 use crate::schedule::api::ScheduleApi;
 use crate::schedule::{self, BuiltIn, ScheduleError, Schedules, Ticker, When};
-use crate::store::{DataDir, Examined, LongReads, Mark, Store, StoreError};
+use crate::store::{Budget, Condition, DataDir, Examined, LongReads, Mark, Store, StoreError};
 use crate::task::api::{EnqueueApi, RunApi, TaskApi};
 use crate::task::faktory::api::WorkerApi;
 use crate::task::faktory::{Faktory, Listener};
@@ -61,9 +62,12 @@ use crate::task::{self, Pool, Registry, Tasks, Upkeep};
 use crate::user::api::UserApi;
 use crate::user::tasks::{CleanExpiredCache, Sweep, SyncUserActivity};
 
-/// How long the look over the whole database may hold up a start after an unclean stop. A larger
-/// database is looked over in the background, while it serves.
-const CHECK_AT_START: Duration = Duration::from_millis(100);
+/// How long the look over the whole database may hold up a start. A larger database is looked over in the
+/// background, while it serves.
+const CHECK_AT_START: Budget = Budget {
+    after_order: Duration::from_millis(10),
+    after_disorder: Duration::from_millis(100),
+};
 /// How long the same look may take in the background.
 const CHECK_BEHIND: Duration = Duration::from_secs(600);
 /// Exit code for a failed disk (EX_IOERR of sysexits.h).
@@ -107,6 +111,9 @@ fn close(dir: &DataDir, store: &Store) {
         tracing::warn!(%error, "the stop could not be noted in the lock file");
     }
     store.close();
+    if !store.is_compared() {
+        dir.set_sound(false);
+    }
     dir.release();
 }
 
@@ -140,18 +147,42 @@ fn open(held: Held, settings: &Settings, metrics: &Metrics) -> anyhow::Result<Op
     let dir = Arc::new(dir);
     dir.set_sound(!found.is_unchecked);
     let metrics = metrics.clone();
-    let store = Store::open_as(&mark, &path, &settings.database, metrics, |error| {
-        tracing::error!(%error, "the disk failed under a commit; ending so that a new start can recover");
-        std::process::exit(EXIT_IO);
-    })
-    .map_err(|error| damaged(error, &dir))?;
-    let opened = (|| {
-        store.read_blocking(task::continue_ids)?;
-        if found.is_unchecked {
-            tracing::info!(
-                "the last stop was not orderly; the database is being checked while it serves"
+    let store = Store::open_as(
+        &mark,
+        found.seen,
+        &path,
+        &settings.database,
+        metrics,
+        |error| {
+            tracing::error!(%error, "the disk failed under a commit");
+            logs::end(
+                EXIT_IO,
+                &format!(
+                    "{error}; nothing that was answered is lost: see to the disk, and start again"
+                ),
             );
-            check_behind(Arc::downgrade(&dir), path, settings.database.clone())?;
+        },
+    )
+    .map_err(|error| damaged(error, &dir))?;
+    let noting = Arc::downgrade(&dir);
+    store.condition().on_damage(move || {
+        if let Some(dir) = noting.upgrade() {
+            dir.note_damage();
+        }
+    });
+    let opened = (|| {
+        store
+            .read_blocking(task::continue_ids)
+            .map_err(|error| damaged(error, &dir))?;
+        if found.is_unchecked {
+            tracing::info!("the database is being looked over while it serves");
+            let condition = store.condition().clone();
+            check_behind(
+                Arc::downgrade(&dir),
+                path,
+                settings.database.clone(),
+                condition,
+            )?;
         }
         anyhow::Ok(())
     })();
@@ -174,38 +205,72 @@ fn open(held: Held, settings: &Settings, metrics: &Metrics) -> anyhow::Result<Op
 fn damaged(error: StoreError, dir: &DataDir) -> anyhow::Error {
     match error {
         StoreError::Corrupt(_) => anyhow::anyhow!(
-            "{error}; keep a copy of {}, then put a backup of onrush.db in its place (without -wal and -shm files, and without onrush.lock)",
+            "{error}; keep a copy of {}, see what is sound with `onrush stock verify`, then put a backup of \
+             onrush.db in its place (without -wal and -shm files, and without onrush.lock)",
             dir.root().display()
         ),
         other => other.into(),
     }
 }
 
+/// Looks the database over while it is served. What it finds damaged is not written to from then on
+/// ([`Condition`]).
 fn check_behind(
     dir: Weak<DataDir>,
     path: PathBuf,
     settings: config::Database,
+    condition: Condition,
 ) -> std::io::Result<()> {
     std::thread::Builder::new()
         .name("onrush-check".to_owned())
         .spawn(move || {
-            match Store::check_beside(&path, &settings, CHECK_BEHIND) {
+            let goes_on = || dir.strong_count() > 0;
+            match Store::check_beside(&path, &settings, &condition, CHECK_BEHIND, goes_on) {
                 Ok(true) => {
                     if let Some(dir) = dir.upgrade() {
                         dir.set_sound(true);
                     }
                     tracing::info!("the database is sound");
                 }
-                Ok(false) => tracing::warn!("the database could not be checked in time"),
-                Err(StoreError::Corrupt(what)) => {
-                    // Damage is never served: better no answer than a wrong one.
-                    tracing::error!(what, "the database is damaged; ending");
-                    std::process::exit(EXIT_IO);
-                }
-                Err(error) => tracing::warn!(%error, "the database could not be checked"),
+                Ok(false) => tracing::warn!("the database could not be looked over in time"),
+                // It is said where that is noted.
+                Err(StoreError::Corrupt(_)) => {}
+                Err(error) => tracing::warn!(%error, "the database could not be looked over"),
             }
         })?;
     Ok(())
+}
+
+/// What the probes tell of this process.
+fn register_checks(health: &Health, store: &Store, clock: &Clock) {
+    let condition = store.condition().clone();
+    health.register("database", Need::Everything, move || {
+        match (condition.damage(), condition.changed()) {
+            (Some(what), _) => Outcome::Fail(format!(
+                "the database is damaged, and nothing is written to it any more: {what}"
+            )),
+            (None, Some(what)) => Outcome::Warn(format!(
+                "another program changed the database since the last orderly stop: {what}"
+            )),
+            (None, None) => Outcome::Pass,
+        }
+    });
+    let condition = store.condition().clone();
+    health.register("writes", Need::Writing, move || {
+        match condition.refusing() {
+            None => Outcome::Pass,
+            Some(error) => Outcome::Fail(format!(
+                "{error}: nobody can log in or order; reading goes on"
+            )),
+        }
+    });
+    let clock = clock.clone();
+    health.register("clock", Need::Everything, move || match clock.held() {
+        None => Outcome::Pass,
+        Some(seconds) => Outcome::Warn(format!(
+            "the system's clock was set by {seconds} s and is not followed until that has stood for a while"
+        )),
+    });
 }
 
 /// The async runtime that the settings ask for.
@@ -325,24 +390,28 @@ fn without_data<T>(
     settings: Settings,
     work: impl FnOnce(&Handles) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let dir = std::env::temp_dir().join(format!("onrush-scratch-{}", uuid::Uuid::now_v7()));
-    std::fs::create_dir_all(&dir)?;
+    // Its name can't be foretold, it is made by this call or not at all, and it is nobody else's: the
+    // folder for temporary files is everybody's.
+    let dir = tempfile::Builder::new()
+        .prefix("onrush-")
+        .permissions(std::fs::Permissions::from_mode(0o700))
+        .tempdir()?;
     let done = (|| {
         let metrics = Metrics::new()?;
-        let path = dir.join("onrush.db");
+        let path = dir.path().join("onrush.db");
         let store = Store::open(&path, &settings.database, metrics.clone(), |_| ())?;
         let places = Places {
             database: path,
-            cache: dir.join("cache"),
+            cache: dir.path().join("cache"),
         };
-        let senders = Senders::new(&settings, dir.join("outbox"))?;
+        let senders = Senders::new(&settings, dir.path().join("outbox"))?;
         let settings = Arc::new(settings);
         let (handles, _) = handles(settings, &places, senders, store, Clock::system(), metrics);
         let done = work(&handles);
         handles.store.close();
         done
     })();
-    std::fs::remove_dir_all(&dir)?;
+    dir.close()?;
     done
 }
 
@@ -788,7 +857,12 @@ pub struct App {
 impl App {
     /// Opens everything and begins to serve.
     pub async fn start(settings: Settings, metrics: Metrics) -> anyhow::Result<Self> {
-        Self::start_with_clock(settings, metrics, Clock::system()).await
+        let shop = &settings.shop;
+        let clock = Clock::system().guarded(
+            Duration::from_secs(shop.clock_jump_seconds),
+            Duration::from_secs(shop.clock_hold_seconds),
+        );
+        Self::start_with_clock(settings, metrics, clock).await
     }
 
     /// [`App::start`] with a clock that a test moves.
@@ -826,6 +900,7 @@ impl App {
             senders,
         } = outside;
         let health = Health::new();
+        register_checks(&health, &store, &clock);
         let (handles, sweeper) = handles(
             Arc::clone(&settings),
             &Places::of(&dir),
@@ -873,6 +948,7 @@ impl App {
         services.spawn(Reindexer::new(store.clone()).run(services_stopped.clone()));
         services.spawn(keep_gauges(
             store.clone(),
+            dir.database(),
             settings.database.readers,
             metrics.clone(),
             services_stopped.clone(),
@@ -981,8 +1057,7 @@ impl App {
         tokio::select! {
             () = self.stop() => {}
             () = end.heard() => {
-                tracing::warn!("stopped at once by a second signal");
-                std::process::exit(1);
+                logs::end(1, "stopped at once by a second signal");
             }
         }
     }
@@ -1031,14 +1106,15 @@ impl App {
     }
 }
 
-/// Brings the database's gauges up to date each second.
 /// Part of the readers, in hundredths, from whose use on the log says that they are few.
 const POOL_WARNS_FROM: u32 = 80;
 /// Pause between two such lines.
 const POOL_WARNS_EVERY: Duration = Duration::from_secs(60);
 
+/// Brings the database's gauges up to date each second, and tries a disk that refused a write.
 async fn keep_gauges(
     store: Store,
+    database: PathBuf,
     readers: u32,
     metrics: Metrics,
     mut stopped: watch::Receiver<bool>,
@@ -1070,6 +1146,13 @@ async fn keep_gauges(
         metrics
             .db_wal_bytes
             .set(i64::try_from(stats.wal_bytes).unwrap_or(i64::MAX));
+        if store.condition().refusing().is_some() {
+            let (store, database) = (store.clone(), database.clone());
+            let tried = tokio::task::spawn_blocking(move || store.try_the_disk(&database)).await;
+            if let Err(error) = tried {
+                tracing::warn!(%error, "it could not be tried whether the disk takes more");
+            }
+        }
         tokio::select! {
             _ = stopped.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(Duration::from_secs(1)) => {}

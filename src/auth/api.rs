@@ -330,8 +330,8 @@ impl From<StoreError> for Problem {
             StoreError::StorageFull => unavailable("storage_full", "The disk is full: nothing was written, reading goes on.", 30).cause(&error),
             StoreError::ReadOnly => unavailable("read_only", "The data directory can't be written to; reading goes on.", 30).cause(&error),
             StoreError::Io(_) | StoreError::Stopped => unavailable("unavailable", "The server is restarting.", 5).cause(&error),
-            StoreError::Corrupt(_)
-            | StoreError::Constraint(_)
+            StoreError::Corrupt(_) => unavailable("database_damaged", "The database is damaged: nothing is written to it any more, and what can be read is served. The operator has to restore a backup; the server's log says more.", 300).cause(&error),
+            StoreError::Constraint(_)
             | StoreError::Foreign(_)
             | StoreError::Unavailable(_)
             | StoreError::Panicked(_)

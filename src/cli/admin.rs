@@ -74,7 +74,7 @@ pub(super) struct ApiKeyArgs {
 
 #[derive(Subcommand)]
 pub(super) enum StockCommand {
-    /// Recompute every balance and every hash of the ledger
+    /// Look every table over, and recompute every balance and every hash of the ledger
     Verify,
 }
 
@@ -217,30 +217,59 @@ pub(super) fn stock(common: &Common, command: &StockCommand) -> Outcome {
     let bar = if common.json || !std::io::stderr().is_terminal() {
         ProgressBar::hidden()
     } else {
-        ProgressBar::new_spinner().with_style(ProgressStyle::with_template(
-            "{spinner} {human_pos} movements, {per_sec}",
-        )?)
+        ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {msg}")?)
     };
-    // Reading needs no lock: it works beside a running server, on one consistent moment.
+    // Reading needs no lock: it works beside a running server, the ledger on one consistent moment.
+    let survey = Store::survey(&path, &settings.database, |what| {
+        bar.set_message(format!("looking over {what}"));
+        bar.tick();
+    })?;
     let verdict = Store::read_alone::<_, StoreError>(&path, &settings.database, |tx| {
         stock::verify(tx, |rows| {
-            bar.set_position(rows);
+            bar.set_message(format!("{rows} movements"));
+            bar.tick();
             Ok(())
         })
-    })?;
+    });
     bar.finish_and_clear();
+    let verdict = match verdict {
+        Ok(verdict) => Some(verdict),
+        // What is damaged is told, and so is that the ledger could not be read for it.
+        Err(StoreError::Corrupt(_)) if !survey.damaged.is_empty() => None,
+        Err(error) => return Err(error.into()),
+    };
     if common.json {
-        print(&serde_json::to_string(&verdict)?);
+        let mut told = match &verdict {
+            Some(verdict) => serde_json::to_value(verdict)?,
+            None => serde_json::json!({}),
+        };
+        told["database"] = serde_json::to_value(&survey)?;
+        print(&told.to_string());
     } else {
-        for problem in &verdict.problems {
+        for finding in &survey.damaged {
+            say(&format!("damaged: {}: {}", finding.what, finding.why));
+        }
+        if !survey.damaged.is_empty() {
+            say(&format!("sound: {}", survey.sound.join(", ")));
+        }
+        for problem in verdict.iter().flat_map(|verdict| &verdict.problems) {
             say(problem);
         }
-        print(&format!(
-            "{} products, {} movements, drift {} units, {} problems",
-            verdict.products, verdict.movements, verdict.drift_units, verdict.problems_total
+        print(&match &verdict {
+            Some(verdict) => format!(
+                "{} products, {} movements, drift {} units, {} problems",
+                verdict.products, verdict.movements, verdict.drift_units, verdict.problems_total
+            ),
+            None => "the ledger can't be read to its end".to_owned(),
+        });
+    }
+    if !survey.damaged.is_empty() {
+        return Err(Failed::new(
+            EXIT_BROKEN,
+            "the database is damaged; keep a copy of the data directory and restore a backup",
         ));
     }
-    if verdict.problems_total > 0 {
+    if verdict.is_some_and(|verdict| verdict.problems_total > 0) {
         return Err(Failed::new(
             EXIT_BROKEN,
             "the stock ledger does not add up; keep a copy of the data directory and restore a backup, or correct the named rows' products by a stock-take",

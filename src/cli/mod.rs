@@ -288,13 +288,11 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// A line for the person at the terminal, on standard error.
-#[expect(
-    clippy::print_stderr,
-    reason = "this is where the terminal is spoken to"
-)]
+/// A line for the person at the terminal, on standard error. One that can't be said, such as on a disk that
+/// is full, changes nothing about how the command ends.
 pub(crate) fn say(line: &str) {
-    eprintln!("{line}");
+    use std::io::Write;
+    let _lost = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A line of the result, on standard output. A reader that went away (`| head`) is no error.

@@ -5,6 +5,7 @@
 //! the end unless it was asked for.
 
 use std::io::IsTerminal;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -78,6 +79,45 @@ struct Copy {
     is_kept: bool,
 }
 
+impl Copy {
+    /// Makes the directory, which must not be there: another's, or a link that another laid in a folder that
+    /// is everybody's, would be filled with the shop's data, and deleted.
+    fn make(named: Option<&PathBuf>) -> Result<Self, Failed> {
+        let Some(dir) = named else {
+            // Its name can't be foretold.
+            let made = tempfile::Builder::new()
+                .prefix("onrush-rehearsal-")
+                .permissions(std::fs::Permissions::from_mode(0o700))
+                .tempdir()?;
+            return Ok(Self {
+                dir: made.keep(),
+                is_kept: false,
+            });
+        };
+        let failed = |error: std::io::Error| {
+            let dir = dir.display();
+            Failed::new(
+                EXIT_USAGE,
+                match error.kind() {
+                    std::io::ErrorKind::AlreadyExists => {
+                        format!("{dir} is there already; choose another --copy-to")
+                    }
+                    _ => format!("{dir}: {error}; choose another --copy-to"),
+                },
+            )
+        };
+        if let Some(parent) = dir.parent().filter(|path| !path.as_os_str().is_empty()) {
+            std::fs::create_dir_all(parent).map_err(failed)?;
+        }
+        let mut new = std::fs::DirBuilder::new();
+        new.mode(0o700).create(dir).map_err(failed)?;
+        Ok(Self {
+            dir: dir.clone(),
+            is_kept: true,
+        })
+    }
+}
+
 impl Drop for Copy {
     fn drop(&mut self) {
         if !self.is_kept
@@ -94,27 +134,11 @@ impl Drop for Copy {
 pub(super) fn rehearse(common: &Common, args: &RehearseArgs) -> Outcome {
     let own = common.load(Vec::new())?.settings;
     let database = existing_database(&own)?;
-    let dir = args.copy_to.clone().unwrap_or_else(|| {
-        std::env::temp_dir().join(format!("onrush-rehearsal-{}", uuid::Uuid::now_v7()))
-    });
-    if dir.exists() {
-        return Err(Failed::new(
-            EXIT_USAGE,
-            format!(
-                "{} is there already; choose another --copy-to",
-                dir.display()
-            ),
-        ));
-    }
-    let target = database_in(&dir);
-    let copy = Copy {
-        dir,
-        is_kept: args.copy_to.is_some(),
-    };
-    // Through the data directory, so that it gets its mode and its lock.
-    let made = crate::store::DataDir::open(&copy.dir)?;
-    made.release();
-    drop(made);
+    let copy = Copy::make(args.copy_to.as_ref())?;
+    let target = database_in(&copy.dir);
+    // Through the data directory, so that the copy is its user's alone. There is no lock file yet that would
+    // say of the database that it is missing.
+    drop(crate::store::DataDir::open(&copy.dir)?);
     Store::copy_alone(&database, &own.database, &target)?;
     if args.hostile {
         let drills = super::hostile::Drills {

@@ -5,14 +5,15 @@
 use poem::endpoint::make_sync;
 use poem::http::StatusCode;
 use poem::http::header::{self, HeaderValue};
-use poem::{Endpoint, Response, Route, get};
+use poem::{Endpoint, Request, Response, Route, get};
 
 use super::json::json_response;
 use crate::monitor::{Health, Metrics, TEXT_FORMAT};
 
 const HEALTH_JSON: HeaderValue = HeaderValue::from_static("application/health+json");
 
-/// `/livez` (the process answers), `/readyz` (traffic is welcome), `/health` (all checks by name).
+/// `/livez` (the process answers), `/readyz` (traffic that reads is welcome; with `?writes`, also what
+/// writes), `/health` (all checks by name).
 pub fn add_health(route: Route, health: &Health) -> Route {
     let ready = health.clone();
     let all = health.clone();
@@ -25,9 +26,13 @@ pub fn add_health(route: Route, health: &Health) -> Route {
         )
         .at(
             "/readyz",
-            get(make_sync(move |_| {
+            get(make_sync(move |request: Request| {
                 let report = ready.report();
-                health_response(report.is_ready(), &report)
+                let is_ready = match request.uri().query() {
+                    Some("writes") => report.is_ready_to_write(),
+                    _ => report.is_ready(),
+                };
+                health_response(is_ready, &report)
             })),
         )
         .at(

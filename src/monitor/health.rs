@@ -2,7 +2,8 @@
 //!
 //! Invariants: checks read what their owner already knows (an atomic, a gauge) and never wait, so
 //! that a probe answers while everything else is stuck; not ready before start has finished, nor
-//! once draining has begun.
+//! once draining has begun. A shop that can't write is read on: it fails (`/health`), and is ready for those who
+//! read. Whoever sends traffic elsewhere for it asks for the readiness to write (`/readyz?writes`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -28,8 +29,17 @@ pub enum Outcome {
     Pass,
     /// It works, but somebody should look.
     Warn(String),
-    /// It does not work; no traffic should come here.
+    /// It does not work; no traffic should come here that needs it.
     Fail(String),
+}
+
+/// What needs that a check passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// All traffic.
+    Everything,
+    /// Whatever writes: orders, logins, changes.
+    Writing,
 }
 
 /// A named check.
@@ -41,7 +51,7 @@ pub struct Health(Arc<Inner>);
 
 struct Inner {
     state: AtomicU8,
-    checks: RwLock<Vec<(&'static str, Check)>>,
+    checks: RwLock<Vec<(&'static str, Need, Check)>>,
 }
 
 impl std::fmt::Debug for Health {
@@ -67,13 +77,14 @@ impl Health {
         }))
     }
 
-    /// Adds a check; it must not wait for anything.
+    /// Adds a check of what `need` needs; it must not wait for anything.
     pub fn register(
         &self,
         name: &'static str,
+        need: Need,
         check: impl Fn() -> Outcome + Send + Sync + 'static,
     ) {
-        self.0.checks.write().push((name, Box::new(check)));
+        self.0.checks.write().push((name, need, Box::new(check)));
     }
 
     /// Moves to `state`.
@@ -98,7 +109,7 @@ impl Health {
             .checks
             .read()
             .iter()
-            .map(|(name, check)| (*name, check()))
+            .map(|(name, need, check)| (*name, *need, check()))
             .collect();
         Report { state, checks }
     }
@@ -109,13 +120,21 @@ impl Health {
 pub struct Report {
     /// Where the process is in its life.
     pub state: State,
-    /// Each check's name and result.
-    pub checks: Vec<(&'static str, Outcome)>,
+    /// Each check's name, what needs it, and its result.
+    pub checks: Vec<(&'static str, Need, Outcome)>,
 }
 
 impl Report {
-    /// Whether traffic should come here.
+    /// Whether traffic should come here that at least reads.
     pub fn is_ready(&self) -> bool {
+        let fails = |(_, need, outcome): &(_, Need, Outcome)| {
+            *need == Need::Everything && matches!(outcome, Outcome::Fail(_))
+        };
+        self.state == State::Ready && !self.checks.iter().any(fails)
+    }
+
+    /// Whether traffic should come here that writes as well.
+    pub fn is_ready_to_write(&self) -> bool {
         self.state == State::Ready && !self.fails()
     }
 
@@ -123,7 +142,7 @@ impl Report {
     pub fn fails(&self) -> bool {
         self.checks
             .iter()
-            .any(|(_, outcome)| matches!(outcome, Outcome::Fail(_)))
+            .any(|(_, _, outcome)| matches!(outcome, Outcome::Fail(_)))
     }
 
     fn status(&self) -> &'static str {
@@ -133,7 +152,7 @@ impl Report {
         let warns = self
             .checks
             .iter()
-            .any(|(_, outcome)| matches!(outcome, Outcome::Warn(_)));
+            .any(|(_, _, outcome)| matches!(outcome, Outcome::Warn(_)));
         match self.state {
             State::Ready if !warns => "pass",
             State::Ready | State::Starting | State::Draining => "warn",
@@ -160,7 +179,7 @@ impl Serialize for Report {
     }
 }
 
-struct Checks<'a>(&'a [(&'static str, Outcome)]);
+struct Checks<'a>(&'a [(&'static str, Need, Outcome)]);
 
 impl Serialize for Checks<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -168,7 +187,7 @@ impl Serialize for Checks<'_> {
         serializer.collect_map(
             self.0
                 .iter()
-                .map(|(name, outcome)| (name, [CheckResult(outcome)])),
+                .map(|(name, _, outcome)| (name, [CheckResult(outcome)])),
         )
     }
 }
@@ -200,15 +219,24 @@ mod tests {
         let health = Health::new();
         assert!(!health.report().is_ready());
         health.set(State::Ready);
-        health.register("database", || Outcome::Warn("slow".to_owned()));
-        assert!(health.report().is_ready());
-        health.register("disk", || Outcome::Fail("full".to_owned()));
+        health.register("clock", Need::Everything, || {
+            Outcome::Warn("it was set".to_owned())
+        });
+        assert!(health.report().is_ready() && health.report().is_ready_to_write());
+        health.register("disk", Need::Writing, || Outcome::Fail("full".to_owned()));
+        let report = health.report();
+        assert!(report.is_ready(), "reading goes on");
+        assert!(report.fails() && !report.is_ready_to_write());
+        health.register("database", Need::Everything, || {
+            Outcome::Fail("damaged".to_owned())
+        });
         assert!(!health.report().is_ready());
         assert_eq!(
             serde_json::to_value(health.report()).expect("JSON")["checks"],
             serde_json::json!({
-                "database": [{"status": "warn", "output": "slow"}],
+                "clock": [{"status": "warn", "output": "it was set"}],
                 "disk": [{"status": "fail", "output": "full"}],
+                "database": [{"status": "fail", "output": "damaged"}],
             })
         );
         health.set(State::Draining);

@@ -1,9 +1,11 @@
 //! Log lines: to standard error, as text on a terminal and as JSON otherwise.
 //!
 //! Invariant: a log that is slow, blocked or full never holds up a request. Lines go through a
-//! bounded channel to one thread; what does not fit is dropped and counted.
+//! bounded channel to one thread; what does not fit is dropped and counted. A process that ends by
+//! itself says why on its last line, whatever the log does ([`end`]).
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
@@ -19,6 +21,45 @@ use crate::config::{Log, LogFormat};
 const LINES_WAITING_MAX: usize = 8_192;
 /// How long the end of the process waits for the last lines.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
+/// The same for those and the very last one.
+const END_WAIT: Duration = Duration::from_secs(2);
+
+/// Where the lines of this process go, as its subscriber is one for all of it.
+static LINES: OnceLock<SyncSender<Line>> = OnceLock::new();
+
+/// Ends the process with `code`, at once and from any thread. What was logged so far is written, then `why`,
+/// straight to standard error, and nothing after that. Who reads neither can't keep the process from ending.
+pub fn end(code: i32, why: &str) -> ! {
+    let text = format!("onrush: {why}\n");
+    let (done, wait) = sync_channel(1);
+    let thread = std::thread::Builder::new()
+        .name("last-line".to_owned())
+        .spawn(move || {
+            if let Some(lines) = LINES.get() {
+                flush(lines);
+            }
+            let mut stderr = io::stderr().lock();
+            // There is nobody left to tell.
+            let _lost = stderr.write_all(text.as_bytes());
+            let _nobody_waits = done.send(());
+            // It keeps the lock: what others log until the process is gone stays unsaid.
+            loop {
+                std::thread::park();
+            }
+        });
+    if thread.is_ok() {
+        let _late = wait.recv_timeout(END_WAIT);
+    }
+    std::process::exit(code)
+}
+
+fn flush(lines: &SyncSender<Line>) {
+    let (done, wait) = sync_channel(1);
+    if lines.try_send(Line::Flush(done)).is_ok() {
+        // A log that is stuck must not keep the process from ending.
+        let _late = wait.recv_timeout(FLUSH_WAIT);
+    }
+}
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -61,11 +102,7 @@ impl LogGuard {
 
     /// Waits until what was logged so far is written, for a second at most.
     pub fn flush(&self) {
-        let (done, wait) = sync_channel(1);
-        if self.lines.try_send(Line::Flush(done)).is_ok() {
-            // A log that is stuck must not keep the process from ending.
-            let _late = wait.recv_timeout(FLUSH_WAIT);
-        }
+        flush(&self.lines);
     }
 }
 
@@ -120,6 +157,8 @@ pub fn init(settings: &Log, metrics: Option<&Metrics>) -> Result<LogGuard, LogEr
         (builder.try_init(), set_filter)
     };
     set.map_err(|_| LogError::Twice)?;
+    // It is the first: another one would not have been set up.
+    let _is_first = LINES.set(lines.clone());
     Ok(LogGuard { lines, set_filter })
 }
 

@@ -13,6 +13,6 @@ mod system;
 mod views;
 
 pub use caching::{CacheMetrics, LayerMetrics};
-pub use health::{Check, Health, Outcome, State};
+pub use health::{Check, Health, Need, Outcome, State};
 pub use metrics::{Metrics, RouteMetrics, ShareMetrics, TEXT_FORMAT};
 pub use system::resident_mb;

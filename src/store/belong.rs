@@ -88,13 +88,20 @@ impl FromStr for Mark {
 
 /// Gives the database its mark and has the log begin anew. `None` if it may bear the old one still: a
 /// full disk, or another program that reads and so keeps the log from being copied.
-pub(super) fn renew(conn: &Connection, fresh: &Mark) -> Result<Option<Mark>, StoreError> {
-    let renewed = || -> Result<Option<Mark>, StoreError> {
+///
+/// `before_fold` is called when all that this start has written is in the log.
+pub(super) fn renew(
+    conn: &Connection,
+    fresh: &Mark,
+    before_fold: impl FnOnce(),
+) -> Result<Option<Mark>, StoreError> {
+    let renewed = move || -> Result<Option<Mark>, StoreError> {
         conn.execute(
             "INSERT INTO openings (id, mark) VALUES (1, ?1) ON CONFLICT (id) DO UPDATE SET mark = excluded.mark",
             [&fresh.token],
         )?;
         let schema = conn.query_row("PRAGMA schema_version", [], |row| row.get(0))?;
+        before_fold();
         let is_busy: bool =
             conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
         Ok((!is_busy).then(|| Mark {
@@ -122,7 +129,7 @@ pub(super) fn check(path: &Path, commits: &Commits, marks: &[Mark]) -> Result<()
     let never_written = (LOCKS_AT / commits.page_bytes + 1) as u32;
     let is_whole = commits.database_pages > 0
         && (1..=commits.database_pages)
-            .all(|page| page == never_written || commits.pages.contains(&page));
+            .all(|page| page == never_written || commits.pages.contains_key(&page));
     match borne_alone(path) {
         Err(error) => {
             tracing::info!(%error, "the database can't be read without its log");
@@ -203,7 +210,7 @@ mod tests {
     fn open(path: &Path) -> (Connection, Mark) {
         let mut conn = sqlite::open_writer(path, &Database::default()).expect("opened");
         migrate::run(&mut conn).expect("migrated");
-        let mark = renew(&conn, &Mark::fresh()).expect("marked");
+        let mark = renew(&conn, &Mark::fresh(), || ()).expect("marked");
         (conn, mark.expect("nobody reads"))
     }
 

@@ -1,5 +1,5 @@
 //! Folds the write-ahead log into the database, outside the commits that callers wait for, and keeps
-//! room for it.
+//! room for it. Before the first time it compares the file with what the last process left (store/sums.rs).
 //!
 //! Invariants: the log's size is bounded under constant load; a checkpoint never blocks a reader.
 //! A passive checkpoint copies what it can while the writer goes on; only when more than
@@ -16,14 +16,18 @@ use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
+use super::condition::Condition;
+use super::sums::{Comparison, Verdict};
 use super::{StoreError, sqlite};
+use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
 
 /// A log smaller than this is not worth a checkpoint: 1,000 pages, SQLite's own measure.
@@ -40,6 +44,12 @@ const ANEW_WAIT: Duration = Duration::from_millis(5);
 const CUT_BACK_WAIT: Duration = Duration::from_millis(250);
 /// How long the last checkpoint may wait for readers.
 const LAST_WAIT: Duration = Duration::from_secs(2);
+/// The file is compared with the sums of the last stop for this long, then others have the disk and the
+/// processor: an eighth of one, and 100 MB a second from a cache.
+const COMPARE_SLICE: Duration = Duration::from_millis(1);
+const COMPARE_REST: Duration = Duration::from_millis(7);
+/// How long a stop waits for the comparison to come to its end.
+const COMPARE_END: Duration = Duration::from_secs(3);
 /// Header of each page in the log.
 const FRAME_HEADER_BYTES: u64 = 24;
 
@@ -57,6 +67,9 @@ pub(super) enum LogWork {
 pub(super) struct Checkpointer {
     stop: SyncSender<()>,
     wal: Arc<PathBuf>,
+    is_compared: Arc<AtomicBool>,
+    /// Closed after all connections are: that would give up their locks.
+    _compared: Option<Arc<File>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -65,6 +78,8 @@ impl Checkpointer {
     pub(super) fn start(
         database: &Path,
         settings: &Database,
+        condition: &Condition,
+        comparison: Option<Comparison>,
         ask: impl Fn(LogWork) + Send + 'static,
     ) -> Result<Self, StoreError> {
         let conn = sqlite::open_checkpointer(database)?;
@@ -80,22 +95,29 @@ impl Checkpointer {
             ready_bytes: settings.wal_ready_bytes,
             bytes_max: settings.wal_bytes_max,
             seen: 0,
+            condition: condition.clone(),
         };
+        let compared = comparison.as_ref().map(Comparison::file);
+        let is_compared = Arc::new(AtomicBool::new(comparison.is_none()));
+        let told = Arc::clone(&is_compared);
         let thread = std::thread::Builder::new()
             .name("onrush-wal".to_owned())
             .spawn(move || {
-                while matches!(
-                    stopped.recv_timeout(interval),
-                    Err(RecvTimeoutError::Timeout)
-                ) {
-                    report(tender.tend());
+                let mut is_stopped = false;
+                if let Some(comparison) = comparison {
+                    let is_whole = tender.compare(comparison, &stopped, &mut is_stopped);
+                    told.store(is_whole, Ordering::Release);
+                }
+                while !is_stopped && is_to_go_on(&stopped, interval) {
+                    let tended = tender.tend();
+                    report(tended, &tender.condition);
                 }
                 // The last one empties the log, so that the next start has nothing to read.
                 let last = || {
                     tender.conn.busy_timeout(LAST_WAIT)?;
                     checkpoint(&tender.conn, "TRUNCATE").map(|_| ())
                 };
-                report(last());
+                report(last(), &tender.condition);
             })
             .map_err(|error| {
                 StoreError::Unavailable(format!("no thread for checkpoints: {error}"))
@@ -103,12 +125,19 @@ impl Checkpointer {
         Ok(Self {
             stop,
             wal,
+            is_compared,
+            _compared: compared,
             thread: Mutex::new(Some(thread)),
         })
     }
 
     pub(super) fn wal_bytes(&self) -> u64 {
         file_bytes(&self.wal)
+    }
+
+    /// Whether the comparison with the sums of the last stop has come to its end, or there was none.
+    pub(super) fn is_compared(&self) -> bool {
+        self.is_compared.load(Ordering::Acquire)
     }
 
     pub(super) fn stop(&self) {
@@ -138,9 +167,49 @@ struct Tender {
     bytes_max: u64,
     /// Bytes in use when it was looked at last.
     seen: u64,
+    condition: Condition,
 }
 
 impl Tender {
+    /// Compares what is left of the file with the sums of the last stop, a little at a time, before the first
+    /// checkpoint writes to it. A log that has grown too large meanwhile ends it. Told to stop, it hurries,
+    /// and ends after a while. Whether it came to its end.
+    fn compare(
+        &self,
+        mut comparison: Comparison,
+        stopped: &Receiver<()>,
+        is_stopped: &mut bool,
+    ) -> bool {
+        let mut stopping = None;
+        loop {
+            match comparison.step(COMPARE_SLICE) {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the database could not be compared with the sums of the last stop");
+                    return false;
+                }
+            }
+            let is_late = stopping.is_some_and(|since: Stopwatch| since.elapsed() > COMPARE_END);
+            if is_late || file_bytes(&self.path) > self.bytes_max {
+                tracing::warn!(
+                    "not all of the database could be compared with the sums of the last stop"
+                );
+                return false;
+            }
+            if stopping.is_none() && !is_to_go_on(stopped, COMPARE_REST) {
+                *is_stopped = true;
+                stopping = Some(Stopwatch::start());
+            }
+        }
+        match comparison.verdict() {
+            Verdict::Same => {}
+            Verdict::Changed(what) => self.condition.note_changed(what),
+            Verdict::Damaged(what) => self.condition.note(&StoreError::Corrupt(what)),
+        }
+        true
+    }
+
     fn tend(&mut self) -> Result<(), StoreError> {
         let frames = checkpoint(&self.conn, "NOOP")?;
         let used = frames.used * self.frame_bytes;
@@ -173,9 +242,15 @@ fn checkpoint(conn: &Connection, mode: &str) -> Result<Frames, StoreError> {
     })
 }
 
-fn report(result: Result<(), StoreError>) {
+/// Waits for as long. Whether nobody has told the thread to stop.
+fn is_to_go_on(stopped: &Receiver<()>, wait: Duration) -> bool {
+    matches!(stopped.recv_timeout(wait), Err(RecvTimeoutError::Timeout))
+}
+
+fn report(result: Result<(), StoreError>, condition: &Condition) {
     match result {
         Ok(()) | Err(StoreError::Busy) => {}
+        Err(error @ StoreError::Corrupt(_)) => condition.note(&error),
         // The writer meets the same disk and says so to its callers; here it is only noted.
         Err(error) => {
             tracing::warn!(%error, "a checkpoint did not succeed; the next one tries again")
@@ -202,7 +277,7 @@ impl LogFile {
     }
 
     /// Does what was asked for, or begins to ([`LogFile::grow`]).
-    pub(super) fn work(&mut self, conn: &Connection, work: LogWork) {
+    pub(super) fn work(&mut self, conn: &Connection, condition: &Condition, work: LogWork) {
         let (mode, wait) = match work {
             LogWork::MakeRoom => {
                 self.growing = OpenOptions::new().append(true).open(&self.path).ok();
@@ -217,7 +292,7 @@ impl LogFile {
             conn.busy_timeout(sqlite::WRITER_WAIT)?;
             done
         };
-        report(done());
+        report(done(), condition);
     }
 
     pub(super) fn is_growing(&self) -> bool {

@@ -11,9 +11,10 @@
 //!
 //! The format: <https://sqlite.org/fileformat2.html#walformat>.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 const HEADER_BYTES: usize = 32;
@@ -24,7 +25,7 @@ const PAGE_BYTES: std::ops::RangeInclusive<usize> = 512..=65_536;
 /// Where the header does not say it.
 const PAGE_BYTES_DEFAULT: usize = 4_096;
 
-type Sum = (u32, u32);
+pub(super) type Sum = (u32, u32);
 
 /// Where a log is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +39,8 @@ pub(super) struct Damage {
 pub(super) struct Commits {
     /// Size of a page in bytes.
     pub(super) page_bytes: usize,
-    /// The pages that are read from the log and not from the database.
-    pub(super) pages: HashSet<u32>,
+    /// The pages that are read from the log and not from the database, and the frame of each, from 1.
+    pub(super) pages: HashMap<u32, u64>,
     /// How many pages the database has after the last of them.
     pub(super) database_pages: u32,
 }
@@ -61,6 +62,37 @@ pub(super) fn read(log: &Path) -> std::io::Result<Log> {
         Err(error) => return Err(error),
     };
     scan(BufReader::with_capacity(1 << 20, file))
+}
+
+/// Whether a database holds all that a log held which was beside it: so it does once the log was folded into
+/// it, and not if somebody took the log away before. Nobody may have either open.
+pub(super) fn is_folded(log: &Path, database: &Path) -> std::io::Result<bool> {
+    let found = read(log)?;
+    if found.damage.is_some() {
+        return Ok(false);
+    }
+    let Some(commits) = found.commits else {
+        return Ok(true);
+    };
+    let (log, database) = (File::open(log)?, File::open(database)?);
+    let mut pages: Vec<(u32, u64)> = commits.pages.into_iter().collect();
+    pages.sort_unstable();
+    let bytes = commits.page_bytes;
+    let (mut logged, mut kept) = (vec![0; bytes], vec![0; bytes]);
+    for (page, frame) in pages {
+        if page > commits.database_pages {
+            break; // cut off by a later commit
+        }
+        let from = HEADER_BYTES as u64 + (frame - 1) * (FRAME_HEADER_BYTES + bytes) as u64;
+        log.read_exact_at(&mut logged, from + FRAME_HEADER_BYTES as u64)?;
+        match database.read_exact_at(&mut kept, u64::from(page - 1) * bytes as u64) {
+            Ok(()) if logged == kept => {}
+            Ok(()) => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
 }
 
 /// The header, as far as it can be trusted.
@@ -126,7 +158,7 @@ fn scan(mut log: impl Read) -> std::io::Result<Log> {
         if let Some(sum) = base {
             if builds_on(&sum) {
                 base = Some(borne);
-                begun.push(word(head, 0));
+                begun.push((word(head, 0), number));
                 if is_commit {
                     let commits = found.commits.get_or_insert_default();
                     commits.page_bytes = header.page_bytes;
@@ -166,7 +198,7 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// The log's checksum, continued over `bytes`, whose number is a multiple of eight.
-fn summed((mut one, mut two): Sum, bytes: &[u8], is_big_endian: bool) -> Sum {
+pub(super) fn summed((mut one, mut two): Sum, bytes: &[u8], is_big_endian: bool) -> Sum {
     let number = |bytes: &[u8]| {
         let mut word = [0; 4];
         word.copy_from_slice(bytes);
@@ -266,6 +298,63 @@ mod tests {
             None
         );
         assert_eq!(found(&[0xa5; 20_000]), None);
+    }
+
+    /// SQLite folds a log and removes it when the last program closes the database; with its second name
+    /// it can be told from one that was only removed.
+    #[test]
+    fn a_log_that_was_folded_is_told_from_one_that_was_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("t.db");
+        let (log, second) = (path.with_extension("db-wal"), dir.path().join("kept"));
+        let left = |ends: &str, anew: bool| {
+            for file in [&path, &log, &second, &path.with_extension("db-shm")] {
+                let _none = std::fs::remove_file(file);
+            }
+            let conn = open(&path);
+            std::fs::hard_link(&log, &second).expect("linked");
+            write(&conn, 40, "COMMIT");
+            conn.execute_batch("PRAGMA wal_checkpoint(PASSIVE)")
+                .expect("copied");
+            if anew {
+                conn.execute_batch("PRAGMA wal_checkpoint(RESTART)")
+                    .expect("begun anew");
+            }
+            write(&conn, 100, "COMMIT");
+            conn.execute_batch("UPDATE t SET x = zeroblob(700) WHERE id % 7 = 0")
+                .expect("written");
+            write(&conn, 3, ends);
+            conn
+        };
+        let folded = || is_folded(&second, &path).expect("read");
+        for anew in [false, true] {
+            drop(left("COMMIT", anew));
+            assert!(!log.exists(), "the last one to close it removes it");
+            assert!(folded(), "{anew}");
+            // What is missing of it, wherever that is.
+            let conn = left("ROLLBACK", anew);
+            assert!(!folded(), "{anew}");
+            conn.execute_batch("PRAGMA wal_checkpoint(PASSIVE)")
+                .expect("copied");
+            assert!(folded(), "{anew}: all of it was copied");
+            conn.execute_batch("UPDATE t SET x = 1 WHERE id = 9")
+                .expect("written");
+            assert!(!folded(), "{anew}: one commit was not");
+            drop(conn);
+            drop(left("COMMIT", anew));
+            let conn = Connection::open(&path).expect("opened");
+            conn.execute_batch("DELETE FROM t WHERE id > 5; VACUUM")
+                .expect("made smaller");
+            drop(conn);
+            assert!(!folded(), "{anew}: another log was folded since");
+            let conn = left("COMMIT", anew);
+            conn.execute_batch("DELETE FROM t WHERE id > 5; VACUUM")
+                .expect("made smaller");
+            drop(conn);
+            assert!(folded(), "{anew}: also by who made the file smaller");
+        }
+        std::fs::write(&second, "").expect("emptied");
+        assert!(folded(), "there was nothing in it");
     }
 
     proptest! {

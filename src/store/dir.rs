@@ -18,11 +18,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal;
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 
 use super::belong::Mark;
 use super::checkpoint::log_of;
+use super::{damage, sums};
 use crate::clock::Stopwatch;
 
 /// Why a data directory can't be used; each message says what to do.
@@ -61,7 +63,17 @@ pub enum DirError {
         /// The file.
         file: PathBuf,
         /// What is wrong with it.
-        what: &'static str,
+        what: String,
+        /// The file that remembers it.
+        lock: PathBuf,
+    },
+    /// The last process met damage.
+    #[error("the database is damaged: the process that served {} last met damage in it, and its log says where; \
+        keep a copy of the directory, see what is sound with `onrush stock verify`, then put a backup of onrush.db \
+        in its place (without -wal and -shm files, and without {})", .dir.display(), .lock.display())]
+    Damaged {
+        /// The data directory.
+        dir: PathBuf,
         /// The file that remembers it.
         lock: PathBuf,
     },
@@ -69,31 +81,44 @@ pub enum DirError {
 
 /// What a process that ended left in the lock file for the time between opening and closing.
 const OPEN: &str = "open";
+/// What a process leaves in the lock file that met damage.
+const DAMAGED: &str = "damaged";
+/// Files in the data directory whose mode is looked at.
+const NARROWED_MAX: usize = 1_000;
 
 /// How long the lock may be another's: a command that reads what an unclean stop left has it for a
 /// moment ([`idle`]).
 const LOCK_WAIT: Duration = Duration::from_millis(500);
 const LOCK_STEP: Duration = Duration::from_millis(10);
+/// How long an orderly stop may take the sums of the database's pages: of more than a gigabyte that is in
+/// the system's cache. What is left of a larger one has none.
+const SUMS_WAIT: Duration = Duration::from_secs(3);
 
 /// What the last process said of its end in the lock file.
 #[derive(Clone, Debug, Default)]
 pub struct Left {
     /// It was orderly, or there was no process.
     pub is_clean: bool,
+    /// There was a lock file to say so.
+    pub(super) is_known: bool,
     /// The database and its log should both be there.
     is_open: bool,
+    /// The database is damaged.
+    is_damaged: bool,
     /// The marks of which the log's database bears one; none where it is not known.
     pub(super) marks: Vec<Mark>,
 }
 
 impl Left {
-    fn read(text: &str) -> Self {
+    fn read(text: &str, is_known: bool) -> Self {
         let mut words = text.split_whitespace();
         let is_clean = words.next().is_none();
         let rest: Vec<&str> = words.collect();
         Self {
             is_clean,
+            is_known,
             is_open: rest.first() == Some(&OPEN),
+            is_damaged: rest.contains(&DAMAGED),
             marks: rest.iter().filter_map(|word| word.parse().ok()).collect(),
         }
     }
@@ -119,13 +144,19 @@ pub struct DataDir {
     is_open: AtomicBool,
     /// Whether an orderly end is to be noted as one: not before what an unclean one left was looked over.
     is_sound: AtomicBool,
+    /// Whether the lock file is to say that the database is damaged.
+    is_damaged: AtomicBool,
     /// Those that the lock file names.
     marks: Mutex<Vec<Mark>>,
+    /// Held while the lock file is written.
+    writing: Mutex<()>,
 }
 
 impl DataDir {
-    /// Makes the directory if need be, checks its mode and takes its lock.
+    /// Makes the directory if need be, checks its mode and takes its lock. From now on all that this process
+    /// makes is its user's alone.
     pub fn open(root: &Path) -> Result<Self, DirError> {
+        umask(Mode::S_IRWXG | Mode::S_IRWXO);
         let makes_dir = !root.exists();
         if makes_dir {
             std::fs::DirBuilder::new()
@@ -153,7 +184,7 @@ impl DataDir {
         let dir = Self {
             root: root.to_owned(),
             lock,
-            left: Left::read(&text),
+            left: Left::read(&text, !makes_lock),
             made: Made {
                 dir: makes_dir,
                 lock: makes_lock,
@@ -161,35 +192,19 @@ impl DataDir {
             has_begun: AtomicBool::new(false),
             is_open: AtomicBool::new(false),
             is_sound: AtomicBool::new(true),
+            is_damaged: AtomicBool::new(false),
             marks: Mutex::default(),
+            writing: Mutex::default(),
         };
         read.map_err(|error| unusable(&path, error))?;
-        dir.find_missing()?;
-        Ok(dir)
-    }
-
-    /// Refuses a directory that lost a file with orders in it.
-    fn find_missing(&self) -> Result<(), DirError> {
-        let bytes = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.len());
-        let (was_open, was_clean) = (self.left.is_open, self.left.is_clean);
-        let (database, lock) = (self.database(), lock_in(&self.root));
-        let log = log_of(&database);
-        let missing = |file, what| Err(DirError::Missing { file, what, lock });
-        // SQLite would throw it away.
-        let has_log = bytes(&log).is_some_and(|bytes| bytes > 0);
-        match bytes(&database) {
-            None if was_open || has_log => missing(database, "missing"),
-            // After an end in the middle of the very first start, it may be empty.
-            Some(0) if was_open || has_log || (was_clean && !self.made.lock) => {
-                missing(database, "empty")
-            }
-            Some(1..) if was_open && bytes(&log).is_none() => missing(
-                log,
-                "missing, and the last process did not end in order (had another program, such \
-                     as sqlite3, opened and closed the database since, then nothing is lost)",
-            ),
-            _ => Ok(()),
+        if dir.left.is_damaged {
+            return Err(DirError::Damaged {
+                dir: root.to_owned(),
+                lock: path,
+            });
         }
+        find_missing(root, &dir.left)?;
+        Ok(dir)
     }
 
     /// Notes that this process changes what is here from now on, and that the database gets the mark
@@ -197,6 +212,9 @@ impl DataDir {
     /// merely takes this stop for a clean one.
     pub fn begin(&self, next: &Mark) {
         self.has_begun.store(true, Ordering::Release);
+        if let Err(error) = narrow(&self.root) {
+            tracing::warn!(%error, "not every file's mode could be set to its user alone");
+        }
         {
             let mut marks = self.marks.lock();
             marks.clone_from(&self.left.marks);
@@ -208,11 +226,22 @@ impl DataDir {
         if let Err(error) = self.note_closing() {
             tracing::warn!(%error, "the process id could not be noted in the lock file");
         }
+        // They are of the file as it was until now. Left there, they would be compared only after an
+        // orderly stop that could not write new ones, and then tell of a change.
+        if let Err(error) = sums::remove(&sums::beside(&self.database())) {
+            tracing::warn!(%error, "the sums of the last stop could not be removed");
+        }
     }
 
     /// Notes that the database and its log are there from now on, and the mark that the database bears
     /// where that is known.
     pub fn note_open(&self, mark: Option<&Mark>) -> std::io::Result<()> {
+        let (log, kept) = (log_of(&self.database()), kept_in(&self.root));
+        // Where a file system knows no second names, a log that was folded can't be told from one that
+        // was taken away.
+        if let Err(error) = sums::remove(&kept).and_then(|()| std::fs::hard_link(log, kept)) {
+            tracing::info!(%error, "the write-ahead log gets no second name");
+        }
         // The names first: the note must not be on disk without them.
         File::open(&self.root)?.sync_all()?;
         if let Some(mark) = mark {
@@ -230,12 +259,15 @@ impl DataDir {
 
     /// Writes the process id, `words` and the marks.
     fn note(&self, words: &[&str]) -> std::io::Result<()> {
+        let _alone = self.writing.lock();
         let mut text = std::process::id().to_string();
         let marks: Vec<String> = self.marks.lock().iter().map(Mark::to_string).collect();
+        let damaged = self.is_damaged.load(Ordering::Acquire).then_some(DAMAGED);
         for word in words
             .iter()
             .copied()
             .chain(marks.iter().map(String::as_str))
+            .chain(damaged)
         {
             text.push(' ');
             text.push_str(word);
@@ -262,10 +294,41 @@ impl DataDir {
         self.is_sound.store(is_sound, Ordering::Release);
     }
 
-    /// Notes an orderly end; to be called when everything else is closed.
+    /// Notes that the database is damaged, for all later starts.
+    pub fn note_damage(&self) {
+        self.is_damaged.store(true, Ordering::Release);
+        let words: &[&str] = match self.is_open.load(Ordering::Acquire) {
+            true => &[OPEN],
+            false => &[],
+        };
+        if let Err(error) = self.note(words) {
+            tracing::error!(%error, "the damage could not be noted in the lock file; the next start may not know of it");
+        }
+    }
+
+    /// Notes an orderly end; to be called when everything else is closed. The sums of the database's pages
+    /// are taken for it ([`super::sums`]).
     pub fn release(&self) {
         self.has_begun.store(true, Ordering::Release);
-        if !self.is_sound.load(Ordering::Acquire) {
+        if let Err(error) = sums::remove(&kept_in(&self.root)) {
+            tracing::warn!(%error, "the second name of the log could not be removed");
+        }
+        if !self.is_sound.load(Ordering::Acquire) || self.is_damaged.load(Ordering::Acquire) {
+            return;
+        }
+        let database = self.database();
+        let taken = sums::Sums::take(&database, SUMS_WAIT).map(|sums| {
+            sums.map_or(Ok(()), |sums| sums.write(&database))
+                .map_err(|error| error.to_string())
+        });
+        if let Err(error) = taken.unwrap_or_else(|error| Err(error.to_string())) {
+            tracing::warn!(
+                error,
+                "the sums of the database could not be kept; the next start looks it over by its structure"
+            );
+        }
+        let _alone = self.writing.lock();
+        if self.is_damaged.load(Ordering::Acquire) {
             return;
         }
         if let Err(error) = self.write("") {
@@ -349,6 +412,73 @@ pub fn database_in(root: &Path) -> PathBuf {
 
 fn lock_in(root: &Path) -> PathBuf {
     root.join("onrush.lock")
+}
+
+/// The second name of the write-ahead log.
+fn kept_in(root: &Path) -> PathBuf {
+    root.join("onrush.wal-kept")
+}
+
+/// Refuses a directory that lost a file with orders in it. `left` is what its lock file says.
+pub(super) fn find_missing(root: &Path, left: &Left) -> Result<(), DirError> {
+    let bytes = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.len());
+    let (was_open, was_clean) = (left.is_open, left.is_clean);
+    let (database, lock) = (database_in(root), lock_in(root));
+    let log = log_of(&database);
+    let missing = |file, what: &str| {
+        let what = what.to_owned();
+        Err(DirError::Missing { file, what, lock })
+    };
+    // SQLite would throw it away.
+    let has_log = bytes(&log).is_some_and(|bytes| bytes > 0);
+    match bytes(&database) {
+        None if was_open || has_log => missing(database, "missing"),
+        // After an end in the middle of the very first start, it may be empty.
+        Some(0) if was_open || has_log || (was_clean && left.is_known) => {
+            missing(database, "empty")
+        }
+        Some(1..) if was_open && !has_log => {
+            let kept = kept_in(root);
+            match (bytes(&kept), damage::is_folded(&kept, &database)) {
+                // An empty log that nothing was written to.
+                (None, _) if bytes(&log).is_some() => Ok(()),
+                (None, _) => missing(
+                    log,
+                    "missing, and the last process did not end in order (had another program, such \
+                     as sqlite3, opened and closed the database since, then nothing is lost)",
+                ),
+                (Some(_), Ok(true)) => Ok(()),
+                (Some(_), Ok(false) | Err(_)) => missing(
+                    log,
+                    "missing, the last process did not end in order, and what was accepted is not all \
+                     in the database; the log is still there under its second name (in that \
+                     directory: ln onrush.wal-kept onrush.db-wal)",
+                ),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Takes from others what rights they have to the files of a data directory. They can't come by them through
+/// it; but a copy, or a file that is moved elsewhere, has the mode that it had here.
+fn narrow(root: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(root)?.take(NARROWED_MAX) {
+        let entry = entry?;
+        let name = entry.file_name();
+        // What the owner serves, and certificates that other programs may read as well, are the owner's.
+        if name == "static" || name == "tls" {
+            continue;
+        }
+        // It does not follow a link.
+        let meta = entry.metadata()?;
+        let mode = meta.permissions().mode();
+        if mode & 0o077 != 0 && (meta.is_file() || meta.is_dir()) {
+            let narrowed = std::fs::Permissions::from_mode(mode & 0o7700);
+            std::fs::set_permissions(entry.path(), narrowed)?;
+        }
+    }
+    Ok(())
 }
 
 fn unusable(path: &Path, error: std::io::Error) -> DirError {
@@ -461,7 +591,7 @@ pub(super) fn idle(root: &Path) -> Option<Idle> {
         Ok(lock) => lock,
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Some(Idle {
-                left: Left::read(""),
+                left: Left::read("", false),
                 _lock: None,
             });
         }
@@ -471,7 +601,7 @@ pub(super) fn idle(root: &Path) -> Option<Idle> {
     let mut text = String::new();
     lock.read_to_string(&mut text).ok()?;
     Some(Idle {
-        left: Left::read(&text),
+        left: Left::read(&text, true),
         _lock: Some(lock),
     })
 }
@@ -490,10 +620,12 @@ mod tests {
             (&format!("4711 open {mark}"), false, true, 1),
             (&format!("4711 {mark} {}", Mark::fresh()), false, false, 2),
             ("4711 open nonsense", false, true, 0),
+            (&format!("4711 open {mark} damaged"), false, true, 1),
         ] {
-            let left = Left::read(text);
+            let left = Left::read(text, true);
             let is = (left.is_clean, left.is_open, left.marks.len());
             assert_eq!(is, (is_clean, is_open, marks), "{text}");
+            assert_eq!(left.is_damaged, text.ends_with("damaged"), "{text}");
         }
     }
 

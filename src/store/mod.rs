@@ -8,11 +8,13 @@
 
 mod belong;
 mod checkpoint;
+mod condition;
 mod damage;
 mod dir;
 mod migrate;
 mod sqlite;
 mod statement;
+mod sums;
 mod tx;
 mod writer;
 
@@ -25,6 +27,7 @@ use r2d2_sqlite::SqliteConnectionManager;
 use tokio::sync::oneshot;
 
 pub use belong::Mark;
+pub use condition::Condition;
 pub use dir::{DataDir, DirError, Left, database_in};
 pub use statement::Sql;
 pub use tx::{Column, Param, Row, Rows, Topic, Tx, value_rows};
@@ -36,6 +39,7 @@ use crate::monitor::statements::{Called, Statements, caller};
 use checkpoint::{Checkpointer, LogFile};
 use damage::Damage;
 use sqlite::Around;
+use sums::{Comparison, Sums, Verdict};
 use writer::{Answer, OnFatal, Writer};
 
 /// What can go wrong with the database, as far as a caller can act on it.
@@ -86,9 +90,10 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether nothing may be written any more until the process was started anew.
+    /// Whether the process must end and be started anew. A database that is damaged, or whose file system has
+    /// turned read-only, would be no better off for it: it is read on ([`Condition`]).
     pub fn is_fatal(&self) -> bool {
-        matches!(self, StoreError::Io(_) | StoreError::Corrupt(_))
+        matches!(self, StoreError::Io(_))
     }
 
     /// Whether a unique constraint over `column` (`table.column`) refused the write.
@@ -106,6 +111,7 @@ struct Inner {
     readers: r2d2::Pool<SqliteConnectionManager>,
     writer: Writer,
     checkpointer: Checkpointer,
+    condition: Condition,
     mark: Option<Mark>,
     metrics: Metrics,
     reader_timeout: Duration,
@@ -159,7 +165,7 @@ impl<T, E: From<StoreError>> Promised<T, E> {
 }
 
 /// What [`Store::examine`] found besides what it refuses.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Default)]
 pub struct Examined {
     /// The database was not looked over to the end: [`Store::check_beside`] is to do it.
     pub is_unchecked: bool,
@@ -167,6 +173,44 @@ pub struct Examined {
     /// else.
     pub gives_up_commits: bool,
     has_log: bool,
+    /// What of the look is to go on once it serves ([`Store::open_as`]).
+    pub seen: Seen,
+}
+
+/// How long a start looks at the whole database before it serves; a larger one is looked over beside.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// After an orderly stop.
+    pub after_order: Duration,
+    /// After any other end.
+    pub after_disorder: Duration,
+}
+
+/// What the sums of the last orderly stop say of the database.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// It was not compared to the end.
+    rest: Option<Comparison>,
+    /// Another program changed it, in words.
+    changed: Option<String>,
+}
+
+/// What is sound of a database, and what is not.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Survey {
+    /// Tables that are sound, with their indexes.
+    pub sound: Vec<String>,
+    /// What is not, and what is wrong with it.
+    pub damaged: Vec<Finding>,
+}
+
+/// One thing that is damaged.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Finding {
+    /// A table, `sqlite_schema` for the list of them, or `file`.
+    pub what: String,
+    /// What is wrong with it.
+    pub why: String,
 }
 
 impl Store {
@@ -178,12 +222,21 @@ impl Store {
         metrics: Metrics,
         on_fatal: impl FnOnce(&StoreError) + Send + 'static,
     ) -> Result<Self, StoreError> {
-        Self::open_as(&Mark::fresh(), path, settings, metrics, on_fatal)
+        Self::open_as(
+            &Mark::fresh(),
+            Seen::default(),
+            path,
+            settings,
+            metrics,
+            on_fatal,
+        )
     }
 
-    /// [`Store::open`] under a mark by which the log's database is known ([`DataDir::begin`]).
+    /// [`Store::open`] under a mark by which the log's database is known ([`DataDir::begin`]). What was `seen`
+    /// of the database before goes on while it serves.
     pub fn open_as(
         mark: &Mark,
+        seen: Seen,
         path: &Path,
         settings: &Database,
         metrics: Metrics,
@@ -191,13 +244,28 @@ impl Store {
     ) -> Result<Self, StoreError> {
         migrate::check_header(path)?;
         let had_log = checkpoint::file_bytes(&checkpoint::log_of(path)) > 0;
+        let condition = Condition::default();
+        let Seen { mut rest, changed } = seen;
+        if let Some(what) = changed {
+            condition.note_changed(what);
+        }
         let mut conn = sqlite::open_writer(path, settings)?;
-        let prepared = migrate::run(&mut conn).and_then(|()| belong::renew(&conn, mark));
+        let prepared = migrate::run(&mut conn).and_then(|()| {
+            belong::renew(&conn, mark, || {
+                // The pages that are about to be written to the file.
+                let written = damage::read(&checkpoint::log_of(path)).map(|log| log.commits);
+                match (&mut rest, written) {
+                    (Some(rest), Ok(Some(commits))) => rest.skip(commits.pages.into_keys()),
+                    (Some(_), Err(_)) => rest = None,
+                    _ => {}
+                }
+            })
+        });
         let mark = match prepared {
             Ok(mark) => mark,
             Err(error) => {
                 // What was there stays; and after a sync that failed, the log is all that can be trusted.
-                if had_log || error.is_fatal() {
+                if had_log || matches!(error, StoreError::Io(_) | StoreError::Corrupt(_)) {
                     sqlite::keep_log(&conn)?;
                 }
                 return Err(error);
@@ -210,17 +278,18 @@ impl Store {
             conn,
             LogFile::new(path, settings),
             Arc::clone(&statements),
-            settings.write_queue_max,
-            settings.write_batch_max,
+            condition.clone(),
+            settings,
             metrics.clone(),
             on_fatal,
         )?;
-        let checkpointer = Checkpointer::start(path, settings, writer.ask())?;
+        let checkpointer = Checkpointer::start(path, settings, &condition, rest, writer.ask())?;
         Ok(Self(Arc::new(Inner {
             statements,
             readers,
             writer,
             checkpointer,
+            condition,
             mark,
             metrics,
             reader_timeout: ms(settings.reader_timeout_ms),
@@ -237,24 +306,42 @@ impl Store {
         self.0.mark.as_ref()
     }
 
+    /// What is known of the database's condition.
+    pub fn condition(&self) -> &Condition {
+        &self.0.condition
+    }
+
+    /// Whether the file was compared to the end with what the last process left, as far as that is known.
+    pub fn is_compared(&self) -> bool {
+        self.0.checkpointer.is_compared()
+    }
+
+    /// Tries whether a disk that refused the last write has room again, so that nobody need be refused to
+    /// find that out.
+    pub fn try_the_disk(&self, path: &Path) {
+        if self.0.condition.sealed().is_none()
+            && self.0.condition.refusing().is_some()
+            && sqlite::takes_more(path)
+        {
+            self.0.condition.can_write_again();
+        }
+    }
+
     /// Looks over what the last process left, before anybody opens it and while nobody can, and refuses
-    /// what must not be opened. No file is changed. After an orderly end nothing is read but a header;
-    /// else the log is read once, and the whole database within `budget`, if one is given.
+    /// what must not be opened. No file is changed. After an orderly end the file is compared with the sums
+    /// that were taken then; else the log is read once, and the whole database looked over by its structure.
+    /// Either within a `budget`, if one is given; else only the header and the log are read.
     pub fn examine(
         path: &Path,
         left: &Left,
-        budget: Option<Duration>,
+        budget: Option<Budget>,
     ) -> Result<Examined, StoreError> {
         let version = migrate::check_header(path)?;
         let log = damage::read(&checkpoint::log_of(path))
             .map_err(|error| StoreError::Unavailable(error.to_string()))?;
         let Some(mut version) = version else {
             return match log.commits {
-                None => Ok(Examined {
-                    is_unchecked: false,
-                    gives_up_commits: false,
-                    has_log: false,
-                }),
+                None => Ok(Examined::default()),
                 Some(_) => Err(StoreError::Corrupt(format!(
                     "{} holds nothing, and its log does",
                     path.display()
@@ -265,9 +352,8 @@ impl Store {
             belong::check(path, commits, &left.marks)?;
         }
         let mut found = Examined {
-            is_unchecked: false,
-            gives_up_commits: false,
             has_log: log.commits.is_some(),
+            ..Examined::default()
         };
         if let Some(Damage { frame }) = log.damage {
             if !left.is_clean {
@@ -282,32 +368,114 @@ impl Store {
         let Some(budget) = budget else {
             return Ok(found);
         };
-        let was_left = found.has_log || found.gives_up_commits || !left.is_clean;
         if checkpoint::file_bytes(&sqlite::beside(path, "-journal")) > 0 {
             // A first start was cut off where SQLite keeps what it overwrites: it undoes that itself.
             found.is_unchecked = true;
-        } else if was_left || version < migrate::latest() {
+            return Ok(found);
+        }
+        let was_left = found.has_log || found.gives_up_commits || !left.is_clean;
+        let mut is_to_be_checked = true;
+        if !was_left
+            && left.is_known
+            && let Some((seen, is_of_all)) = compare(path, budget.after_order)?
+        {
+            is_to_be_checked = !is_of_all || seen.changed.is_some();
+            found.seen = seen;
+        }
+        if is_to_be_checked || version < migrate::latest() {
             let conn = sqlite::open_untouched(path, found.has_log)?;
             version = migrate::check_open(&conn)?;
-            if was_left {
+            if is_to_be_checked {
+                let budget = match was_left {
+                    true => budget.after_disorder,
+                    false => budget.after_order,
+                };
                 found.is_unchecked = !sqlite::quick_check(&conn, budget)?;
             }
             if version < migrate::latest() {
                 migrate::check_history(&conn)?;
+                // The upgrade may write to any page.
+                found.is_unchecked |= found.seen.rest.take().is_some();
             }
         }
         Ok(found)
     }
 
-    /// Looks the whole file over (`PRAGMA quick_check`) within `budget`, beside the process that serves
-    /// it; `Ok(false)` when the time did not suffice for a verdict.
+    /// Looks the whole file over by its structure (`PRAGMA quick_check`) within `budget`, beside the process
+    /// that serves it and a slice at a time, so that others have the disk and the processors. `Ok(false)` when
+    /// the time did not suffice for a verdict, or it is no longer to go on. Damage is noted.
     pub fn check_beside(
         path: &Path,
         settings: &Database,
+        condition: &Condition,
         budget: Duration,
+        goes_on: impl Fn() -> bool,
     ) -> Result<bool, StoreError> {
-        let conn = sqlite::open_reader(path, settings, Around::Served)?;
-        sqlite::quick_check(&conn, budget)
+        let checked = sqlite::open_reader(path, settings, Around::Served)
+            .and_then(|conn| sqlite::quick_check_beside(&conn, budget, goes_on));
+        if let Err(error) = &checked {
+            condition.note(error);
+        }
+        checked
+    }
+
+    /// What is sound of a database and what is not, table by table, also where a start would refuse it for
+    /// damage. Beside a running server it is as it was at the begin of each table. `visit` is told what is
+    /// being looked at.
+    pub fn survey(
+        path: &Path,
+        settings: &Database,
+        mut visit: impl FnMut(&str),
+    ) -> Result<Survey, StoreError> {
+        let mut survey = Survey {
+            sound: Vec::new(),
+            damaged: Vec::new(),
+        };
+        let root = path.parent().unwrap_or(Path::new("."));
+        let mut found = |what: &str, checked: Result<(), StoreError>| match checked {
+            Ok(()) => Ok(Some(what.to_owned())),
+            Err(StoreError::Corrupt(why)) => {
+                survey.damaged.push(Finding {
+                    what: what.to_owned(),
+                    why,
+                });
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        };
+        let mut is_known = false;
+        if let Some(idle) = dir::idle(root)
+            && idle.left.is_clean
+            && idle.left.is_known
+        {
+            visit("file");
+            let compared = compare(path, Duration::MAX);
+            is_known = found("file", compared.map(drop))?.is_none();
+        }
+        let conn = match open_alone(path, settings) {
+            Ok(conn) => conn,
+            // That is known already, and this may say more of it.
+            Err(error @ StoreError::Corrupt(_)) if is_known => {
+                found("file", Err(error))?;
+                return Ok(survey);
+            }
+            Err(error) => return Err(error),
+        };
+        let tables = sqlite::tables(&conn);
+        let names = match tables {
+            Ok(names) => names,
+            Err(error) => {
+                found("sqlite_schema", Err(error))?;
+                return Ok(survey);
+            }
+        };
+        let mut sound = Vec::new();
+        for name in names {
+            visit(&name);
+            sound.extend(found(&name, sqlite::check_table(&conn, &name))?);
+        }
+        survey.sound = sound;
+        Ok(survey)
     }
 
     /// Folds what can be read of the log into the database and empties it, so that what lies behind a
@@ -323,7 +491,8 @@ impl Store {
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let conn = open_alone(path, settings)?;
-        snapshot(&conn, &Statements::new(settings), None, work)
+        let (statements, condition) = (Statements::new(settings), Condition::default());
+        snapshot(&conn, &statements, &condition, None, work)
     }
 
     /// Writes a copy of the database at `path`, of one consistent moment and beside its server if
@@ -503,7 +672,7 @@ impl Store {
             .observe(watch.elapsed_seconds());
         let _counted = Counted::new(&self.0);
         sqlite::with_limit(self.0.statement_timeout, || {
-            snapshot(&conn, &self.0.statements, caller, work)
+            snapshot(&conn, &self.0.statements, &self.0.condition, caller, work)
         })
     }
 
@@ -520,7 +689,8 @@ impl Store {
         match self.0.readers.try_get() {
             Some(conn) => {
                 let _counted = Counted::new(&self.0);
-                let mut tx = Tx::new(&conn, &self.0.statements, caller());
+                let inner = &self.0;
+                let mut tx = Tx::new(&conn, &inner.statements, &inner.condition, caller());
                 sqlite::with_limit(self.0.statement_timeout, || work(&mut tx))
             }
             None => self.read(work).await,
@@ -628,13 +798,39 @@ impl LongReads {
         tokio::task::spawn_blocking(move || {
             let (path, settings, store) = &*parts;
             let conn = sqlite::open_reader(path, settings, Around::Served).map_err(E::from)?;
-            snapshot(&conn, &store.0.statements, caller, |tx| {
+            let inner = &store.0;
+            snapshot(&conn, &inner.statements, &inner.condition, caller, |tx| {
                 work(tx, &Wanted(wanted))
             })
         })
         .await
         .unwrap_or_else(|error| Err(E::from(StoreError::Panicked(error.to_string()))))
     }
+}
+
+/// Compares a database that nobody has open with the sums of the last orderly stop, within `budget`, and
+/// refuses damage. Also answers whether there is a sum of every page; `None` if there are none at all.
+fn compare(path: &Path, budget: Duration) -> Result<Option<(Seen, bool)>, StoreError> {
+    let Some(sums) = Sums::load(path) else {
+        return Ok(None);
+    };
+    let Some(mut comparison) = Comparison::begin(path, sums)? else {
+        return Ok(None);
+    };
+    let is_of_all = comparison.is_of_all();
+    let is_at_end = comparison.step(budget)?;
+    let seen = match comparison.verdict() {
+        Verdict::Damaged(what) => return Err(StoreError::Corrupt(what)),
+        Verdict::Changed(what) => Seen {
+            changed: Some(what),
+            rest: None,
+        },
+        Verdict::Same => Seen {
+            changed: None,
+            rest: (!is_at_end).then_some(comparison),
+        },
+    };
+    Ok(Some((seen, is_of_all)))
 }
 
 /// A reader for a command. What nobody serves is examined first, and refused as a start would refuse it.
@@ -645,6 +841,8 @@ fn open_alone(path: &Path, settings: &Database) -> Result<rusqlite::Connection, 
         migrate::check_open(&conn)?;
         return Ok(conn);
     };
+    dir::find_missing(root, &idle.left)
+        .map_err(|error| StoreError::Unavailable(error.to_string()))?;
     let found = Store::examine(path, &idle.left, None)?;
     let around = match found.has_log {
         true => Around::LeftOpen,
@@ -660,17 +858,15 @@ fn open_alone(path: &Path, settings: &Database) -> Result<rusqlite::Connection, 
 fn snapshot<T, E: From<StoreError>>(
     conn: &rusqlite::Connection,
     statements: &Statements,
+    condition: &Condition,
     caller: Option<Called>,
     work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
-    let transaction = conn
-        .unchecked_transaction()
-        .map_err(|error| E::from(StoreError::from(error)))?;
-    let result = work(&mut Tx::new(&transaction, statements, caller));
+    let met = |error| E::from(condition.met(conn, error));
+    let transaction = conn.unchecked_transaction().map_err(met)?;
+    let result = work(&mut Tx::new(&transaction, statements, condition, caller));
     // Nothing was written: rolling back is how a reader lets go of its snapshot.
-    transaction
-        .rollback()
-        .map_err(|error| E::from(StoreError::from(error)))?;
+    transaction.rollback().map_err(met)?;
     result
 }
 

@@ -9,7 +9,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
-use rusqlite::ffi::ErrorCode;
+use rusqlite::ffi::{self, ErrorCode};
 use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
@@ -34,6 +34,14 @@ const OPEN_WAIT: Duration = Duration::from_secs(30);
 pub(super) const WRITER_WAIT: Duration = Duration::from_secs(5);
 /// How many virtual-machine steps pass between two looks at the statement's deadline.
 const PROGRESS_STEPS: i32 = 10_000;
+/// The same for a look over the file, whose steps are pages and rows.
+const CHECK_STEPS: i32 = 200;
+/// How much is written to find out whether a disk that was full has room again: what a few commits take.
+const PROBE_BYTES: usize = 262_144;
+/// A look over the whole file beside those who are served goes on for this long, then rests: a quarter of
+/// one processor at most, and never the disk for itself.
+const SLICE: Duration = Duration::from_millis(4);
+const SLICE_REST: Duration = Duration::from_millis(12);
 
 thread_local! {
     /// When the read that runs on this thread started, and how long it may take. A statement runs
@@ -361,11 +369,74 @@ fn assert_pragma(
     )))
 }
 
+/// How a look over the file goes about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// As fast as it goes: nobody is served.
+    Alone,
+    /// A slice at a time, beside others.
+    Beside,
+}
+
 /// `PRAGMA quick_check`, stopped after `budget`. `Ok(false)` when the time did not suffice.
 pub(super) fn quick_check(conn: &Connection, budget: Duration) -> Result<bool, StoreError> {
+    look(conn, "quick_check(1)", budget, Pace::Alone)
+}
+
+/// The same, one table after the other, each as it is at its own moment: a look that takes minutes must not
+/// keep the write-ahead log from starting anew all that time. `goes_on` is asked before each.
+pub(super) fn quick_check_beside(
+    conn: &Connection,
+    budget: Duration,
+    goes_on: impl Fn() -> bool,
+) -> Result<bool, StoreError> {
     let watch = Stopwatch::start();
-    conn.progress_handler(PROGRESS_STEPS, Some(move || watch.elapsed() > budget))?;
-    let verdict: Result<String, _> = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
+    for table in tables(conn)? {
+        let left = budget.saturating_sub(watch.elapsed());
+        let of = format!("quick_check({})", quoted(&table));
+        if !goes_on() || !look(conn, &of, left, Pace::Beside)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The tables that a look goes over, the list of them first: without that, none of the others is found.
+pub(super) fn tables(conn: &Connection) -> Result<Vec<String>, StoreError> {
+    let mut names = vec!["sqlite_schema".to_owned()];
+    let mut listed =
+        conn.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")?;
+    let mut rows = listed.query([])?;
+    while let Some(row) = rows.next()? {
+        names.push(row.get(0)?);
+    }
+    Ok(names)
+}
+
+/// Looks one table and its indexes over, entries against rows as well, however long that takes.
+pub(super) fn check_table(conn: &Connection, table: &str) -> Result<(), StoreError> {
+    let of = format!("integrity_check({})", quoted(table));
+    look(conn, &of, Duration::MAX, Pace::Alone).map(drop)
+}
+
+/// A name as SQL takes it.
+fn quoted(name: &str) -> String {
+    format!("'{}'", name.replace('\'', "''"))
+}
+
+fn look(conn: &Connection, check: &str, budget: Duration, pace: Pace) -> Result<bool, StoreError> {
+    let watch = Stopwatch::start();
+    let mut slice = Stopwatch::start();
+    let is_over = move || {
+        if pace == Pace::Beside && slice.elapsed() > SLICE {
+            std::thread::sleep(SLICE_REST);
+            slice = Stopwatch::start();
+        }
+        watch.elapsed() > budget
+    };
+    conn.progress_handler(CHECK_STEPS, Some(is_over))?;
+    let verdict: Result<String, _> =
+        conn.query_row(&format!("PRAGMA {check}"), [], |row| row.get(0));
     match verdict.map_err(StoreError::from) {
         Ok(verdict) if verdict == "ok" => Ok(true),
         // It speaks in lines; an error is one sentence.
@@ -377,13 +448,19 @@ pub(super) fn quick_check(conn: &Connection, budget: Duration) -> Result<bool, S
     }
 }
 
-/// What a failed write means. SQLite calls it an I/O error when the file system has turned
-/// read-only (as ext4 does when it meets damage); nothing was written then, so reading can go on. A
-/// failed sync is never taken for that: what it left on disk is not known.
-pub(super) fn write_failure(conn: &Connection, error: rusqlite::Error) -> StoreError {
-    let unwritten = matches!(&error, rusqlite::Error::SqliteFailure(code, _)
-        if code.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE);
-    if unwritten
+/// What an error of a statement means, whether it reads or writes. SQLite calls it an I/O error when the
+/// file system has turned read-only (as ext4 does when it meets damage), whether that stopped a write, or
+/// a sync of what the cache still took: one state has one answer.
+pub(super) fn failure(conn: &Connection, error: rusqlite::Error) -> StoreError {
+    let writes = matches!(&error, rusqlite::Error::SqliteFailure(code, _)
+    if code.code == ErrorCode::CannotOpen || matches!(
+        code.extended_code,
+        ffi::SQLITE_IOERR_WRITE
+            | ffi::SQLITE_IOERR_TRUNCATE
+            | ffi::SQLITE_IOERR_SHMSIZE
+            | ffi::SQLITE_IOERR_SHMOPEN
+    )) || is_failed_sync(&error);
+    if writes
         && conn
             .path()
             .is_some_and(|path| is_read_only(Path::new(path)))
@@ -393,12 +470,35 @@ pub(super) fn write_failure(conn: &Connection, error: rusqlite::Error) -> StoreE
     error.into()
 }
 
+/// Whether what was written may be on the disk or not.
+pub(super) fn is_failed_sync(error: &rusqlite::Error) -> bool {
+    matches!(error, rusqlite::Error::SqliteFailure(code, _)
+        if matches!(code.extended_code, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC))
+}
+
+/// Whether the disk takes a little more: a file is written beside the database, synced and removed.
+pub(super) fn takes_more(database: &Path) -> bool {
+    let probe = database.with_extension("room");
+    let written = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&probe)
+        .and_then(|mut file| {
+            file.write_all(&[0x5a; PROBE_BYTES])?;
+            file.sync_all()
+        });
+    let removed = std::fs::remove_file(&probe);
+    written.and(removed).is_ok()
+}
+
 /// Asked by writing: the flags of a mount don't tell of a read-only state forced by an error.
 fn is_read_only(database: &Path) -> bool {
     let probe = database.with_extension("probe");
-    let made = std::fs::OpenOptions::new()
+    let made = File::options()
         .write(true)
         .create_new(true)
+        .mode(0o600)
         .open(&probe);
     match made {
         Ok(_) => {
@@ -420,9 +520,7 @@ impl From<rusqlite::Error> for StoreError {
             ErrorCode::ConstraintViolation => StoreError::Constraint(text),
             ErrorCode::DiskFull => StoreError::StorageFull,
             // The shared-memory file of the WAL could not grow: a full disk as well.
-            ErrorCode::SystemIoFailure
-                if code.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE =>
-            {
+            ErrorCode::SystemIoFailure if code.extended_code == ffi::SQLITE_IOERR_SHMSIZE => {
                 StoreError::StorageFull
             }
             ErrorCode::ReadOnly => StoreError::ReadOnly,

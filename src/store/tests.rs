@@ -191,7 +191,12 @@ fn a_newer_or_foreign_database_is_refused_untouched() {
 #[test]
 fn damage_is_found_and_garbage_is_no_database() {
     let unclean = Left::default();
-    let check = |path: &Path| Store::examine(path, &unclean, Some(Duration::from_secs(60)));
+    let long = Duration::from_secs(60);
+    let budget = Budget {
+        after_order: long,
+        after_disorder: long,
+    };
+    let check = |path: &Path| Store::examine(path, &unclean, Some(budget));
     let dir = tempfile::tempdir().expect("temporary directory");
     let store = open(dir.path());
     store.close();
@@ -206,6 +211,36 @@ fn damage_is_found_and_garbage_is_no_database() {
     assert!(matches!(check(&path), Err(StoreError::Corrupt(_))));
     std::fs::write(&path, b"this is no database, but it is long enough to have a header of one hundred bytes if it were one").expect("write");
     assert!(matches!(check(&path), Err(StoreError::Corrupt(_))));
+}
+
+#[tokio::test]
+async fn once_damage_was_met_nothing_is_written_also_not_what_shared_a_commit_with_it() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    store
+        .write(|tx| insert(tx, "before"))
+        .await
+        .expect("written");
+    let condition = store.condition().clone();
+    let (first, second) = tokio::join!(
+        store.write(|tx| insert(tx, "shared")),
+        store.write(move |tx| {
+            insert(tx, "met")?;
+            condition.note(&StoreError::Corrupt("a page".to_owned()));
+            Ok::<_, TestError>(())
+        }),
+    );
+    let is_corrupt = |result| matches!(result, Err(TestError::Store(StoreError::Corrupt(what))) if what == "a page");
+    assert!(is_corrupt(second));
+    let is_shared = is_corrupt(first);
+    assert!(is_corrupt(store.write(|tx| insert(tx, "late")).await));
+    let kept = store.read(keys).await.expect("read");
+    let expected: &[&str] = match is_shared {
+        true => &["before"],
+        false => &["before", "shared"],
+    };
+    assert_eq!(kept, expected);
+    store.close();
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
 use rusqlite::{CachedStatement, Connection};
 
+use super::condition::Condition;
 use super::writer::unless_it_panics;
 use super::{Sql, StoreError, sqlite};
 use crate::clock::{Clock, Stopwatch, Timestamp};
@@ -228,18 +229,23 @@ macro_rules! word_type {
 }
 
 /// One row of a result.
-pub struct Row<'a>(&'a rusqlite::Row<'a>);
+pub struct Row<'a> {
+    row: &'a rusqlite::Row<'a>,
+    condition: &'a Condition,
+}
 
 impl Row<'_> {
     /// The value of the column at `index`, from 0.
     pub fn get<T: Column>(&self, index: usize) -> Result<T, StoreError> {
-        let value = match self.0.get_ref(index)? {
+        let value = match self.row.get_ref(index)? {
             ValueRef::Null => Param::Null,
             ValueRef::Integer(value) => Param::Int(value),
-            ValueRef::Text(bytes) => Param::Text(
-                std::str::from_utf8(bytes)
-                    .map_err(|_| StoreError::Corrupt(format!("column {index} is not UTF-8")))?,
-            ),
+            ValueRef::Text(bytes) => Param::Text(std::str::from_utf8(bytes).map_err(|_| {
+                // All that was written was text.
+                let error = StoreError::Corrupt(format!("column {index} of a row is not UTF-8"));
+                self.condition.note(&error);
+                error
+            })?),
             ValueRef::Real(_) | ValueRef::Blob(_) => {
                 return Err(StoreError::Bug(format!(
                     "column {index} is neither integer nor text"
@@ -278,8 +284,11 @@ pub fn value_rows(rows: usize, types: &[&str]) -> String {
 pub struct Tx<'c> {
     conn: &'c Connection,
     statements: &'c Statements,
+    condition: &'c Condition,
     caller: Option<Called>,
     touched: Touched,
+    /// Why the disk did not do the last thing that was asked of it.
+    failure: Option<StoreError>,
 }
 
 /// A subject that a transaction may touch, for those who wait for it: one of 32, whose meaning its
@@ -363,14 +372,37 @@ impl<'c> Tx<'c> {
     pub(super) fn new(
         conn: &'c Connection,
         statements: &'c Statements,
+        condition: &'c Condition,
         caller: Option<Called>,
     ) -> Self {
         Self {
             conn,
             statements,
+            condition,
             caller,
             touched: Touched::default(),
+            failure: None,
         }
+    }
+
+    /// Why SQLite undid the whole transaction by itself, as it does when the disk is full or fails, or there
+    /// is no memory.
+    pub(super) fn failure(&self) -> StoreError {
+        self.failure.clone().unwrap_or(StoreError::StorageFull)
+    }
+
+    fn met(&mut self, error: rusqlite::Error) -> StoreError {
+        let error = self.condition.met(self.conn, error);
+        if matches!(
+            error,
+            StoreError::StorageFull
+                | StoreError::ReadOnly
+                | StoreError::Io(_)
+                | StoreError::Corrupt(_)
+        ) {
+            self.failure = Some(error.clone());
+        }
+        error
     }
 
     /// In whose name it runs.
@@ -407,19 +439,18 @@ impl<'c> Tx<'c> {
         &mut self,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
-        let conn = self.conn;
+        let (conn, condition) = (self.conn, self.condition);
         let run = |sql| -> Result<(), StoreError> {
-            conn.prepare_cached(sql)?
-                .raw_execute()
-                .map_err(|error| sqlite::write_failure(conn, error))?;
+            conn.prepare_cached(sql)
+                .and_then(|mut statement| statement.raw_execute())
+                .map_err(|error| condition.met(conn, error))?;
             Ok(())
         };
         run("SAVEPOINT part")?;
         let (topics, rows) = (self.touched.topics, self.touched.rows.len());
         let result = unless_it_panics(|| work(self));
         if conn.is_autocommit() {
-            // SQLite undid the whole transaction by itself: disk full, I/O error, no memory.
-            return Err(StoreError::StorageFull);
+            return Err(self.failure());
         }
         if result.is_err() {
             self.touched.topics = topics;
@@ -458,16 +489,15 @@ impl<'c> Tx<'c> {
         params: &[Param<'_>],
         map: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
+        let condition = self.condition;
         self.run(sql, params, |statement, count| {
             let mut rows = statement.raw_query();
-            match rows.next()? {
-                Some(row) => {
-                    *count = 1;
-                    map(&Row(row)).map(Some)
-                }
-                None => Ok(None),
-            }
-        })
+            Ok(rows.next()?.map(|row| {
+                *count = 1;
+                map(&Row { row, condition })
+            }))
+        })?
+        .transpose()
     }
 
     /// All rows. The statement itself must bound how many there can be.
@@ -492,14 +522,18 @@ impl<'c> Tx<'c> {
         params: &[Param<'_>],
         mut visit: impl FnMut(&Row<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
+        let condition = self.condition;
         self.run(sql, params, |statement, count| {
             let mut rows = statement.raw_query();
             while let Some(row) = rows.next()? {
                 *count += 1;
-                visit(&Row(row))?;
+                let visited = visit(&Row { row, condition });
+                if visited.is_err() {
+                    return Ok(visited);
+                }
             }
-            Ok(())
-        })
+            Ok(Ok(()))
+        })?
     }
 
     /// Runs a statement by `work`, which counts its rows, and notes what it cost, also if it failed.
@@ -507,9 +541,12 @@ impl<'c> Tx<'c> {
         &mut self,
         sql: Sql<'_>,
         params: &[Param<'_>],
-        work: impl FnOnce(&mut CachedStatement<'_>, &mut u64) -> Result<T, StoreError>,
+        work: impl FnOnce(&mut CachedStatement<'_>, &mut u64) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
-        let mut statement = self.conn.prepare_cached(sql.text)?;
+        let conn = self.conn;
+        let mut statement = conn
+            .prepare_cached(sql.text)
+            .map_err(|error| self.met(error))?;
         let counters = bind(&mut statement, self.statements, sql, params)?;
         let (watch, mut rows) = (Stopwatch::start(), 0);
         let result = work(&mut statement, &mut rows);
@@ -518,7 +555,7 @@ impl<'c> Tx<'c> {
         if self.statements.count(&counters, took, rows) {
             self.keep_slow(&counters, sql, params, took, rows);
         }
-        result
+        result.map_err(|error| self.met(error))
     }
 
     fn keep_slow(

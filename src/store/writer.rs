@@ -2,9 +2,9 @@
 //!
 //! Invariants: a caller hears "yes" only after the commit that holds its work was synced to disk;
 //! each job runs in its own savepoint, so its `Err` or its panic undoes it alone; the queue is
-//! bounded and a full one refuses at once; after a failed sync nothing more is written (retrying
-//! fsync is unsafe: Rebello et al., USENIX ATC 2020), the process must start anew; callers who share
-//! a commit are woken a few at a time, so that other requests need not wait behind all of them.
+//! bounded and a full one refuses at once; after a failed sync, and once the database is known to be
+//! damaged, nothing more is written (store/condition.rs); callers who share a commit are woken a few at a
+//! time, so that other requests need not wait behind all of them.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,9 +21,11 @@ use rusqlite::{CachedStatement, Connection};
 use tokio::sync::oneshot;
 
 use super::checkpoint::{LogFile, LogWork};
+use super::condition::Condition;
 use super::tx::{Rows, Topic, Touched};
-use super::{StoreError, Tx, sqlite};
+use super::{StoreError, Tx};
 use crate::clock::Stopwatch;
+use crate::config::Database;
 use crate::monitor::Metrics;
 use crate::monitor::statements::{Called, Statements};
 
@@ -235,6 +237,7 @@ pub(super) struct Writer {
     waiting: Arc<AtomicUsize>,
     in_batch: Arc<AtomicUsize>,
     broken: Arc<AtomicBool>,
+    condition: Condition,
     listeners: Arc<Mutex<Vec<Listener>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -247,12 +250,12 @@ impl Writer {
         conn: Connection,
         log: LogFile,
         statements: Arc<Statements>,
-        queue_max: usize,
-        batch_max: usize,
+        condition: Condition,
+        settings: &Database,
         metrics: Metrics,
         on_fatal: OnFatal,
     ) -> Result<Self, StoreError> {
-        let (queue, messages) = sync_channel(queue_max);
+        let (queue, messages) = sync_channel(settings.write_queue_max);
         let waiting = Arc::new(AtomicUsize::new(0));
         let in_batch = Arc::new(AtomicUsize::new(0));
         let broken = Arc::new(AtomicBool::new(false));
@@ -264,11 +267,12 @@ impl Writer {
             inbox: Inbox {
                 messages,
                 put_off: None,
-                batch_max,
+                batch_max: settings.write_batch_max,
                 waiting: Arc::clone(&waiting),
                 in_batch: Arc::clone(&in_batch),
             },
             broken: Arc::clone(&broken),
+            condition: condition.clone(),
             listeners: Arc::clone(&listeners),
             touched: Touched::default(),
             outbox: Arc::new(Outbox::new()),
@@ -286,6 +290,7 @@ impl Writer {
             waiting,
             in_batch,
             broken,
+            condition,
             listeners,
             thread: Mutex::new(Some(thread)),
         })
@@ -344,6 +349,10 @@ impl Writer {
         });
         if self.broken.load(Ordering::Acquire) {
             refuse(job, StoreError::Stopped);
+            return;
+        }
+        if let Some(error) = self.condition.sealed() {
+            refuse(job, error.clone());
             return;
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -449,6 +458,7 @@ struct Loop {
     statements: Arc<Statements>,
     inbox: Inbox,
     broken: Arc<AtomicBool>,
+    condition: Condition,
     listeners: Arc<Mutex<Vec<Listener>>>,
     /// What the batch in hand touched, as far as it was not undone.
     touched: Touched,
@@ -467,7 +477,7 @@ impl Loop {
                         self.commit(job, &mut batch);
                     }
                 }
-                Message::Log(work) => self.log.work(&self.conn, work),
+                Message::Log(work) => self.log.work(&self.conn, &self.condition, work),
                 Message::Stop => break,
             }
             if self.broken.load(Ordering::Acquire) {
@@ -511,13 +521,21 @@ impl Loop {
 
     /// Runs a job, and those that wait by then, in one transaction and answers everyone.
     fn commit(&mut self, first: Box<dyn Job>, batch: &mut Vec<Box<dyn Job>>) {
+        let before = self.conn.total_changes();
         let outcome = self.transaction(first, batch);
+        // A commit of nothing says nothing of the disk.
+        if outcome.is_err() || self.conn.total_changes() != before {
+            self.condition.wrote(&outcome);
+        }
         self.metrics.db_write_batch_size.observe(batch.len() as f64);
         if let Err(error) = &outcome {
             if !self.conn.is_autocommit() && self.conn.execute_batch("ROLLBACK").is_err() {
                 tracing::error!("the failed batch could not be rolled back");
             }
-            tracing::error!(%error, writes = batch.len(), "a batch of writes failed; none of it was kept");
+            // Of a database that nothing is written to any more, that was said when it came to that.
+            if self.condition.sealed().is_none() {
+                tracing::error!(%error, writes = batch.len(), "a batch of writes failed; none of it was kept");
+            }
         }
         if outcome.is_ok() && !self.touched.is_empty() {
             for (topic, listener) in self.listeners.lock().iter() {
@@ -546,47 +564,50 @@ impl Loop {
         first: Box<dyn Job>,
         batch: &mut Vec<Box<dyn Job>>,
     ) -> Result<(), StoreError> {
-        let conn = &self.conn;
+        let (conn, condition) = (&self.conn, &self.condition);
+        let met = |error| condition.met(conn, error);
+        let run =
+            |statement: &mut CachedStatement<'_>| statement.raw_execute().map(drop).map_err(met);
+        let prepared = |sql| conn.prepare_cached(sql).map_err(met);
         self.touched.clear();
         batch.push(first);
-        run(conn, &mut conn.prepare_cached("BEGIN IMMEDIATE")?)?;
+        // It may have come to that while this one waited.
+        if let Some(error) = condition.sealed() {
+            return Err(error.clone());
+        }
+        run(&mut prepared("BEGIN IMMEDIATE")?)?;
         fail::fail_point!("writer.begun");
-        let mut savepoint = conn.prepare_cached("SAVEPOINT job")?;
-        let mut release = conn.prepare_cached("RELEASE job")?;
+        let mut savepoint = prepared("SAVEPOINT job")?;
+        let mut release = prepared("RELEASE job")?;
         while let Some(job) = batch.last_mut() {
-            run(conn, &mut savepoint)?;
-            let mut tx = Tx::new(conn, &self.statements, job.take_caller());
+            run(&mut savepoint)?;
+            let mut tx = Tx::new(conn, &self.statements, condition, job.take_caller());
             let keep = job.run(&mut tx);
+            if conn.is_autocommit() {
+                return Err(tx.failure());
+            }
             if keep {
                 self.touched.add(tx.touched());
+            } else {
+                run(&mut prepared("ROLLBACK TO job")?)?;
             }
-            if conn.is_autocommit() {
-                // SQLite undid the whole transaction by itself: disk full, I/O error, no memory.
-                return Err(StoreError::StorageFull);
-            }
-            if !keep {
-                run(conn, &mut conn.prepare_cached("ROLLBACK TO job")?)?;
-            }
-            run(conn, &mut release)?;
+            run(&mut release)?;
             match self.inbox.next_of_batch(batch.len()) {
                 Some(job) => batch.push(job),
                 None => break,
             }
         }
         fail::fail_point!("writer.before_commit");
+        // What others of the batch decided may rest on a page that turned out to be damaged.
+        if let Some(error) = condition.sealed() {
+            return Err(error.clone());
+        }
         let watch = Stopwatch::start();
-        run(conn, &mut conn.prepare_cached("COMMIT")?)?;
+        run(&mut prepared("COMMIT")?)?;
         self.metrics
             .db_commit_seconds
             .observe(watch.elapsed_seconds());
         fail::fail_point!("writer.after_commit");
         Ok(())
     }
-}
-
-fn run(conn: &Connection, statement: &mut CachedStatement<'_>) -> Result<(), StoreError> {
-    statement
-        .raw_execute()
-        .map_err(|error| sqlite::write_failure(conn, error))?;
-    Ok(())
 }

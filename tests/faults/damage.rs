@@ -90,7 +90,7 @@ impl Fixture {
     }
 
     /// Everything is in `onrush.db`; the lock file says whether the last stop was orderly.
-    fn folded(orderly: bool) -> Self {
+    pub(super) fn folded(orderly: bool) -> Self {
         let (fixture, server) = Self::new();
         server.stop();
         if !orderly {
@@ -100,7 +100,7 @@ impl Fixture {
     }
 
     /// The claims are in the write-ahead log.
-    fn killed() -> Self {
+    pub(super) fn killed() -> Self {
         let (fixture, server) = Self::new();
         server.kill().assert_killed();
         fixture
@@ -119,8 +119,8 @@ impl Fixture {
         to
     }
 
-    /// What starting on a damaged copy may come to: a refusal that names the damage, an end with 74
-    /// once it was found, or everything as it was. Whatever is answered 2xx must be right.
+    /// What starting on a damaged copy may come to: a refusal that names the damage, errors once it was
+    /// found, or everything as it was. Whatever is answered 2xx must be right.
     fn assert_sound_or_refused(&self, dir: &Path, what: &str) -> bool {
         let server = match Launch::new(dir).attempt() {
             Err(ended) => {

@@ -119,12 +119,33 @@ fn a_full_disk_stops_writing_alone_and_space_brings_it_back() {
         "{:?}",
         buyer.heard
     );
-    for path in [&sale.path, "/api/v1/products", "/livez", "/metrics"] {
+    for path in [
+        &sale.path,
+        "/api/v1/products",
+        "/livez",
+        "/metrics",
+        "/readyz",
+    ] {
         assert_eq!(client.get(path, "").status, 200, "{path}: reading goes on");
+    }
+    for path in ["/health", "/readyz?writes"] {
+        let answer = client.get(path, "");
+        let check = &answer.json()["checks"]["writes"][0];
+        assert_eq!(
+            (answer.status, &check["status"]),
+            (503, &"fail".into()),
+            "{answer:?}"
+        );
+        let output = check["output"].as_str().unwrap_or_default();
+        assert!(output.contains("nobody can log in"), "{answer:?}");
     }
     sale.assert_kept(server.address, &mut buyers);
 
     mount.remount("size=64m");
+    until(
+        "it is seen that there is room, though nobody writes",
+        || client.get("/readyz?writes", "").status == 200,
+    );
     let last = buyers.last_mut().expect("a buyer");
     until("writing works again", || {
         last.claim(&mut client, &sale.claims());
@@ -223,6 +244,52 @@ fn a_disk_that_turns_read_only_stops_writing_alone() {
     sale.assert_orders_and_keys(server.address, &buyers);
     drop(server);
     drop(mount);
+}
+
+/// Whether the write or its sync meets it first depends on whether the log has room and on what the cache
+/// still takes.
+#[test]
+fn a_file_system_that_turns_read_only_is_answered_alike_each_time() {
+    for (round, ready_bytes) in [0, 4_194_304].into_iter().cycle().take(6).enumerate() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let made = Mount::ext4(&root.path().join("image"), root.path().join("disk"));
+        let mount = match made {
+            Ok(mount) => mount,
+            Err(reason) => return skip(&reason),
+        };
+        let launch = Launch::new(&mount.at.join("data"))
+            .set("ONRUSH_DATABASE__WAL_READY_BYTES", ready_bytes);
+        let (sale, server) = Sale::make(launch, 100);
+        let mut buyers = sale.buyers(server.address, 20);
+        let mut client = Client::new(server.address);
+        if ready_bytes > 0 {
+            until("the log has room", || {
+                let log = mount.at.join("data/onrush.db-wal");
+                // Something has to be in it.
+                let name = format!("r{}@example.com", rand::random::<u64>());
+                let new = serde_json::json!({"email": name, "name": "r", "password": "a long enough password"});
+                client.post("/api/v1/auth/register", "", &new);
+                std::fs::metadata(log).is_ok_and(|meta| meta.len() >= ready_bytes)
+            });
+        }
+        if let Err(reason) = break_ext4(&mount) {
+            return skip(&reason);
+        }
+        for buyer in &mut buyers {
+            let answer = client
+                .ask("POST", &sale.claims(), &buyer.token, None, "{}")
+                .unwrap_or_else(|| panic!("round {round}: no answer"));
+            assert_unavailable(&answer, "read_only");
+        }
+        for (path, status) in [
+            (&*sale.path, 200),
+            ("/readyz", 200),
+            ("/readyz?writes", 503),
+        ] {
+            assert_eq!(client.get(path, "").status, status, "round {round}: {path}");
+        }
+        server.stop();
+    }
 }
 
 #[test]

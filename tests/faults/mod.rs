@@ -5,6 +5,7 @@
 //! where `CI` is `true`.
 
 mod ask;
+mod backup;
 mod clients;
 mod clock;
 mod crowds;
@@ -16,6 +17,7 @@ mod outgoing;
 mod power;
 mod queue;
 mod refusal;
+mod rot;
 mod sale;
 mod schedules;
 mod server;

@@ -23,6 +23,8 @@ pub(super) struct Launch {
     dir: PathBuf,
     env: Vec<(String, String)>,
     under: Vec<String>,
+    /// Whether nobody reads what it says once it serves.
+    is_unheard: bool,
 }
 
 impl Launch {
@@ -32,6 +34,7 @@ impl Launch {
             dir: dir.to_owned(),
             env: Vec::new(),
             under: Vec::new(),
+            is_unheard: false,
         }
         .set("ONRUSH_AUTH__ARGON2_MEMORY_KIB", 8)
         .set("ONRUSH_AUTH__ARGON2_PASSES", 1)
@@ -49,6 +52,12 @@ impl Launch {
     /// Started by another program, which must become the server or end as it does.
     pub(super) fn under(mut self, argv: &[&str]) -> Self {
         self.under = argv.iter().map(|arg| (*arg).to_owned()).collect();
+        self
+    }
+
+    /// What it says is read until it serves, and no longer.
+    pub(super) fn unheard(mut self) -> Self {
+        self.is_unheard = true;
         self
     }
 
@@ -86,6 +95,8 @@ impl Launch {
         let log = Arc::new(Mutex::new(String::new()));
         let (found, address) = mpsc::channel();
         let kept = Arc::clone(&log);
+        let is_unheard = self.is_unheard;
+        let (end, ends) = mpsc::channel::<()>();
         // Reads to the end, so that a full pipe never blocks the server.
         let reader = std::thread::spawn(move || {
             let mut line = String::new();
@@ -94,6 +105,11 @@ impl Launch {
                     let url = url.trim().trim_end_matches("/docs");
                     // Whoever waited for it may have given up.
                     let _late = found.send(url.parse().expect("an address"));
+                    if is_unheard {
+                        // The pipe stays open, and fills.
+                        let _gone = ends.recv();
+                        return;
+                    }
                 }
                 let mut kept = kept.lock().expect("log");
                 if kept.len() < 1 << 20 {
@@ -107,6 +123,7 @@ impl Launch {
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
             log,
             reader: Some(reader),
+            end: Some(end),
         };
         match address.recv_timeout(PATIENCE) {
             Ok(address) => {
@@ -155,6 +172,8 @@ pub(super) struct Server {
     pub(super) address: SocketAddr,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
+    /// Dropped when it has ended.
+    end: Option<mpsc::Sender<()>>,
 }
 
 /// How a server ended, and all that it said.
@@ -199,6 +218,7 @@ impl Server {
             status = self.child.try_wait().expect("a child");
             status.is_some()
         });
+        drop(self.end.take());
         if let Some(reader) = self.reader.take() {
             reader.join().expect("the log was read");
         }

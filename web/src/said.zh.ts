@@ -14,6 +14,7 @@ export const zhProblems: Record<string, string> = {
   claim_not_found: '没有此抢购记录。',
   client_busy: '来自您地址的请求过多，请等待其中一些完成后再试。',
   csrf: '登录状态已变化，请刷新页面。',
+  database_damaged: '数据库已损坏，不再写入任何内容；尚可读取的内容照常提供。请由运营者恢复备份。',
   email_taken: '该邮箱已有账号。',
   ended: '抢购已结束。',
   event_not_found: '该事件已不再保存。',
