@@ -4,6 +4,8 @@
 //! Invariants: the key's row commits with the work that it stands for; only successes are kept, for
 //! a refusal has changed nothing and may be tried again; a second request that comes while the first
 //! waits for the writer runs after it and finds its answer, so "still running" never has to be told.
+//! An operation looks for the answer before it looks at anything that may have changed since, or once
+//! that has refused it: the first answer is given again whatever has become of the world.
 
 use sha2::{Digest, Sha256};
 
@@ -56,16 +58,32 @@ impl Key {
                 "must be 1 to 255 visible ASCII characters",
             )]);
         }
-        let digest = Sha256::digest(asked.as_bytes());
         Ok(Self {
             key: key.to_owned(),
-            fingerprint: digest
-                .iter()
-                .take(16)
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
+            fingerprint: fingerprint(asked),
             seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
         })
+    }
+
+    /// The same key, with something else asked under it.
+    #[must_use]
+    pub fn asking(&self, asked: &str) -> Self {
+        Self {
+            key: self.key.clone(),
+            fingerprint: fingerprint(asked),
+            seconds: self.seconds,
+        }
+    }
+
+    /// Where the thing is that was made under this key, whatever was asked.
+    pub fn made_at(
+        &self,
+        tx: &mut Tx<'_>,
+        now: Timestamp,
+        caller: UserId,
+    ) -> Result<Option<String>, StoreError> {
+        let stored = sql::stored(tx, caller, &self.key, now.plus_seconds(-self.seconds))?;
+        Ok(stored.map(|stored| stored.location))
     }
 
     /// The answer given before, if there is one.
@@ -98,6 +116,12 @@ impl Key {
         };
         sql::store(tx, now, caller, &self.key, &stored)
     }
+}
+
+fn fingerprint(asked: &str) -> String {
+    let digest = Sha256::digest(asked.as_bytes());
+    let half = digest.iter().take(16);
+    half.map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Drops answers that are older than `seconds`, a bounded number at a time.

@@ -340,6 +340,15 @@ impl ReadySales {
     }
 }
 
+/// What a buyer asks for units of.
+#[derive(Clone, Copy, Debug)]
+enum Wanted {
+    /// This sale.
+    Sale(SaleId),
+    /// The sale of this product that runs now, or else the next to come.
+    Product(ProductId),
+}
+
 /// Sales and claims.
 #[derive(Clone)]
 pub struct FlashSaleApi {
@@ -373,10 +382,10 @@ impl FlashSaleApi {
         }
     }
 
-    async fn claim_in(
+    async fn claim_of(
         &self,
         caller: &Caller,
-        sale_id: SaleId,
+        wanted: Wanted,
         quantity: u32,
         key: Option<String>,
     ) -> ClaimResult {
@@ -388,13 +397,24 @@ impl FlashSaleApi {
             )]
             .into());
         }
+        let sale = match wanted {
+            Wanted::Sale(id) => Some(id),
+            Wanted::Product(id) => self.gate.sale_of(id.0, self.clock.now()),
+        };
         let key = key
             .map(|key| {
-                let asked = format!("claim {sale_id} {quantity}");
-                Key::new(&key, &asked, self.settings.orders.idempotency_seconds)
+                let asked = sale.map(|sale| super::asked(sale, quantity));
+                let seconds = self.settings.orders.idempotency_seconds;
+                Key::new(&key, &asked.unwrap_or_default(), seconds)
             })
             .transpose()?;
-        let result = self.decide(caller, sale_id, quantity, key).await;
+        let result = match wanted {
+            Wanted::Sale(id) => self.decide(caller, id, quantity, key).await,
+            Wanted::Product(id) => {
+                self.decide_of_product(caller, id, sale, quantity, key)
+                    .await
+            }
+        };
         let outcome = match &result {
             Ok(claimed) if claimed.is_replay() => "replayed",
             Ok(_) => {
@@ -408,6 +428,35 @@ impl FlashSaleApi {
             .with_label_values(&[outcome])
             .inc();
         Ok(result?)
+    }
+
+    /// A claim in the product's sale of now. Who asks again once that is over, or when another has begun,
+    /// hears the first answer again.
+    async fn decide_of_product(
+        &self,
+        caller: &Caller,
+        product_id: ProductId,
+        sale: Option<SaleId>,
+        quantity: u32,
+        key: Option<Key>,
+    ) -> Result<Created<ClaimedView>, Problem> {
+        let (now, user_id) = (self.clock.now(), caller.user_id);
+        let refused = match sale {
+            Some(sale) => match self.decide(caller, sale, quantity, key.clone()).await {
+                Ok(claimed) => return Ok(claimed),
+                Err(problem) => problem,
+            },
+            None => Problem::not_found("sale_not_found", "the product has no flash sale"),
+        };
+        if let Some(key) = key {
+            let before = self.store.point(move |tx| {
+                super::granted_before(tx, now, user_id, product_id, quantity, &key)
+            });
+            if let Some(answer) = before.await? {
+                return Ok(Created::replay(answer.body, answer.location));
+            }
+        }
+        Err(refused)
     }
 
     async fn decide(
@@ -626,7 +675,8 @@ impl FlashSaleApi {
         idempotency_key: Header<Option<String>>,
         body: OptionalBody<ClaimBody>,
     ) -> ClaimResult {
-        self.claim_in(&access.0, SaleId(id.0), body.0.quantity, idempotency_key.0)
+        let wanted = Wanted::Sale(SaleId(id.0));
+        self.claim_of(&access.0, wanted, body.0.quantity, idempotency_key.0)
             .await
     }
 
@@ -686,7 +736,8 @@ impl SeckillApi {
 impl SeckillApi {
     /// Claim a product
     ///
-    /// A claim in the product's running flash sale.
+    /// A claim in the product's running flash sale. Repeat a request freely under the same
+    /// `Idempotency-Key`: also when the sale is over, the first answer comes again.
     #[oai(
         path = "/seckill/:product_id",
         method = "post",
@@ -702,14 +753,9 @@ impl SeckillApi {
         idempotency_key: Header<Option<String>>,
         body: OptionalBody<ClaimBody>,
     ) -> ClaimResult {
-        access.0.require(Role::Customer, Scope::Orders)?;
-        let sale = self
-            .0
-            .gate
-            .sale_of(product_id.0, self.0.clock.now())
-            .ok_or_else(|| Problem::not_found("sale_not_found", "the product has no flash sale"))?;
+        let wanted = Wanted::Product(ProductId(product_id.0));
         self.0
-            .claim_in(&access.0, sale, body.0.quantity, idempotency_key.0)
+            .claim_of(&access.0, wanted, body.0.quantity, idempotency_key.0)
             .await
     }
 }

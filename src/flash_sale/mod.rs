@@ -51,6 +51,9 @@ const WINDOW_SECONDS_MAX: i64 = 366 * 86_400;
 /// Longest payment window: 30 days.
 const PAYMENT_SECONDS_MAX: i64 = 30 * 86_400;
 
+/// Where claims are to be had, by their ids.
+const CLAIMS: &str = "/api/v1/claims/";
+
 /// A flash sale.
 #[derive(Clone, Debug)]
 pub struct Sale {
@@ -315,6 +318,35 @@ pub struct ClaimRequest {
     pub follow_ups: FollowUps,
 }
 
+/// What a claim asks for, as its key remembers it.
+pub fn asked(sale: SaleId, quantity: u32) -> String {
+    format!("claim {sale} {quantity}")
+}
+
+/// The answer to a claim of this product that was granted under this key, in whichever of its sales
+/// that was, over or not.
+pub fn granted_before(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    user_id: UserId,
+    product_id: ProductId,
+    quantity: u32,
+    key: &Key,
+) -> Result<Option<Stored>, SaleError> {
+    let Some(location) = key.made_at(tx, now, user_id)? else {
+        return Ok(None);
+    };
+    let sale = match location.strip_prefix(CLAIMS) {
+        Some(claim_id) => sql::sale_of_claim(tx, claim_id, product_id)?,
+        None => None,
+    };
+    let Some(sale_id) = sale else {
+        return Err(KeyError::Reused.into());
+    };
+    let key = key.asking(&asked(sale_id, quantity));
+    Ok(key.look_up(tx, now, user_id)?)
+}
+
 /// Grants units, or says why not. All of it or nothing.
 pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<Claim, SaleError> {
     if let Some(key) = &request.key
@@ -377,7 +409,7 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     };
     let body =
         serde_json::to_string(&claimed).map_err(|error| StoreError::Bug(error.to_string()))?;
-    let location = format!("/api/v1/claims/{claim_id}");
+    let location = format!("{CLAIMS}{claim_id}");
     if let Some(key) = &request.key {
         key.keep(tx, now, request.user_id, location.clone(), body.clone())?;
         fail::fail_point!("claim.key_kept");

@@ -198,6 +198,19 @@ pub(super) fn claim(tx: &mut Tx<'_>, id: &str) -> Result<Option<ClaimRow>, Store
     )
 }
 
+/// The sale that a claim was granted in, if it sold this product.
+pub(super) fn sale_of_claim(
+    tx: &mut Tx<'_>,
+    claim: &str,
+    product: ProductId,
+) -> Result<Option<SaleId>, StoreError> {
+    tx.row(
+        sql!("SELECT s.id FROM claims c JOIN flash_sales s ON s.id = c.sale_id WHERE c.id = $1 AND s.product_id = $2"),
+        &[claim.into(), product.into()],
+        |row| row.get(0),
+    )
+}
+
 /// Closes an open sale; answers what was left in it.
 pub(super) fn close(
     tx: &mut Tx<'_>,

@@ -7,6 +7,7 @@ mod files;
 mod input;
 mod mail;
 mod orders;
+mod replays;
 mod reports;
 mod revival;
 mod sales;

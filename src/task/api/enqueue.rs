@@ -10,7 +10,7 @@ use super::ms;
 use super::views::{RetryBody, TaskKey};
 use crate::auth::api::{Access, Tag};
 use crate::auth::idempotency::Key;
-use crate::auth::{Role, Scope};
+use crate::auth::{Role, Scope, UserId};
 use crate::check::{self, Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::http::json::Accepted;
@@ -295,12 +295,101 @@ pub(super) fn read(
     Ok(new)
 }
 
+/// Tasks that are to be made together, checked.
+struct Together {
+    nodes: Vec<Node>,
+    /// Whether some wait for others of them.
+    has_order: bool,
+    on_success: Option<NewTask>,
+    on_complete: Option<NewTask>,
+    description: Option<String>,
+}
+
+/// [`read`] for many.
+fn together(
+    tasks: &Tasks,
+    body: BatchBody,
+    now: Timestamp,
+    traceparent: Option<&str>,
+) -> Result<Together, TaskError> {
+    let mut checks = Checks::new();
+    checks.range("tasks", body.tasks.len(), 1, tasks.rules().batch_tasks_max);
+    let has_order = body.chain || body.tasks.iter().any(|task| !task.after_places.is_empty());
+    let has_callbacks = body.on_success.is_some() || body.on_complete.is_some();
+    checks.require(
+        !(has_order && body.batch),
+        "batch",
+        "does not go with chain or after_places",
+    );
+    checks.require(
+        body.batch || !has_callbacks,
+        "batch",
+        "must be true for on_success and on_complete",
+    );
+    if let Some(text) = &body.description {
+        checks.name("description", check::trimmed(text), 0, 500);
+    }
+    checks.finish().map_err(TaskError::Invalid)?;
+    let mut nodes = Vec::with_capacity(body.tasks.len());
+    for (at, item) in body.tasks.iter().enumerate() {
+        let task = read(tasks, &item.task, now, traceparent).map_err(|error| match error {
+            TaskError::Invalid(errors) => {
+                TaskError::Invalid(prefixed(&format!("tasks[{at}]."), errors))
+            }
+            other => other,
+        })?;
+        let places = item.after_places.iter().map(|place| *place as usize);
+        let mut after: Vec<usize> = places.collect();
+        if body.chain {
+            after.extend(at.checked_sub(1));
+        }
+        nodes.push(Node { task, after });
+    }
+    let callback = |task: &Option<TaskBody>| {
+        task.as_ref()
+            .map(|task| read(tasks, task, now, traceparent))
+            .transpose()
+    };
+    Ok(Together {
+        nodes,
+        has_order,
+        on_success: callback(&body.on_success)?,
+        on_complete: callback(&body.on_complete)?,
+        description: body
+            .description
+            .as_deref()
+            .map(|text| check::trimmed(text).to_owned()),
+    })
+}
+
 impl EnqueueApi {
     /// With the handle that it works on.
     pub fn new(tasks: Tasks, idempotency_seconds: u64) -> Self {
         Self {
             tasks,
             idempotency_seconds,
+        }
+    }
+
+    /// The answer of before, where a request that is refused now was done under its key once; else the
+    /// refusal. Times pass and settings change, so what held then need not hold any more.
+    async fn made_before<T>(
+        &self,
+        key: Option<Key>,
+        now: Timestamp,
+        user: UserId,
+        refused: Problem,
+    ) -> Result<Accepted<T>, Problem> {
+        let Some(key) = key else {
+            return Err(refused);
+        };
+        let stored = self
+            .tasks
+            .store()
+            .point(move |tx| key.look_up(tx, now, user));
+        match stored.await? {
+            Some(stored) => Ok(Accepted::replay(stored.body, stored.location)),
+            None => Err(refused),
         }
     }
 
@@ -331,7 +420,6 @@ impl EnqueueApi {
         caller.require(Role::Admin, Scope::Tasks)?;
         let now = self.tasks.clock().now();
         let trace = info.trace().map(crate::http::TraceParent::as_str);
-        let new = read(&self.tasks, &body.0, now, trace).map_err(Problem::from)?;
         let key = match idempotency_key.0 {
             None => None,
             header => {
@@ -340,6 +428,10 @@ impl EnqueueApi {
             }
         };
         let user = caller.user_id;
+        let new = match read(&self.tasks, &body.0, now, trace) {
+            Ok(new) => new,
+            Err(error) => return Ok(self.made_before(key, now, user, error.into()).await?),
+        };
         let made = self
             .tasks
             .store()
@@ -388,62 +480,17 @@ impl EnqueueApi {
                 self.key(header, &format!("POST /tasks/batch {asked}"))?
             }
         };
-        let body = body.0;
-        let mut checks = Checks::new();
-        checks.range(
-            "tasks",
-            body.tasks.len(),
-            1,
-            self.tasks.rules().batch_tasks_max,
-        );
-        let has_order = body.chain || body.tasks.iter().any(|task| !task.after_places.is_empty());
-        let has_callbacks = body.on_success.is_some() || body.on_complete.is_some();
-        checks.require(
-            !(has_order && body.batch),
-            "batch",
-            "does not go with chain or after_places",
-        );
-        checks.require(
-            body.batch || !has_callbacks,
-            "batch",
-            "must be true for on_success and on_complete",
-        );
-        if let Some(text) = &body.description {
-            checks.name("description", check::trimmed(text), 0, 500);
-        }
-        checks.finish()?;
-        let mut nodes = Vec::with_capacity(body.tasks.len());
-        for (at, item) in body.tasks.iter().enumerate() {
-            let task = read(&self.tasks, &item.task, now, trace).map_err(|error| match error {
-                TaskError::Invalid(errors) => {
-                    TaskError::Invalid(prefixed(&format!("tasks[{at}]."), errors))
-                }
-                other => other,
-            });
-            let mut after: Vec<usize> = item
-                .after_places
-                .iter()
-                .map(|place| *place as usize)
-                .collect();
-            if body.chain {
-                after.extend(at.checked_sub(1));
-            }
-            nodes.push(Node {
-                task: task.map_err(Problem::from)?,
-                after,
-            });
-        }
-        let callback = |task: &Option<TaskBody>| {
-            task.as_ref()
-                .map(|task| read(&self.tasks, task, now, trace))
-                .transpose()
-                .map_err(Problem::from)
+        let (user, is_batch) = (caller.user_id, body.0.batch);
+        let Together {
+            nodes,
+            has_order,
+            on_success,
+            on_complete,
+            description,
+        } = match together(&self.tasks, body.0, now, trace) {
+            Ok(together) => together,
+            Err(error) => return Ok(self.made_before(key, now, user, error.into()).await?),
         };
-        let (on_success, on_complete) = (callback(&body.on_success)?, callback(&body.on_complete)?);
-        let description = body
-            .description
-            .map(|text| check::trimmed(&text).to_owned());
-        let (user, is_batch) = (caller.user_id, body.batch);
         let made = self
             .tasks
             .store()
