@@ -582,9 +582,15 @@ fn handles(
         Arc::new(settings.faktory.clone()),
         metrics.clone(),
     );
+    let shares = Shares::new(&settings, &metrics);
     let handles = Handles {
-        shares: Shares::new(&settings, &metrics),
-        showcase: Showcase::new(store.clone(), &cache),
+        showcase: Showcase::new(
+            store.clone(),
+            shares.clone(),
+            Arc::new(settings.products.clone()),
+            &cache,
+        ),
+        shares,
         ready_sales: ReadySales::new(store.clone(), &cache),
         settings,
         store,

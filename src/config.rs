@@ -295,10 +295,23 @@ section! {
     Database {
         /// Read-only connections.
         readers: u32 = 8,
+        /// Of these, so many may bring pages of lists at once; fewer where none would be left for look-ups by
+        /// key, which no list and no search holds up.
+        list_readers: u32 = 4,
+        /// Of these, so many may search at once, likewise.
+        search_readers: u32 = 2,
+        /// Lists, and likewise searches, that may wait for their turn; one more is answered 503.
+        lane_queue_max: usize = 256,
+        /// How long one waits for its turn before 503.
+        lane_timeout_ms: u64 = 2_000,
+        /// Reads of reports and other long ones at once, on connections of their own; the rest wait.
+        long_readers: u32 = 2,
         /// How long a read may wait for a connection.
         reader_timeout_ms: u64 = 250,
         /// Longest run of one reading statement.
         statement_timeout_ms: u64 = 5_000,
+        /// Longest run of one search.
+        search_timeout_ms: u64 = 1_000,
         /// A statement that takes as long is kept in the list of slow queries; 0 keeps every one.
         slow_list_ms: u64 = 100,
         /// One that takes as long is logged as well.
@@ -395,6 +408,9 @@ section! {
         popularity_window_seconds: u64 = 86_400,
         /// Products that get their new popularity in one write.
         popularity_batch: usize = 256,
+        /// Steps of one search: each product that it passes is one, and so are up to 64 bytes of a text that
+        /// it reads. A search that needs more answers what it has found, and where to go on.
+        search_steps_max: u32 = 20_000,
     }
 }
 
@@ -407,6 +423,17 @@ section! {
         lines_max: usize = 100,
         /// Units of one line.
         quantity_max: u32 = 1_000,
+        /// Orders of one customer that may wait for payment at once; 0 for any number. Those of flash sales,
+        /// which have limits of their own, and those of staff don't count.
+        unpaid_orders_max: u32 = 5,
+        /// Units of one product that these orders of one customer may hold together; 0 for any number. A
+        /// shop for businesses sets more.
+        unpaid_units_max: u32 = 20,
+        /// Orders that one customer may place within a minute; 0 for any number. Staff may more.
+        per_minute_max: u32 = 30,
+        /// Customers whose orders of the last minute are remembered for that; beyond it the first are
+        /// forgotten.
+        tracked_customers_max: usize = 200_000,
         /// Whether a customer's own call to `pay` counts. Turn it off once a payment provider
         /// calls Onrush with an API key: then only staff and keys with the scope `payments` may.
         customers_confirm_payment: bool = true,
@@ -479,7 +506,8 @@ section! {
         stale_retry_ms: u64 = 1_000,
         /// A hot value is loaded anew when this part of its life is over; 100 turns that off.
         refresh_percent: u64 = 80,
-        /// Loads at once. Fewer than `database.readers`, so that what is not cached finds one as well.
+        /// Loads by key at once. Fewer than `database.readers`, so that what is not cached finds one as well.
+        /// Those of lists and of searches have places of their own, in `[database]`.
         loads_max: usize = 6,
         /// Loads that wait for their turn; one more is answered 503.
         loads_queue_max: usize = 1_024,
@@ -1681,7 +1709,32 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
         u64::from(s.server.h2_streams_max),
         1,
     )?;
-    at_least("database.readers", u64::from(s.database.readers), 1)?;
+    for (key, value, min) in [
+        ("database.readers", u64::from(s.database.readers), 1),
+        (
+            "database.list_readers",
+            u64::from(s.database.list_readers),
+            1,
+        ),
+        (
+            "database.search_readers",
+            u64::from(s.database.search_readers),
+            1,
+        ),
+        (
+            "database.long_readers",
+            u64::from(s.database.long_readers),
+            1,
+        ),
+        ("database.lane_timeout_ms", s.database.lane_timeout_ms, 10),
+        (
+            "database.search_timeout_ms",
+            s.database.search_timeout_ms,
+            10,
+        ),
+    ] {
+        at_least(key, value, min)?;
+    }
     at_least(
         "database.statement_timeout_ms",
         s.database.statement_timeout_ms,
@@ -1765,6 +1818,16 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
     )?;
     at_least("orders.lines_max", s.orders.lines_max as u64, 1)?;
     at_least("orders.quantity_max", u64::from(s.orders.quantity_max), 1)?;
+    at_most(
+        "orders.per_minute_max",
+        u64::from(s.orders.per_minute_max),
+        60_000,
+    )?;
+    at_least(
+        "orders.tracked_customers_max",
+        s.orders.tracked_customers_max as u64,
+        1_000,
+    )?;
     at_least("orders.expiry_batch", u64::from(s.orders.expiry_batch), 1)?;
     at_least("orders.expiry_interval_ms", s.orders.expiry_interval_ms, 10)?;
     at_least(
@@ -1831,6 +1894,11 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
         "products.popularity_batch",
         s.products.popularity_batch as u64,
         5_000,
+    )?;
+    at_least(
+        "products.search_steps_max",
+        u64::from(s.products.search_steps_max),
+        1_000,
     )?;
     validate_cache(&s.cache)?;
     at_least("reports.cache_seconds", s.reports.cache_seconds, 1)?;

@@ -1,8 +1,8 @@
 //! Loads that are under way: one per key, and whoever else wants it waits for that one.
 //!
 //! Invariants: a flight ends, whatever becomes of its load, because a guard that is dropped ends it;
-//! nobody joins a flight whose key was invalidated since it began; the number of those who wait is
-//! bounded over all keys.
+//! nobody joins a flight whose key was invalidated since it began, or that was given up; the number of
+//! those who wait is bounded over all keys.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -39,8 +39,13 @@ impl Flight {
         })
     }
 
-    pub(super) fn watch(&self) -> watch::Receiver<Option<Outcome>> {
+    pub(super) fn watch(&self) -> Watch {
         self.outcome.subscribe()
+    }
+
+    /// Done when there is nobody who waits.
+    pub(super) async fn nobody_waits(&self) {
+        self.outcome.closed().await;
     }
 }
 
@@ -49,8 +54,11 @@ pub(super) enum Part {
     /// Load it.
     Lead(Arc<Flight>),
     /// Wait for who does.
-    Join(Arc<Flight>),
+    Join(Arc<Flight>, Watch),
 }
+
+/// Where an outcome will be seen.
+pub(super) type Watch = watch::Receiver<Option<Outcome>>;
 
 const SHARDS: usize = 16;
 
@@ -96,7 +104,8 @@ impl Flights {
         if let Some(flight) = flights.get(key)
             && !is_stale(flight.born)
         {
-            return Part::Join(Arc::clone(flight));
+            // Seen under the lock, or else the flight could be given up in between.
+            return Part::Join(Arc::clone(flight), flight.watch());
         }
         let flight = Flight::alone(key.clone(), now(), now_ms);
         flights.insert(key.clone(), Arc::clone(&flight));
@@ -114,6 +123,21 @@ impl Flights {
         }
         drop(flights);
         flight.outcome.send_replace(Some(outcome));
+    }
+
+    /// Gives up a flight that nobody waits for, unless somebody has joined it meanwhile.
+    pub(super) fn give_up(&self, flight: &Arc<Flight>) -> bool {
+        let mut flights = self.shard(&flight.key).lock();
+        if flight.outcome.receiver_count() > 0 {
+            return false;
+        }
+        if flights
+            .get(&flight.key)
+            .is_some_and(|there| Arc::ptr_eq(there, flight))
+        {
+            flights.remove(&flight.key);
+        }
+        true
     }
 
     /// A place among those who wait, if there is one.

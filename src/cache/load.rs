@@ -1,5 +1,5 @@
 //! How a load runs: within a bounded number of others, for a bounded time, on a task of its own once
-//! it has to wait for anything.
+//! it has to wait for anything; where its kind has turns of its own, as long as somebody waits for it.
 
 use std::error::Error;
 use std::panic::AssertUnwindSafe;
@@ -127,7 +127,19 @@ impl Inner {
             return;
         }
         let began_ms = self.clock.monotonic_ms();
-        match self.bring(load.future, load.is_refresh).await {
+        let rules = &load.kind.rules;
+        let bringing = self.bring(load.future, load.is_refresh, rules.has_own_turns);
+        let brought = match &*load.flights {
+            // Where there is an expired value, those who waited were answered with that.
+            [flight] if rules.has_own_turns && !load.is_refresh && load.replaced.is_empty() => {
+                match self.while_awaited(flight, bringing).await {
+                    Some(brought) => brought,
+                    None => return,
+                }
+            }
+            _ => bringing.await,
+        };
+        match brought {
             Ok(brought) => {
                 let took_ms = self.clock.monotonic_ms().saturating_sub(began_ms);
                 let cost_ms = took_ms / (load.flights.len().max(1) as u64);
@@ -152,6 +164,23 @@ impl Inner {
                     entry.end_refresh();
                 }
                 ending.end(load.flights.iter().map(|_| Err(error.clone())));
+            }
+        }
+    }
+
+    /// What `bringing` comes to; `None` once nobody waits for it any more.
+    async fn while_awaited<T>(
+        &self,
+        flight: &Arc<Flight>,
+        bringing: impl std::future::Future<Output = T>,
+    ) -> Option<T> {
+        let mut bringing = std::pin::pin!(bringing);
+        loop {
+            tokio::select! {
+                brought = &mut bringing => return Some(brought),
+                () = flight.nobody_waits() => if self.flights.give_up(flight) {
+                    return None;
+                }
             }
         }
     }
@@ -181,14 +210,18 @@ impl Inner {
         &self,
         future: Future,
         is_refresh: bool,
+        has_own_turns: bool,
     ) -> Result<Vec<Option<Brought>>, CacheError> {
         let figures = &self.metrics.cache;
-        let permit = match self.turn(is_refresh).await {
-            Ok(permit) => permit,
-            Err(error) => {
-                figures.loads_refused.inc();
-                return Err(error);
-            }
+        let permit = match has_own_turns {
+            true => None,
+            false => match self.turn(is_refresh).await {
+                Ok(permit) => Some(permit),
+                Err(error) => {
+                    figures.loads_refused.inc();
+                    return Err(error);
+                }
+            },
         };
         let watch = Stopwatch::start();
         let limit = ms(self.settings.load_timeout_ms);

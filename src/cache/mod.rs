@@ -7,7 +7,9 @@
 //!   that read began, from whatever level and however late a load ends (`freshness.rs`). So a write
 //!   invalidates after its commit and before its answer.
 //! - **One load per key at a time**; the rest wait for it, in bounded number and for a bounded time.
-//!   It runs on, whoever of them gives up. The number of loads at once is bounded over all keys.
+//!   It runs on, whoever of them gives up. The number of loads at once is bounded over all keys; loads
+//!   of a kind that may take long wait elsewhere ([`KindRules::has_own_turns`]), so those by key never wait
+//!   for them, and end when all who waited have gone.
 //! - **Never at fault.** A full, broken or missing level is a miss. A load that fails, hangs or panics
 //!   is an error to those who asked, or an expired value that a write has not changed since.
 //! - Memory is bounded by the settings, whatever is asked for; keys that don't exist have a room of
@@ -116,6 +118,9 @@ pub struct KindRules {
     pub remembers_absent: bool,
     /// Whether values that took long to load may lie on disk.
     pub on_disk: bool,
+    /// Whether its loads wait for their turn where they read, in a bounded number. Then they take no place
+    /// among the loads of other kinds, and are given up when nobody waits for them any more.
+    pub has_own_turns: bool,
 }
 
 impl KindRules {
@@ -127,6 +132,7 @@ impl KindRules {
             ttl_seconds: None,
             remembers_absent: true,
             on_disk: true,
+            has_own_turns: false,
         }
     }
 }
@@ -788,10 +794,9 @@ impl<V: Cached> Kind<V> {
             }
             match inner.enter(kind, &key, now_ms) {
                 Part::Lead(flight) => break (flight, true),
-                Part::Join(flight) => {
+                Part::Join(flight, outcome) => {
                     joins += 1;
                     inner.metrics.cache.joined.inc();
-                    let outcome = flight.watch();
                     let waited =
                         inner.wait_for(kind, &flight, outcome, expired.as_ref(), Some(joined));
                     if let Found::Entry(entry) = waited.await? {
@@ -874,18 +879,19 @@ impl<V: Cached> Kind<V> {
                     true => inner.enter(kind, &key, now_ms),
                     false => Part::Lead(Flight::alone(key.clone(), inner.freshness.now(), now_ms)),
                 };
-                let (flight, since) = match part {
+                let (flight, outcome, since) = match part {
                     Part::Lead(flight) => {
                         led.push(Arc::clone(&flight));
                         replaced.extend(expired.clone());
-                        (flight, None)
+                        let outcome = flight.watch();
+                        (flight, outcome, None)
                     }
-                    Part::Join(flight) => {
+                    Part::Join(flight, outcome) => {
                         inner.metrics.cache.joined.inc();
-                        (flight, Some(joined))
+                        (flight, outcome, Some(joined))
                     }
                 };
-                waits.push((at, key, expired, flight.watch(), flight, since));
+                waits.push((at, key, expired, outcome, flight, since));
             }
             if !led.is_empty() {
                 let ids: Vec<Id> = led.iter().map(|flight| flight.key.id.clone()).collect();
@@ -979,7 +985,7 @@ impl<V: Cached> Kind<V> {
                     flights.push(flight);
                     replaced.push(entry);
                 }
-                Part::Join(_) => entry.end_refresh(),
+                Part::Join(..) => entry.end_refresh(),
             }
         }
         if flights.is_empty() {

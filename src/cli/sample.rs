@@ -211,7 +211,8 @@ pub(super) fn fill(store: &Store, settings: &Settings, now: Timestamp) -> anyhow
         limit: 1,
     };
     if store
-        .read_blocking(|tx| product::list(tx, &newest))?
+        .read_blocking(|tx| product::list(tx, &settings.products, &newest))?
+        .products
         .is_empty()
     {
         for first in (0..PRODUCTS).step_by(500) {

@@ -22,7 +22,7 @@ use crate::monitor::Metrics;
 use crate::order::{FollowUps, OrderError, SALE_CHANGED};
 use crate::product::ProductId;
 use crate::product::stock::StockError;
-use crate::store::{Rows, Store, StoreError};
+use crate::store::{Lane, Rows, Store, StoreError};
 
 impl From<SaleError> for Problem {
     fn from(error: SaleError) -> Self {
@@ -591,7 +591,7 @@ impl FlashSaleApi {
         let (rows, now) = (limit.0, self.clock.now());
         let sales = self
             .store
-            .read(move |tx| super::list(tx, before, rows))
+            .read_in(Lane::List, move |tx| super::list(tx, before, rows))
             .await
             .map_err(Problem::from)?;
         let next_cursor = (sales.len() as i64 == rows)

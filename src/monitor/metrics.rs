@@ -84,6 +84,8 @@ pub struct Handles {
     pub db_connections_peak: IntGauge,
     /// How long a read waited for its connection.
     pub db_connection_wait_seconds: Histogram,
+    /// Reads that found their lane full, by lane: `list` or `search`.
+    pub db_reads_refused_total: IntCounterVec,
     /// Writes that shared a commit.
     pub db_write_batch_size: Histogram,
     /// Time from the first write of a batch to the end of its commit.
@@ -235,6 +237,12 @@ impl Metrics {
                 "db_connection_wait_seconds",
                 "Wait of a read for its connection.",
                 DATABASE_BUCKETS,
+            )?,
+            db_reads_refused_total: int_counter_vec(
+                r,
+                "db_reads_refused_total",
+                "Lists and searches refused because too many were waiting.",
+                &["lane"],
             )?,
             db_write_batch_size: histogram(
                 r,

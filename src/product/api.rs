@@ -1,6 +1,7 @@
 //! The catalogue over HTTP.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use base64::Engine;
@@ -15,8 +16,8 @@ use tokio::sync::Semaphore;
 
 use super::import::{ImportError, ImportReport, import_products};
 use super::{
-    CHANGED, Filter, LISTED, NewProduct, PAGE_MAX, Product, ProductError, ProductId, ProductPatch,
-    Search, Sort, sql,
+    CATEGORY_CHARS_MAX, CHANGED, Filter, LISTED, NewProduct, PAGE_MAX, Page, Place, Product,
+    ProductError, ProductId, ProductPatch, Search, Sort, sql,
 };
 use crate::auth::api::{Access, Tag};
 use crate::auth::{Role, Scope};
@@ -25,12 +26,13 @@ use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::http::json::etag_of;
+use crate::http::shares::{Refused, Resource, Shares};
 use crate::http::{
-    Body, Created, CsvBody, Failure, NoContent, Printed, PrintedTagged, Problem, fails,
+    Body, ClientAddr, Created, CsvBody, Failure, NoContent, Printed, PrintedTagged, Problem, fails,
 };
 use crate::monitor::Metrics;
 use crate::sheet;
-use crate::store::{Rows, Store, StoreError};
+use crate::store::{Lane, Rows, Store, StoreError};
 
 impl From<ProductError> for Problem {
     fn from(error: ProductError) -> Self {
@@ -262,27 +264,44 @@ fn shown(product: Product) -> Result<Ready, StoreError> {
     Ok(Ready::new("application/json", etag, json))
 }
 
-/// A page of a list: which products, and where the next one begins.
+/// A page of a list: where its products stand, and where it goes on. It may be longer than who asked for it
+/// wants: see [`room_for`].
 #[derive(Clone)]
-struct Listed(Arc<(Vec<Id>, Option<String>)>);
+struct Listed(Arc<(Vec<Place>, Option<Place>)>);
+
+impl Listed {
+    /// The first `limit` products, and where a page of those goes on.
+    fn first(&self, limit: i64) -> (&[Place], Option<Place>) {
+        let (places, next) = &*self.0;
+        let limit = usize::try_from(limit).unwrap_or(0);
+        match places.get(..limit) {
+            Some(first) if limit < places.len() => (first, first.last().copied()),
+            Some(_) | None => (places, *next),
+        }
+    }
+}
 
 impl Cached for Listed {
     fn heap_bytes(&self) -> usize {
-        let (ids, cursor) = &*self.0;
-        std::mem::size_of_val(&**ids) + cursor.as_ref().map_or(0, String::len) + 64
+        std::mem::size_of_val(&*self.0.0) + 64
     }
 
     fn to_disk(&self) -> Option<Vec<u8>> {
-        let (ids, cursor) = &*self.0;
-        let ids: Vec<i64> = ids.iter().filter_map(number).collect();
-        serde_json::to_vec(&(ids, cursor)).ok()
+        serde_json::to_vec(&*self.0).ok()
     }
 
     fn from_disk(bytes: &[u8]) -> Option<Self> {
-        let (ids, cursor): (Vec<i64>, Option<String>) = serde_json::from_slice(bytes).ok()?;
-        let ids = ids.into_iter().map(Id::from).collect();
-        Some(Self(Arc::new((ids, cursor))))
+        Some(Self(Arc::new(serde_json::from_slice(bytes).ok()?)))
     }
+}
+
+/// Pages are kept in two lengths, so that who asks for one product more or less asks for the same.
+const ROOMS: [i64; 2] = [50, PAGE_MAX as i64];
+
+/// The length of the page that is kept for those who ask for so many products.
+fn room_for(limit: i64) -> i64 {
+    let fits = ROOMS.into_iter().find(|room| *room >= limit);
+    fits.unwrap_or(PAGE_MAX as i64)
 }
 
 /// The key of a product.
@@ -298,22 +317,34 @@ fn number(id: &Id) -> Option<i64> {
 #[derive(Clone)]
 pub struct Showcase {
     store: Store,
+    shares: Shares,
+    rules: Arc<config::Products>,
     products: Kind<Ready>,
     lists: Kind<Listed>,
+    searches: Kind<Listed>,
+    /// Whether there may be products that only the earlier rule's words find.
+    has_two_rules: Arc<AtomicBool>,
 }
 
 impl Showcase {
     /// Of this database's products. To be made once for each cache.
-    pub fn new(store: Store, cache: &Cache) -> Self {
+    pub fn new(store: Store, shares: Shares, rules: Arc<config::Products>, cache: &Cache) -> Self {
         let products: Kind<Ready> = cache.kind(KindRules::new("product", 2));
-        let lists: Kind<Listed> = cache.kind(KindRules::new("product_list", 1));
+        let listing = |name| KindRules {
+            has_own_turns: true,
+            ..KindRules::new(name, 2)
+        };
+        let lists: Kind<Listed> = cache.kind(listing("product_list"));
+        let searches: Kind<Listed> = cache.kind(listing("product_search"));
         let changed = products.clone();
         store.on_commit_of(CHANGED, move |rows| match rows {
             Rows::Any => changed.invalidate_all(),
             Rows::These(ids) => ids.iter().for_each(|id| changed.invalidate(*id)),
         });
-        let listed = lists.clone();
-        store.on_commit(LISTED, move || listed.invalidate_all());
+        let listed = [lists.clone(), searches.clone()];
+        store.on_commit(LISTED, move || {
+            listed.iter().for_each(Kind::invalidate_all);
+        });
         let of = store.clone();
         products.on_warm(move |products, ids| {
             let store = of.clone();
@@ -325,8 +356,12 @@ impl Showcase {
         });
         Self {
             store,
+            shares,
+            rules,
             products,
             lists,
+            searches,
+            has_two_rules: Arc::new(AtomicBool::new(true)),
         }
     }
 
@@ -359,49 +394,133 @@ impl Showcase {
             .collect())
     }
 
-    async fn page(&self, filter: Filter, leads_on: bool) -> Result<Printed<ProductPage>, Problem> {
-        let store = self.store.clone();
-        let key = list_key(&filter);
-        // What the list itself reads need not be read again by whoever has it loaded.
-        let brought: Arc<OnceLock<(Listed, Vec<Ready>)>> = Arc::default();
-        let bringing = Arc::clone(&brought);
-        let load = || async move {
-            let (sort, limit, of) = (filter.sort, filter.limit, filter.category.clone());
-            let products = store.read(move |tx| sql::list(tx, &filter)).await?;
-            let cursor = products
-                .last()
-                .filter(|_| products.len() as i64 == limit)
-                .map(|last| write_cursor(sort, last));
-            let ids = products
-                .iter()
-                .map(|product| Id::from(product.id.0))
-                .collect();
+    async fn page(
+        &self,
+        mut filter: Filter,
+        client: ClientAddr,
+        leads_on: bool,
+    ) -> Result<Printed<ProductPage>, Problem> {
+        let (sort, limit) = (filter.sort, filter.limit);
+        filter.limit = room_for(limit);
+        let loaded = self.listed(&filter, client).await?;
+        // A list is there, if without products.
+        let Some((listed, brought)) = loaded else {
+            return Ok(print_page(std::iter::empty(), None, &[]));
+        };
+        let (places, next) = listed.first(limit);
+        let cursor = next.filter(|_| leads_on);
+        let cursor = cursor.map(|next| write_cursor(sort, next));
+        if let Some((own, shown)) = brought.get()
+            && Arc::ptr_eq(&own.0, &listed.0)
+        {
+            let shown = shown.iter().take(places.len());
+            return Ok(print_page(shown, cursor.as_deref(), &[]));
+        }
+        let ids: Vec<Id> = places.iter().map(|place| Id::from(place.id.0)).collect();
+        let items = self.many(&ids).await?;
+        Ok(print_page(items.iter().flatten(), cursor.as_deref(), &[]))
+    }
+
+    /// A page of a list, and the products that were read for it if this request had it loaded.
+    async fn listed(
+        &self,
+        filter: &Filter,
+        client: ClientAddr,
+    ) -> Result<Option<(Listed, Arc<OnceLock<Brought>>)>, Problem> {
+        let kind = match filter.search.is_empty() {
+            true => &self.lists,
+            false => &self.searches,
+        };
+        let key = list_key(filter, self.has_two_rules.load(Ordering::Acquire));
+        for _ in 0..LOADS_JOINED_MAX {
+            let (brought, is_refused) = (Arc::default(), Arc::new(AtomicBool::new(false)));
+            let load = || self.load_list(filter.clone(), client, &brought, &is_refused);
+            let error = match kind.get_or_load(key.clone(), load).await {
+                Ok(hit) => return Ok(hit.map(|hit| (hit.value, brought))),
+                Err(error) => error,
+            };
+            match error.cause() {
+                Some(ListError::Store(error)) => return Err(error.clone().into()),
+                Some(ListError::Busy(refused)) if is_refused.load(Ordering::Acquire) => {
+                    return Err((*refused).into());
+                }
+                // The load was another client's, who has too much under way.
+                Some(ListError::Busy(_)) => {}
+                None => return Err(error.into()),
+            }
+        }
+        Err(Refused::Everyone.into())
+    }
+
+    /// Brings a page of a list; tells by `is_refused` that the client has too much under way.
+    fn load_list(
+        &self,
+        filter: Filter,
+        client: ClientAddr,
+        brought: &Arc<OnceLock<Brought>>,
+        is_refused: &Arc<AtomicBool>,
+    ) -> impl Future<Output = Result<Option<Loaded<Listed>>, ListError>> + Send + use<> {
+        let lane = match filter.search.is_empty() {
+            true => Lane::List,
+            false => Lane::Search,
+        };
+        let (showcase, rules) = (self.clone(), Arc::clone(&self.rules));
+        let (brought, is_refused) = (Arc::clone(brought), Arc::clone(is_refused));
+        let (sort, of) = (filter.sort, filter.category.clone());
+        async move {
+            // Held until the search has ended, whoever waits for it.
+            let _share = match lane {
+                Lane::List => None,
+                Lane::Search => Some(
+                    showcase
+                        .shares
+                        .take(Resource::SlowReads, client.0, 1)
+                        .inspect_err(|_| is_refused.store(true, Ordering::Release))?,
+                ),
+            };
+            let has_two_rules = Arc::clone(&showcase.has_two_rules);
+            let read = showcase.store.read_in(lane, move |tx| {
+                // Once all products were renewed, they stay so.
+                if lane == Lane::Search && has_two_rules.load(Ordering::Acquire) {
+                    has_two_rules.store(sql::terms_due(tx)?.is_some(), Ordering::Release);
+                }
+                super::list(tx, &rules, &filter)
+            });
+            let Page { products, next } = read.await?;
+            let places = products.iter().map(|one| one.place(sort)).collect();
             let items: Result<Vec<Ready>, StoreError> = products.into_iter().map(shown).collect();
-            let listed = Listed(Arc::new((ids, cursor)));
+            let listed = Listed(Arc::new((places, next)));
             // Set once: a load runs once.
-            let _first = bringing.set((listed.clone(), items?));
+            let _first = brought.set((listed.clone(), items?));
             let loaded = Loaded::new(listed);
-            Ok::<_, StoreError>(Some(match &of {
+            Ok(Some(match &of {
                 Some(category) => loaded.tag(category_tag(category)),
                 None => loaded,
             }))
-        };
-        let listed = self.lists.get_or_load(key, load).await?;
-        let listed = listed.map(|hit| hit.value.0).unwrap_or_default();
-        let (ids, cursor) = &*listed;
-        let cursor = cursor.as_deref().filter(|_| leads_on);
-        if let Some((own, shown)) = brought.get()
-            && Arc::ptr_eq(&own.0, &listed)
-        {
-            return Ok(print_page(shown.iter(), cursor, &[]));
         }
-        let items = self.many(ids).await?;
-        Ok(print_page(items.iter().flatten(), cursor, &[]))
     }
 }
 
+/// A list as it was loaded, and its products.
+type Brought = (Listed, Vec<Ready>);
+
+/// Loads of another client that one waits for before it is told that there is too much to do: such a load
+/// fails where that client has too much under way.
+const LOADS_JOINED_MAX: usize = 4;
+
+/// Why a list was not brought.
+#[derive(Debug, thiserror::Error)]
+enum ListError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Too much is under way.
+    #[error(transparent)]
+    Busy(#[from] Refused),
+}
+
 /// Names a page among all pages of all lists.
-fn list_key(filter: &Filter) -> String {
+fn list_key(filter: &Filter, has_two_rules: bool) -> String {
     let Filter {
         category,
         search,
@@ -410,13 +529,13 @@ fn list_key(filter: &Filter) -> String {
         limit,
     } = filter;
     let after = after
-        .map(|(key, id)| format!("{key}.{id}"))
+        .map(|place| format!("{}.{}", place.key, place.id))
         .unwrap_or_default();
     // A category may hold any characters; words hold letters and digits alone.
     format!(
         "{}\n{limit}\n{after}\n{}\n{}{}",
         sort_letter(*sort),
-        search.key(),
+        search.key(has_two_rules),
         u8::from(category.is_some()),
         category.as_deref().unwrap_or_default()
     )
@@ -558,32 +677,41 @@ fn sort_letter(sort: Sort) -> &'static str {
     }
 }
 
-/// The place after `last`, with the order that it is a place in.
-fn write_cursor(sort: Sort, last: &Product) -> String {
-    let text = format!("{}.{}.{}", sort_letter(sort), last.sort_key(sort), last.id);
+/// A place, with the order that it is a place in.
+fn write_cursor(sort: Sort, place: Place) -> String {
+    let text = format!("{}.{}.{}", sort_letter(sort), place.key, place.id);
     URL_SAFE_NO_PAD.encode(text)
 }
 
-/// The sort key and id of a cursor; `None` when it is not ours or of another order.
-fn read_cursor(text: &str, sort: Sort) -> Option<(i64, i64)> {
+/// The place of a cursor; `None` when it is not ours or of another order.
+fn read_cursor(text: &str, sort: Sort) -> Option<Place> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
     let (letter, place) = text.split_once('.')?;
     let (key, id) = place.split_once('.')?;
     (letter == sort_letter(sort)).then_some(())?;
-    Some((key.parse().ok()?, id.parse().ok()?))
+    let (key, id) = (key.parse().ok()?, ProductId(id.parse().ok()?));
+    Some(Place { key, id })
 }
 
 #[OpenApi(prefix_path = "/api/v1", tag = "Tag::Products")]
 impl ProductApi {
     /// List products
     ///
-    /// By page, filtered and sorted; or exactly the ones that `ids` names, in that order.
+    /// By page, filtered and sorted; or exactly the ones that `ids` names, in that order. A page of a search
+    /// may be shorter than `limit`, or empty, and yet have a `next_cursor`, where products with all of the
+    /// words are far between.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a parameter of the operation"
+    )]
     #[oai(path = "/products", method = "get", operation_id = "list_products")]
     async fn list(
         &self,
+        client: ClientAddr,
         /// Keys, separated by commas, at most 200; the other parameters don't count then
         ids: Query<Option<String>>,
-        /// Words to search for, in English or Chinese
+        /// Words to search for, in English or Chinese; twelve of them count
+        #[oai(validator(max_length = 500))]
         q: Query<Option<String>>,
         /// Only this category
         category: Query<Option<String>>,
@@ -598,7 +726,7 @@ impl ProductApi {
             default = "default_limit"
         )]
         limit: Query<i64>,
-    ) -> Result<Printed<ProductPage>, Failure<{ fails::NOTHING }>> {
+    ) -> Result<Printed<ProductPage>, Failure<{ fails::RATE_LIMITED }>> {
         if let Some(ids) = ids.0 {
             return Ok(self.batch(&ids).await?);
         }
@@ -613,8 +741,9 @@ impl ProductApi {
             })?),
         };
         let search = q.0.as_deref().map(Search::new).unwrap_or_default();
-        let nothing_to_find = q.0.is_some_and(|text| !text.trim().is_empty()) && search.is_empty();
-        if nothing_to_find {
+        let has_no_words = q.0.is_some_and(|text| !text.trim().is_empty()) && search.is_empty();
+        let is_none = |category: &String| category.chars().count() > CATEGORY_CHARS_MAX;
+        if has_no_words || category.0.as_ref().is_some_and(is_none) {
             return Ok(print_page(std::iter::empty(), None, &[]));
         }
         let filter = Filter {
@@ -624,7 +753,7 @@ impl ProductApi {
             after,
             limit: limit.0,
         };
-        Ok(self.showcase.page(filter, true).await?)
+        Ok(self.showcase.page(filter, client, true).await?)
     }
 
     /// The most popular products
@@ -635,6 +764,7 @@ impl ProductApi {
     )]
     async fn hot(
         &self,
+        client: ClientAddr,
         /// Rows, 1 to 200
         #[oai(
             validator(minimum(value = "1"), maximum(value = "200")),
@@ -649,7 +779,7 @@ impl ProductApi {
             after: None,
             limit: limit.0,
         };
-        Ok(self.showcase.page(filter, false).await?)
+        Ok(self.showcase.page(filter, client, false).await?)
     }
 
     /// Read a product
@@ -853,9 +983,13 @@ mod tests {
 
     #[test]
     fn a_page_of_a_list_comes_back_from_disk_as_it_was() {
-        let ids = vec![Id::from(7), Id::from(3)];
-        for cursor in [None, Some("cC4xLjM".to_owned())] {
-            let listed = Listed(Arc::new((ids.clone(), cursor)));
+        let place = |key, id| Place {
+            key,
+            id: ProductId(id),
+        };
+        let places = vec![place(9, 7), place(9, 3)];
+        for next in [None, Some(place(9, 3))] {
+            let listed = Listed(Arc::new((places.clone(), next)));
             let bytes = listed.to_disk().expect("a form");
             assert_eq!(Listed::from_disk(&bytes).expect("the same").0, listed.0);
         }

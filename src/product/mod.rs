@@ -8,6 +8,7 @@ pub mod api;
 pub mod currency;
 pub mod import;
 pub mod reindex;
+mod search;
 mod sql;
 pub mod stock;
 pub mod tasks;
@@ -15,8 +16,11 @@ mod terms;
 
 use std::borrow::Cow;
 
+use serde::{Deserialize, Serialize};
+
 use crate::check::{self, Checks, FieldError};
 use crate::clock::Timestamp;
+use crate::config;
 use crate::id_type;
 use crate::store::{StoreError, Topic, Tx};
 use stock::{Movement, Reason, StockError};
@@ -36,6 +40,8 @@ id_type! {
 pub const UNIT_AMOUNT_MAX: i64 = 1_000_000_000_000;
 /// Largest stock of a product.
 pub const STOCK_MAX: i64 = 1_000_000_000;
+/// Longest name of a category.
+pub const CATEGORY_CHARS_MAX: usize = 100;
 /// Most products of one page or batch.
 pub const PAGE_MAX: usize = 200;
 
@@ -126,10 +132,28 @@ pub struct Filter {
     pub search: Search,
     /// Order.
     pub sort: Sort,
-    /// The last row of the page before: its sort key and id.
-    pub after: Option<(i64, i64)>,
+    /// Where the page before ended.
+    pub after: Option<Place>,
     /// Rows at most.
     pub limit: i64,
+}
+
+/// A place in a list: a product's sort key and id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// What the list is sorted by.
+    pub key: i64,
+    /// Which of those that have the same.
+    pub id: ProductId,
+}
+
+/// One page of a list.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Products in the order asked for.
+    pub products: Vec<Product>,
+    /// Where it goes on; `None` at the end of the list.
+    pub next: Option<Place>,
 }
 
 /// What a text asks the catalogue for.
@@ -152,10 +176,14 @@ impl Search {
         Self { asked, earlier }
     }
 
-    /// Names it among all questions, in letters, digits, `*` and line ends.
-    fn key(&self) -> String {
+    /// Names it among all questions, in letters, digits, `*` and line ends. Those that find the same have
+    /// the same name; what the earlier rule asked for counts while there is something that it finds.
+    fn key(&self, is_earlier_asked: bool) -> String {
         let mut key = String::new();
-        for list in [&self.asked, &self.earlier] {
+        let earlier: &[Asked] = if is_earlier_asked { &self.earlier } else { &[] };
+        for list in [&self.asked, earlier] {
+            let mut list: Vec<&Asked> = list.iter().collect();
+            list.sort_unstable();
             for asked in list {
                 let (word, end) = match asked {
                     Asked::Whole(word) => (word, "\r"),
@@ -252,7 +280,7 @@ impl NewProduct {
             checks.key("sku", sku, 1, 64);
         }
         checks.name("name", &self.name, 1, 200);
-        checks.name("category", &self.category, 0, 100);
+        checks.name("category", &self.category, 0, CATEGORY_CHARS_MAX);
         check_description(&mut checks, &self.description);
         checks.range("unit_amount", self.unit_amount, 0, UNIT_AMOUNT_MAX);
         checks.range("stock", self.stock, 0, STOCK_MAX);
@@ -297,7 +325,7 @@ impl ProductPatch {
             checks.name("name", name, 1, 200);
         }
         if let Some(category) = &self.category {
-            checks.name("category", category, 0, 100);
+            checks.name("category", category, 0, CATEGORY_CHARS_MAX);
         }
         if let Some(description) = &self.description {
             check_description(&mut checks, description);
@@ -379,13 +407,14 @@ impl Product {
         ]
     }
 
-    /// The value that a list in this order is sorted by.
-    fn sort_key(&self, sort: Sort) -> i64 {
-        match sort {
+    /// Its place in a list of this order.
+    fn place(&self, sort: Sort) -> Place {
+        let key = match sort {
             Sort::Popularity => self.popularity,
             Sort::PriceAsc | Sort::PriceDesc => self.unit_amount,
             Sort::Newest => self.id.0,
-        }
+        };
+        Place { key, id: self.id }
     }
 }
 
@@ -409,9 +438,23 @@ pub fn get(tx: &mut Tx<'_>, id: ProductId) -> Result<Product, ProductError> {
     sql::get(tx, id)?.ok_or(ProductError::NotFound(id))
 }
 
-/// One page of a list.
-pub fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Product>, ProductError> {
-    Ok(sql::list(tx, filter)?)
+/// One page of a list. Where words are asked for, it may have fewer products than there is room for and
+/// yet go on: see [`search`].
+pub fn list(
+    tx: &mut Tx<'_>,
+    rules: &config::Products,
+    filter: &Filter,
+) -> Result<Page, StoreError> {
+    if !filter.search.is_empty() {
+        return search::page(tx, rules.search_steps_max, filter);
+    }
+    let products = sql::list(tx, filter)?;
+    let is_full = products.len() as i64 >= filter.limit;
+    let last = products.last().filter(|_| is_full);
+    Ok(Page {
+        next: last.map(|last| last.place(filter.sort)),
+        products,
+    })
 }
 
 /// What an import's row did.

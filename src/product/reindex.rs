@@ -142,7 +142,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Timestamp;
-    use crate::config::Database;
+    use crate::config::{Database, Products};
     use crate::monitor::Metrics;
     use crate::product::{Filter, ProductPatch, Search, Sort, list, update};
 
@@ -170,8 +170,9 @@ mod tests {
             after: None,
             limit: 200,
         };
-        let listed = store.read_blocking(move |tx| list(tx, &filter));
-        let listed = listed.expect("a list").into_iter();
+        let rules = Products::default();
+        let listed = store.read_blocking(move |tx| list(tx, &rules, &filter));
+        let listed = listed.expect("a list").products.into_iter();
         listed.filter_map(|product| product.sku).collect()
     }
 

@@ -3,7 +3,7 @@
 use super::stock::{LedgerRow, Taken};
 use super::terms::Asked;
 use super::{
-    CHANGED, Filter, LISTED, NewProduct, Product, ProductId, ProductPatch, Search, Silent, Sort,
+    CHANGED, Filter, LISTED, NewProduct, Place, Product, ProductId, ProductPatch, Silent, Sort,
 };
 use crate::clock::Timestamp;
 use crate::sql;
@@ -74,80 +74,192 @@ pub(super) fn by_ids(tx: &mut Tx<'_>, ids: &[ProductId]) -> Result<Vec<Product>,
     Ok(found.into_iter().flatten().collect())
 }
 
-/// One page. Only fixed pieces of text are put together; every value is a parameter.
+/// One page, of all products.
 pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Product>, StoreError> {
-    let mut sql = format!("SELECT {COLUMNS} FROM products WHERE status = 'active'");
-    let mut params: Vec<Param<'_>> = Vec::new();
-    let mark = |params: &[Param<'_>]| format!("${}", params.len());
-    if let Some(category) = &filter.category {
-        params.push(category.into());
-        sql.push_str(&format!(" AND category = {}", mark(&params)));
-    }
-    let Search { asked, earlier } = &filter.search;
-    let (asked, earlier) = (ranges(asked), ranges(earlier));
-    match (asked.as_slice(), earlier.as_slice()) {
-        ([], _) => {}
-        (asked, []) => sql.push_str(&format!(" AND id IN ({})", all_of(asked, &mut params))),
-        (asked, earlier) => sql.push_str(&format!(
-            " AND id IN (SELECT product_id FROM ({}) AS found UNION SELECT product_id FROM ({}) AS found_earlier \
-             WHERE EXISTS (SELECT 1 FROM product_terms_due))",
-            all_of(asked, &mut params),
-            all_of(earlier, &mut params)
-        )),
-    }
-    let (column, order, compare) = match filter.sort {
-        Sort::Popularity => ("popularity", "DESC", "<"),
-        Sort::PriceAsc => ("unit_amount", "ASC", ">"),
-        Sort::PriceDesc => ("unit_amount", "DESC", "<"),
-        Sort::Newest => ("id", "DESC", "<"),
-    };
-    if let Some((key, id)) = filter.after {
-        params.push(key.into());
-        let key = mark(&params);
-        params.push(id.into());
-        let id = mark(&params);
-        sql.push_str(&format!(" AND ({column}, id) {compare} ({key}, {id})"));
-    }
-    params.push(filter.limit.into());
-    let limit = mark(&params);
-    sql.push_str(&format!(
-        " ORDER BY {column} {order}, id {order} LIMIT {limit}"
-    ));
+    let mut params = Vec::new();
+    let among = Among::All;
+    let sql = ordered(
+        filter,
+        &among,
+        COLUMNS,
+        filter.after,
+        filter.limit,
+        &mut params,
+    );
     tx.rows(sql!(&sql), &params, product)
 }
 
-/// A word to look for in the index: it alone, or from it up to what does not begin so.
-type Range<'a> = (&'a str, Option<String>);
-
-fn ranges(asked: &[Asked]) -> Vec<Range<'_>> {
-    let mut ranges = Vec::with_capacity(asked.len());
-    for asked in asked {
-        ranges.push(match asked {
-            Asked::Whole(word) => (word.as_str(), None),
-            Asked::Beginning(word) => (word.as_str(), Some(format!("{word}\u{10FFFF}"))),
-        });
-    }
-    ranges
+/// Among which products is looked for some.
+pub(super) enum Among<'a> {
+    /// All of them.
+    All,
+    /// Those that the index has under any of these.
+    Having(Vec<&'a Asked>),
 }
 
-/// The products that have a word of each range.
-fn all_of<'a>(ranges: &'a [Range<'a>], params: &mut Vec<Param<'a>>) -> String {
-    let mut parts = Vec::with_capacity(ranges.len());
-    for (from, to) in ranges {
-        params.push(Param::Text(from));
+/// A product on the way through a list.
+pub(super) struct Step {
+    /// Where it stands.
+    pub(super) place: Place,
+    /// Whether the index has it under all of the words.
+    pub(super) has_words: bool,
+}
+
+/// The next places of a list, from its index alone where that has all products, and whether these have the
+/// words.
+pub(super) fn walk(
+    tx: &mut Tx<'_>,
+    filter: &Filter,
+    among: &Among<'_>,
+    words: &[&str],
+    after: Option<Place>,
+    limit: i64,
+) -> Result<Vec<Step>, StoreError> {
+    let mut params: Vec<Param<'_>> = Vec::new();
+    let mut has = Vec::with_capacity(words.len());
+    for word in words {
+        params.push(Param::Text(word));
         let at = params.len();
-        parts.push(match to {
-            None => format!("SELECT product_id FROM product_terms WHERE term = ${at}"),
-            Some(to) => {
-                params.push(Param::Text(to));
-                format!(
-                    "SELECT product_id FROM product_terms WHERE term >= ${at} AND term < ${}",
-                    at + 1
-                )
-            }
-        });
+        has.push(format!(
+            "EXISTS (SELECT 1 FROM product_terms t WHERE t.term = ${at} AND t.product_id = products.id)"
+        ));
     }
-    parts.join(" INTERSECT ")
+    let has = match has.as_slice() {
+        [] => "1".to_owned(),
+        has => format!("CASE WHEN {} THEN 1 ELSE 0 END", has.join(" AND ")),
+    };
+    let (column, _) = order_of(filter.sort);
+    let select = format!("{column}, id, {has}");
+    let sql = ordered(filter, among, &select, after, limit, &mut params);
+    tx.rows(sql!(&sql), &params, |row| {
+        let place = Place {
+            key: row.get(0)?,
+            id: row.get(1)?,
+        };
+        Ok(Step {
+            place,
+            has_words: row.get(2)?,
+        })
+    })
+}
+
+/// The column that a list is sorted by, and whether it rises.
+fn order_of(sort: Sort) -> (&'static str, bool) {
+    match sort {
+        Sort::Popularity => ("popularity", false),
+        Sort::PriceAsc => ("unit_amount", true),
+        Sort::PriceDesc => ("unit_amount", false),
+        Sort::Newest => ("id", false),
+    }
+}
+
+/// What brings `select` of a list's next products. Only fixed pieces of text are put together; every value is
+/// a parameter.
+///
+/// Of all products an index brings them in order. It is told apart whether the sort key is that of the place
+/// before or comes after it: SQLite does not use an index for both at once where one of the two columns is the
+/// row's key, and would pass all products with the same sort key anew for each page. Of the products that an
+/// index of words has, the keys alone decide which rows are read: with `status` or `category` beside them
+/// SQLite prefers an index on those and walks the whole catalogue.
+fn ordered<'a>(
+    filter: &'a Filter,
+    among: &Among<'a>,
+    select: &str,
+    after: Option<Place>,
+    limit: i64,
+    params: &mut Vec<Param<'a>>,
+) -> String {
+    let mut mark = |value: Param<'a>| {
+        params.push(value);
+        format!("${}", params.len())
+    };
+    let category = filter
+        .category
+        .as_ref()
+        .map(|category| mark(category.into()));
+    let base = match among {
+        Among::All => {
+            let category = category.map(|mark| format!(" AND category = {mark}"));
+            let category = category.unwrap_or_default();
+            format!("SELECT {select} FROM products WHERE status = 'active'{category}")
+        }
+        Among::Having(words) => {
+            let having = words.iter().map(|asked| having(asked, &mut mark));
+            let having = having.collect::<Vec<_>>().join(" UNION ");
+            let category = category
+                .map(|mark| format!(" AND CASE WHEN category = {mark} THEN 1 ELSE 0 END = 1"));
+            let category = category.unwrap_or_default();
+            format!(
+                "SELECT {select} FROM products WHERE id IN ({having}) \
+                 AND CASE status WHEN 'active' THEN 1 ELSE 0 END = 1{category}"
+            )
+        }
+    };
+    let (column, is_rising) = order_of(filter.sort);
+    let (order, later) = if is_rising {
+        ("ASC", ">")
+    } else {
+        ("DESC", "<")
+    };
+    let page = match after {
+        None => base,
+        Some(place) => {
+            let (key, id) = (mark(place.key.into()), mark(place.id.into()));
+            match (among, filter.sort) {
+                (_, Sort::Newest) => format!("{base} AND id {later} {id}"),
+                (Among::All, _) => format!(
+                    "{base} AND {column} = {key} AND id {later} {id} UNION ALL {base} AND {column} {later} {key}"
+                ),
+                (Among::Having(_), _) => format!(
+                    "{base} AND ({column} {later} {key} OR ({column} = {key} AND id {later} {id}))"
+                ),
+            }
+        }
+    };
+    let limit = mark(limit.into());
+    format!("{page} ORDER BY {column} {order}, id {order} LIMIT {limit}")
+}
+
+/// The last character that there is: what begins with a word comes before the word with this behind it.
+const LAST: &str = "\u{10FFFF}";
+
+/// What brings the products that the index has under a word, or under one that begins so.
+fn having<'a>(asked: &'a Asked, mark: &mut impl FnMut(Param<'a>) -> String) -> String {
+    match asked {
+        Asked::Whole(word) => {
+            let word = mark(Param::Text(word));
+            format!("SELECT product_id FROM product_terms WHERE term = {word}")
+        }
+        Asked::Beginning(word) => {
+            let (word, last) = (mark(Param::Text(word)), mark(Param::Text(LAST)));
+            format!(
+                "SELECT product_id FROM product_terms WHERE term >= {word} AND term < {word} || {last}"
+            )
+        }
+    }
+}
+
+/// How often the index has a word, or any that begins so; counted up to `most`.
+pub(super) fn count_having(tx: &mut Tx<'_>, asked: &Asked, most: i64) -> Result<i64, StoreError> {
+    let (sql, word) = match asked {
+        Asked::Whole(word) => (
+            sql!(
+                "whole",
+                "SELECT COUNT(*) FROM (SELECT 1 FROM product_terms WHERE term = $1 LIMIT $2) AS few"
+            ),
+            word,
+        ),
+        Asked::Beginning(word) => (
+            sql!(
+                "beginning",
+                "SELECT COUNT(*) FROM (SELECT 1 FROM product_terms WHERE term >= $1 AND term < $1 || $3 LIMIT $2) AS few"
+            ),
+            word,
+        ),
+    };
+    let params = [word.into(), most.into(), Param::Text(LAST)];
+    let count = tx.row(sql, &params, |row| row.get(0))?;
+    Ok(count.unwrap_or(0))
 }
 
 pub(super) fn insert(
@@ -669,5 +781,67 @@ pub(super) mod tampering {
         let sql = format!("UPDATE stock_movements SET {change} WHERE product_id = $1 AND seq = $2");
         tx.execute(sql!(&sql), &[id.into(), seq.into()])?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Database;
+    use crate::monitor::Metrics;
+    use crate::product::Search;
+    use crate::store::Store;
+
+    /// Wherever a page begins, an index brings it in order and nothing before it is passed.
+    #[test]
+    fn a_page_far_down_a_list_costs_what_one_at_its_top_costs() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let metrics = Metrics::new().expect("metrics");
+        let path = dir.path().join("onrush.db");
+        let store = Store::open(&path, &Database::default(), metrics, |_| ()).expect("store");
+        for sort in [
+            Sort::Popularity,
+            Sort::PriceAsc,
+            Sort::PriceDesc,
+            Sort::Newest,
+        ] {
+            for category in [None, Some("Home".to_owned())] {
+                for after in [
+                    None,
+                    Some(Place {
+                        key: 0,
+                        id: ProductId(9),
+                    }),
+                ] {
+                    let filter = Filter {
+                        category: category.clone(),
+                        search: Search::default(),
+                        sort,
+                        after,
+                        limit: 50,
+                    };
+                    let plan = store.read_blocking(|tx| {
+                        let mut params = Vec::new();
+                        let page = ordered(&filter, &Among::All, COLUMNS, after, 50, &mut params);
+                        tx.rows(
+                            sql!(&format!("EXPLAIN QUERY PLAN {page}")),
+                            &params,
+                            |row| row.get::<String>(3),
+                        )
+                    });
+                    let plan = plan.expect("a plan").join("\n");
+                    let passes = ["SCAN", "TEMP B-TREE"]
+                        .iter()
+                        .any(|word| plan.contains(word));
+                    assert!(!passes, "{sort:?} {category:?} {after:?}:\n{plan}");
+                    let is_found =
+                        after.is_none() || plan.contains("id<?") || plan.contains("id>?");
+                    assert!(
+                        is_found,
+                        "{sort:?} {category:?}: the place is looked up:\n{plan}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -32,6 +32,16 @@ pub enum Asked {
     Beginning(String),
 }
 
+impl Asked {
+    /// The word, if it must occur as it is.
+    pub(super) fn whole(&self) -> Option<&str> {
+        match self {
+            Asked::Whole(word) => Some(word),
+            Asked::Beginning(_) => None,
+        }
+    }
+}
+
 /// Scripts that are written without spaces between words, and Hangul, whose particles stick to them.
 fn is_unspaced(c: char) -> bool {
     matches!(c,
@@ -144,6 +154,50 @@ pub(super) fn index<'a>(texts: impl IntoIterator<Item = &'a str>) -> BTreeSet<St
         }
     }
     words
+}
+
+/// Words that must all occur, ready to be looked for in many texts. What it finds is what [`index`] and
+/// [`query`] together mean, without the index.
+pub(super) struct Wanted(Vec<(bool, Vec<char>)>);
+
+impl Wanted {
+    pub(super) fn new<'a>(asked: impl IntoIterator<Item = &'a Asked>) -> Self {
+        let cut = |asked: &Asked| match asked {
+            Asked::Whole(word) => (true, word.chars().collect()),
+            Asked::Beginning(word) => (false, word.chars().collect()),
+        };
+        Self(asked.into_iter().map(cut).collect())
+    }
+
+    /// Whether no word is looked for.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether the texts have all of them, and how many bytes of text were read to know.
+    pub(super) fn are_in<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> (bool, usize) {
+        let mut missing: Vec<&(bool, Vec<char>)> = self.0.iter().collect();
+        let mut bytes = 0;
+        for text in texts {
+            if missing.is_empty() {
+                break;
+            }
+            bytes += text.len();
+            for (unspaced, run) in runs(&fold(text)) {
+                let (words, chars_max) = match unspaced {
+                    true => (run.len(), 2),
+                    false => (1, WORD_CHARS_MAX),
+                };
+                for word in (0..words).map(|at| &run[at..run.len().min(at + chars_max)]) {
+                    missing.retain(|(is_whole, wanted)| match is_whole {
+                        true => word != wanted.as_slice(),
+                        false => !word.starts_with(wanted),
+                    });
+                }
+            }
+        }
+        (missing.is_empty(), bytes)
+    }
 }
 
 /// The words that must all occur. The last word may still be being typed: its beginning suffices.
@@ -370,6 +424,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_text_has_what_the_index_has(text in "[aAbéß 1耳机カ゛ไท]{0,40}", q in "[aAbéß 1耳机カ゛ไท]{1,6}") {
+            let asked = query(&q);
+            let halves = text.char_indices().nth(text.chars().count() / 2);
+            let (first, second) = text.split_at(halves.map_or(0, |(at, _)| at));
+            let words = index([first, second]);
+            let by_index = asked.iter().all(|asked| match asked {
+                Asked::Whole(word) => words.contains(word),
+                Asked::Beginning(word) => words.iter().any(|known| known.starts_with(word)),
+            });
+            prop_assert_eq!(Wanted::new(&asked).are_in([first, second]).0, by_index, "{:?}", asked);
+        }
+
         #[test]
         fn every_text_is_found_by_itself_and_in_each_of_its_forms(text in "\\PC{0,60}") {
             let asked = query(&text);

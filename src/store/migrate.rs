@@ -62,6 +62,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
         "V15__openings",
         include_str!("migrations/0015_openings.sql"),
     ),
+    (
+        "V18__what_costs_what_it_brings",
+        include_str!("migrations/0018_what_costs_what_it_brings.sql"),
+    ),
 ];
 
 /// What SQLite alone needs of the eighth.
@@ -76,7 +80,9 @@ fn for_sqlite(text: &str) -> String {
 
 /// The version that this binary brings a database to.
 pub(super) fn latest() -> i32 {
-    i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX)
+    let number = |name: &str| name.strip_prefix('V')?.split_once("__")?.0.parse().ok();
+    let last = MIGRATIONS.last().and_then(|(name, _)| number(name));
+    last.unwrap_or(i32::MAX)
 }
 
 /// Reads the header of a file that nobody has open, and refuses what this binary must not open. `None`

@@ -4,13 +4,14 @@
 //! [`Store::read`] sees one consistent moment; nothing here knows what a table means. Whatever may
 //! scan runs off the async threads under a time limit; only [`Store::point`] runs inline, because
 //! a look-up by key is cheaper than the hop to another thread (measured: 229,000 against 124,000
-//! reads a second).
+//! reads a second). Lists and searches have lanes ([`Lane`]), so that such a look-up waits for none.
 
 mod belong;
 mod checkpoint;
 mod condition;
 mod damage;
 mod dir;
+mod lane;
 mod migrate;
 mod sqlite;
 mod statement;
@@ -24,11 +25,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 pub use belong::Mark;
 pub use condition::Condition;
 pub use dir::{DataDir, DirError, Left, database_in};
+pub use lane::Lane;
 pub use statement::Sql;
 pub use tx::{Column, Param, Row, Rows, Topic, Tx, value_rows};
 
@@ -38,6 +40,7 @@ use crate::monitor::Metrics;
 use crate::monitor::statements::{Called, Statements, caller};
 use checkpoint::{Checkpointer, LogFile};
 use damage::Damage;
+use lane::Lanes;
 use sqlite::Around;
 use sums::{Comparison, Sums, Verdict};
 use writer::{Answer, OnFatal, Writer};
@@ -45,8 +48,8 @@ use writer::{Answer, OnFatal, Writer};
 /// What can go wrong with the database, as far as a caller can act on it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The writer's queue is full: come back later.
-    #[error("too many writes are waiting")]
+    /// The writer's queue or a lane of reads is full: come back later.
+    #[error("too much is waiting")]
     Overloaded,
     /// No connection became free, or no answer came, within the limit. A write may yet succeed.
     #[error("the database did not answer in time")]
@@ -109,6 +112,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     statements: Arc<Statements>,
     readers: r2d2::Pool<SqliteConnectionManager>,
+    lanes: Lanes,
     writer: Writer,
     checkpointer: Checkpointer,
     condition: Condition,
@@ -287,6 +291,7 @@ impl Store {
         Ok(Self(Arc::new(Inner {
             statements,
             readers,
+            lanes: Lanes::new(settings),
             writer,
             checkpointer,
             condition,
@@ -642,9 +647,41 @@ impl Store {
         E: From<StoreError> + Send + 'static,
     {
         let (store, caller) = (self.clone(), caller());
-        tokio::task::spawn_blocking(move || store.read_for(caller, work))
+        tokio::task::spawn_blocking(move || store.read_for(caller, store.0.statement_timeout, work))
             .await
             .unwrap_or_else(|error| Err(E::from(StoreError::Panicked(error.to_string()))))
+    }
+
+    /// [`Store::read`] for what anybody may ask for and what takes longer than a look-up by key: in its
+    /// lane, under the lane's limits, and given up once nobody waits for it any more.
+    pub async fn read_in<T, E>(
+        &self,
+        lane: Lane,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let turns = self.0.lanes.of(lane);
+        let place = turns.enter().await.map_err(|error| {
+            let refused = &self.0.metrics.db_reads_refused_total;
+            refused.with_label_values(&[lane.word()]).inc();
+            E::from(error)
+        })?;
+        let (store, caller, limit) = (self.clone(), caller(), turns.statement_timeout);
+        let wanted = Arc::new(AtomicBool::new(true));
+        let _waiting = Waiting(Arc::clone(&wanted));
+        tokio::task::spawn_blocking(move || {
+            // Held until the statement has ended, not until its caller has gone.
+            let _place = place;
+            if !wanted.load(Ordering::Acquire) {
+                return Err(E::from(StoreError::Stopped));
+            }
+            sqlite::while_wanted(wanted, || store.read_for(caller, limit, work))
+        })
+        .await
+        .unwrap_or_else(|error| Err(E::from(StoreError::Panicked(error.to_string()))))
     }
 
     /// [`Store::read`] on the calling thread, which must not be an async one.
@@ -652,12 +689,13 @@ impl Store {
         &self,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        self.read_for(None, work)
+        self.read_for(None, self.0.statement_timeout, work)
     }
 
     fn read_for<T, E: From<StoreError>>(
         &self,
         caller: Option<Called>,
+        limit: Duration,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let watch = Stopwatch::start();
@@ -671,7 +709,7 @@ impl Store {
             .db_connection_wait_seconds
             .observe(watch.elapsed_seconds());
         let _counted = Counted::new(&self.0);
-        sqlite::with_limit(self.0.statement_timeout, || {
+        sqlite::with_limit(limit, || {
             snapshot(&conn, &self.0.statements, &self.0.condition, caller, work)
         })
     }
@@ -749,9 +787,17 @@ impl Drop for Counted<'_> {
 }
 
 /// Reads that may take minutes: each on a connection of its own and off the async threads, so that
-/// requests keep theirs. They have no time limit; they end when nobody waits for them any more.
+/// requests keep theirs. Few run at once, and the rest wait. They have no time limit; they end when nobody
+/// waits for them any more.
 #[derive(Clone)]
-pub struct LongReads(Arc<(PathBuf, Database, Store)>);
+pub struct LongReads(Arc<LongParts>);
+
+struct LongParts {
+    path: PathBuf,
+    settings: Database,
+    store: Store,
+    turns: Arc<Semaphore>,
+}
 
 /// Whether long work is still waited for.
 pub struct Wanted(Arc<AtomicBool>);
@@ -779,7 +825,12 @@ impl Drop for Waiting {
 impl LongReads {
     /// Of the database at `path`, which is `store`'s; its statements are counted there.
     pub fn new(path: PathBuf, settings: &Database, store: &Store) -> Self {
-        Self(Arc::new((path, settings.clone(), store.clone())))
+        Self(Arc::new(LongParts {
+            path,
+            settings: settings.clone(),
+            store: store.clone(),
+            turns: Arc::new(Semaphore::new(settings.long_readers as usize)),
+        }))
     }
 
     /// Runs `work` on one consistent snapshot. It must ask [`Wanted::check`] now and then, which
@@ -794,13 +845,18 @@ impl LongReads {
     {
         let (parts, wanted) = (Arc::clone(&self.0), Arc::new(AtomicBool::new(true)));
         let caller = caller();
+        let turn = Arc::clone(&parts.turns).acquire_owned().await;
+        let turn = turn.map_err(|_| E::from(StoreError::Stopped))?;
         let _waiting = Waiting(Arc::clone(&wanted));
         tokio::task::spawn_blocking(move || {
-            let (path, settings, store) = &*parts;
-            let conn = sqlite::open_reader(path, settings, Around::Served).map_err(E::from)?;
-            let inner = &store.0;
-            snapshot(&conn, &inner.statements, &inner.condition, caller, |tx| {
-                work(tx, &Wanted(wanted))
+            let _turn = turn;
+            let conn = sqlite::open_reader(&parts.path, &parts.settings, Around::Served)
+                .map_err(E::from)?;
+            let inner = &parts.store.0;
+            sqlite::while_wanted(Arc::clone(&wanted), || {
+                snapshot(&conn, &inner.statements, &inner.condition, caller, |tx| {
+                    work(tx, &Wanted(wanted))
+                })
             })
         })
         .await

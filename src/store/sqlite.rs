@@ -7,12 +7,14 @@
 //! locks (<https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>),
 //! and another program that ends would take the log for its own and delete it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
@@ -47,6 +49,24 @@ thread_local! {
     /// When the read that runs on this thread started, and how long it may take. A statement runs
     /// on one thread from start to end, so the progress handler finds it here.
     static READ_LIMIT: Cell<Option<(Stopwatch, Duration)>> = const { Cell::new(None) };
+    /// Turns false when nobody waits any more for the read that runs on this thread.
+    static WANTED: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
+}
+
+/// Gives up the statements that `run` executes on this thread once `wanted` is false.
+pub(super) fn while_wanted<T>(wanted: Arc<AtomicBool>, run: impl FnOnce() -> T) -> T {
+    WANTED.set(Some(wanted));
+    let result = run();
+    WANTED.set(None);
+    result
+}
+
+fn is_given_up() -> bool {
+    let is_over = READ_LIMIT
+        .get()
+        .is_some_and(|(watch, limit)| watch.elapsed() > limit);
+    let is_wanted = |wanted: &Arc<AtomicBool>| wanted.load(Ordering::Acquire);
+    is_over || !WANTED.with_borrow(|wanted| wanted.as_ref().is_none_or(is_wanted))
 }
 
 /// Limits the statements that `run` executes on this thread.
@@ -127,14 +147,7 @@ fn prepare_reader(conn: &Connection, settings: &Database) -> rusqlite::Result<()
     conn.pragma_update(None, "mmap_size", mmap_bytes)?;
     conn.busy_timeout(Duration::from_secs(1))?;
     conn.set_prepared_statement_cache_capacity(settings.statement_cache);
-    conn.progress_handler(
-        PROGRESS_STEPS,
-        Some(|| {
-            READ_LIMIT
-                .get()
-                .is_some_and(|(watch, limit)| watch.elapsed() > limit)
-        }),
-    )
+    conn.progress_handler(PROGRESS_STEPS, Some(is_given_up))
 }
 
 /// What is known of a database before a reader of its own is opened.

@@ -12,6 +12,7 @@ mod reports;
 mod revival;
 mod sales;
 mod schedules;
+mod searches;
 mod tasks;
 mod tls;
 mod webhooks;

@@ -96,7 +96,8 @@ export function Products() {
             caption={t('products')}
             rows={page.items}
             keyOf={({ product }) => product.id}
-            empty={q || category ? t('nothing_found') : t('nothing')}
+            // A search makes a bounded number of steps: it may find nothing and yet lead on.
+            empty={page.next_cursor ? t('nothing_on_page') : q || category ? t('nothing_found') : t('nothing')}
             columns={[
               { head: t('name'), cell: ({ product }) => <Link to={`/products/${product.id}`}>{product.name}</Link> },
               { head: t('sku'), kind: 'wide', cell: ({ product }) => product.sku ?? '' },

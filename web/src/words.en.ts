@@ -16,6 +16,7 @@ export const en = {
   loading: 'Loading…',
   nothing: 'Nothing here yet',
   nothing_found: 'Nothing matches',
+  nothing_on_page: 'Nothing on this page; the search goes on on the next one.',
   try_again: 'Try again',
   cancel: 'Cancel',
   save: 'Save',

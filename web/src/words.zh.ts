@@ -18,6 +18,7 @@ export const zh: Record<keyof typeof en, string> = {
   loading: '加载中…',
   nothing: '暂无内容',
   nothing_found: '没有符合条件的内容',
+  nothing_on_page: '本页没有结果，请继续查看下一页。',
   try_again: '重试',
   cancel: '取消',
   save: '保存',
