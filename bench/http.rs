@@ -5,7 +5,8 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::ExitCode;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -64,7 +65,7 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
         tell("making it ten times as large");
         shop.grow()?;
     }
-    let server = Process::serve(&binary, &shop.data, &[])?;
+    let server = Process::serve(&binary, &shop.data, &unlimited(&binary)?)?;
     let mut bench = Bench {
         options,
         report,
@@ -102,6 +103,22 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let held = server.memory_mb("VmRSS")?;
     report.add("after all of it", "RSS MB", held, Bar::None);
     server.stop()
+}
+
+/// Buyers here order more, and faster, than a customer may. A binary from before these limits has no settings
+/// for them.
+fn unlimited(binary: &Path) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let shown = Command::new(binary).args(["config", "show"]).output()?;
+    let knows = String::from_utf8_lossy(&shown.stdout).contains("unpaid_orders_max");
+    let settings = [
+        ("ONRUSH_ORDERS__UNPAID_ORDERS_MAX", "1000000"),
+        ("ONRUSH_ORDERS__UNPAID_UNITS_MAX", "1000000"),
+        ("ONRUSH_ORDERS__PER_MINUTE_MAX", "60000"),
+    ];
+    let settings = settings.into_iter().filter(|_| knows);
+    Ok(settings
+        .map(|(key, value)| (key, value.to_owned()))
+        .collect())
 }
 
 impl Bench<'_> {

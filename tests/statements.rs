@@ -195,6 +195,8 @@ fn shop() -> Shop {
     Shop::open_with(|settings| {
         settings.database.slow_list_ms = 0;
         settings.database.slow_kept = 10_000;
+        // One buyer has many orders here.
+        settings.orders.unpaid_orders_max = 0;
     })
 }
 
@@ -295,9 +297,9 @@ fn a_request_runs_as_many_statements_for_many_rows_as_for_one() {
             statements_of(&shop, &admin, &one),
             statements_of(&shop, &admin, &many),
         );
-        assert_eq!(
-            one_runs.len(),
-            many_runs.len(),
+        // Fewer where both are the same page for the cache, which has more of it by then.
+        assert!(
+            many_runs.len() <= one_runs.len(),
             "{many}: {one_runs:?}, {many_runs:?}"
         );
         assert!(many_runs.len() <= most, "{many}: {many_runs:?}");

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use poem::http::StatusCode;
-use poem::http::header::{HeaderName, HeaderValue};
 use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
@@ -19,6 +17,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Settings;
 use crate::http::{Body, Created, Failure, OptionalBody, Problem, fails, read_cursor};
 use crate::monitor::Metrics;
+use crate::order::api::rate_limited;
 use crate::order::{FollowUps, OrderError, SALE_CHANGED};
 use crate::product::ProductId;
 use crate::product::stock::StockError;
@@ -54,29 +53,11 @@ impl From<Refusal> for Problem {
             Refusal::NotStarted => Problem::conflict("not_started", "the sale has not started"),
             Refusal::SoldOut => Problem::conflict("sold_out", "not enough units are left"),
             Refusal::LimitReached(units) => SaleError::LimitReached(units).into(),
-            Refusal::RateLimited { limit, seconds } => rate_limited(limit, seconds),
+            Refusal::RateLimited { limit, seconds } => {
+                rate_limited("too many attempts in this sale", "attempts", limit, seconds)
+            }
             Refusal::Overloaded => Problem::overloaded(1),
         }
-    }
-}
-
-/// 429 with what the IETF's draft 10 of RateLimit fields tells a client besides `Retry-After`.
-fn rate_limited(limit: u32, seconds: u64) -> Problem {
-    let field = |text: String| HeaderValue::from_str(&text);
-    let problem = Problem::new(
-        StatusCode::TOO_MANY_REQUESTS,
-        "rate_limited",
-        "too many attempts in this sale",
-    )
-    .retry_after(seconds);
-    match (
-        field(format!("\"attempts\";q={limit};w=60")),
-        field(format!("\"attempts\";r=0;t={seconds}")),
-    ) {
-        (Ok(policy), Ok(left)) => problem
-            .header(HeaderName::from_static("ratelimit-policy"), policy)
-            .header(HeaderName::from_static("ratelimit"), left),
-        _ => problem,
     }
 }
 

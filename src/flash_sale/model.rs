@@ -1,5 +1,6 @@
 //! Sales, orders and stock against a plain model of them, through thousands of histories: no order
-//! of calls sells beyond a sale's quantity, window, price or limit of a buyer.
+//! of calls sells beyond a sale's quantity, window, price or limit of a buyer, or has a buyer hold more
+//! without payment than the settings allow.
 //!
 //! Every call goes the way of the HTTP handlers: the gate, the rule in a transaction, the gate told
 //! after the commit. The model says beforehand what each call must come to. Set `PROPTEST_CASES` for
@@ -18,7 +19,7 @@ use crate::auth::{NewAccount, Role, UserId};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
-use crate::order::{self, FollowUps, OrderError, OrderId, OrderStatus, SaleUnits};
+use crate::order::{self, Buyer, FollowUps, OrderError, OrderId, OrderStatus, SaleUnits, Unpaid};
 use crate::product::stock::{self, StockError};
 use crate::product::{self, NewProduct, ProductError, ProductId, ProductPatch};
 use crate::store::{Store, StoreError};
@@ -26,6 +27,8 @@ use crate::task::webhook::Events;
 
 const BUYERS: usize = 3;
 const ORDER_WINDOW: i64 = 10;
+const UNPAID_ORDERS_MAX: u32 = 2;
+const UNPAID_UNITS_MAX: u32 = 3;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -439,14 +442,47 @@ impl World {
         let made = self.store.write_blocking(move |tx| {
             let rules = config::Orders {
                 payment_window_seconds: ORDER_WINDOW as u64,
+                unpaid_orders_max: UNPAID_ORDERS_MAX,
+                unpaid_units_max: UNPAID_UNITS_MAX,
                 ..config::Orders::default()
             };
             let lines = [(known.id, quantity)];
-            order::create(tx, now, &rules, &follow_ups(), user, &lines)
+            let buyer = Buyer {
+                user_id: user,
+                is_staff: false,
+            };
+            order::create(tx, now, &rules, &follow_ups(), buyer, &lines)
         });
         let units = i64::from(quantity);
-        let expected = known.is_active && known.free >= units;
-        assert_eq!(made.is_ok(), expected, "{made:?}");
+        let unpaid: Vec<&KnownOrder> = self.unpaid_of(buyer).collect();
+        let of_product = |order: &&&KnownOrder| order.product == product;
+        let held: i64 = unpaid
+            .iter()
+            .filter(of_product)
+            .map(|order| order.quantity)
+            .sum();
+        let expected = if !known.is_active || known.free < units {
+            Err("no units")
+        } else if known.price > 0 && unpaid.len() >= UNPAID_ORDERS_MAX as usize {
+            Err("unpaid orders")
+        } else if known.price > 0 && held + units > i64::from(UNPAID_UNITS_MAX) {
+            Err("unpaid units")
+        } else {
+            Ok(())
+        };
+        let came_to = made.as_ref().map(|_| ()).map_err(|error| match error {
+            OrderError::Stock(_) => "no units",
+            OrderError::Unpaid {
+                what: Unpaid::Orders { .. },
+                ..
+            } => "unpaid orders",
+            OrderError::Unpaid {
+                what: Unpaid::Units { .. },
+                ..
+            } => "unpaid units",
+            other => panic!("{other}"),
+        });
+        assert_eq!(came_to, expected);
         let Ok(order) = made else {
             return;
         };
@@ -466,6 +502,15 @@ impl World {
             },
             expires_at: is_held.then(|| now.plus_seconds(ORDER_WINDOW)),
         });
+    }
+
+    /// Orders of a buyer that wait for payment, those of sales left out.
+    fn unpaid_of(&self, buyer: usize) -> impl Iterator<Item = &KnownOrder> {
+        let is_unpaid = |order: &&KnownOrder| order.status == OrderStatus::PendingPayment;
+        self.orders
+            .iter()
+            .filter(is_unpaid)
+            .filter(move |order| order.buyer == buyer && order.sale.is_none())
     }
 
     /// Where a late payment may take units, told from what is known alone.

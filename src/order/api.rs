@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
+use poem::http::StatusCode;
+use poem::http::header::{HeaderName, HeaderValue};
 use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
-use super::{Filter, FollowUps, Order, OrderError, OrderId, OrderStatus, SaleUnits};
+use super::pace::Pace;
+use super::{Buyer, Filter, FollowUps, Order, OrderError, OrderId, OrderStatus, SaleUnits, Unpaid};
 use crate::auth::api::{Access, Tag, UserView};
-use crate::auth::idempotency::Key;
+use crate::auth::idempotency::{Key, Stored};
 use crate::auth::{Role, Scope, UserId};
 use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
@@ -18,7 +21,7 @@ use crate::http::{Body, Created, Failure, Problem, fails, read_cursor};
 use crate::monitor::Metrics;
 use crate::product::ProductId;
 use crate::product::stock::StockError;
-use crate::store::{Store, Tx};
+use crate::store::{Lane, Store, Tx};
 use crate::user::{self, UserError};
 
 /// Told when units return to a sale, after the commit.
@@ -40,11 +43,50 @@ impl From<OrderError> for Problem {
             OrderError::MixedCurrencies => {
                 Problem::validation(vec![FieldError::new("items", text)])
             }
+            OrderError::Unpaid { what, seconds } => {
+                let (field, reason) = match what {
+                    Unpaid::Orders { limit } => (
+                        "items".to_owned(),
+                        format!("at most {limit} orders of a customer may wait for payment"),
+                    ),
+                    Unpaid::Units { line, limit, held } => (
+                        format!("items[{line}].quantity"),
+                        format!(
+                            "unpaid orders may hold at most {limit} units of a product together; {held} are held already"
+                        ),
+                    ),
+                };
+                Problem::conflict("unpaid_orders", text)
+                    .field(field, reason)
+                    .retry_after(seconds)
+            }
             OrderError::State(_) => Problem::conflict("invalid_state", text),
             OrderError::KeyReused => {
                 Problem::validation(vec![FieldError::new("Idempotency-Key", text)])
             }
         }
+    }
+}
+
+/// 429 with what the IETF's draft 10 of RateLimit fields tells a client besides `Retry-After`: of `policy`
+/// there are `limit` a minute, and the next in so many seconds.
+pub fn rate_limited(
+    detail: &'static str,
+    policy: &'static str,
+    limit: u32,
+    seconds: u64,
+) -> Problem {
+    let field = |text: String| HeaderValue::from_str(&text);
+    let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail);
+    let problem = problem.retry_after(seconds);
+    match (
+        field(format!("\"{policy}\";q={limit};w=60")),
+        field(format!("\"{policy}\";r=0;t={seconds}")),
+    ) {
+        (Ok(policy), Ok(left)) => problem
+            .header(HeaderName::from_static("ratelimit-policy"), policy)
+            .header(HeaderName::from_static("ratelimit"), left),
+        _ => problem,
     }
 }
 
@@ -178,6 +220,7 @@ pub struct OrderApi {
     store: Store,
     clock: Clock,
     rules: Arc<config::Orders>,
+    pace: Pace,
     metrics: Metrics,
     on_sale_units: OnSaleUnits,
     follow_ups: FollowUps,
@@ -193,14 +236,49 @@ impl OrderApi {
         on_sale_units: OnSaleUnits,
         follow_ups: FollowUps,
     ) -> Self {
+        let pace = Pace::new(
+            clock.clone(),
+            rules.per_minute_max,
+            rules.tracked_customers_max,
+        );
         Self {
             store,
             clock,
             rules,
+            pace,
             metrics,
             on_sale_units,
             follow_ups,
         }
+    }
+
+    /// Refuses a customer who orders too fast, unless the request was done before: then answers as then.
+    async fn admit(
+        &self,
+        buyer: Buyer,
+        now: Timestamp,
+        key: Option<&Key>,
+    ) -> Result<Option<Stored>, Problem> {
+        if buyer.is_staff {
+            return Ok(None);
+        }
+        let Err(seconds) = self.pace.admit(buyer.user_id) else {
+            return Ok(None);
+        };
+        if let Some(key) = key.cloned()
+            && let Some(stored) = self
+                .store
+                .point(move |tx| key.look_up(tx, now, buyer.user_id))
+                .await?
+        {
+            return Ok(Some(stored));
+        }
+        Err(rate_limited(
+            "too many orders at once",
+            "orders",
+            self.pace.limit(),
+            seconds,
+        ))
     }
 
     /// Changes an order, and tells what that did to the units of open sales.
@@ -233,7 +311,8 @@ impl OrderApi {
     /// Place an order
     ///
     /// Takes the units of every line or of none. Send an `Idempotency-Key` and repeat the request
-    /// freely: it is done once.
+    /// freely: it is done once. What a customer may hold without having paid is limited, in orders and in
+    /// units of a product: 409 `unpaid_orders` says when the first of them expires.
     #[oai(
         path = "/orders",
         method = "post",
@@ -247,9 +326,16 @@ impl OrderApi {
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Header<Option<String>>,
         body: Body<OrderBody>,
-    ) -> Result<Created<OrderView>, Failure<{ fails::SECURED | fails::CONFLICT }>> {
+    ) -> Result<
+        Created<OrderView>,
+        Failure<{ fails::SECURED | fails::CONFLICT | fails::RATE_LIMITED }>,
+    > {
         let caller = access.0;
         caller.require(Role::Customer, Scope::Orders)?;
+        let buyer = Buyer {
+            user_id: caller.user_id,
+            is_staff: caller.is_staff(),
+        };
         let asked = serde_json::to_string(&body.0).map_err(Problem::internal)?;
         let key = idempotency_key
             .0
@@ -268,6 +354,9 @@ impl OrderApi {
             .map(|line| (ProductId(line.product_id), line.quantity))
             .collect();
         let (now, rules) = (self.clock.now(), Arc::clone(&self.rules));
+        if let Some(stored) = self.admit(buyer, now, key.as_ref()).await? {
+            return Ok(Created::replay(stored.body, stored.location));
+        }
         let follow_ups = self.follow_ups.clone();
         let created = self
             .store
@@ -280,7 +369,7 @@ impl OrderApi {
                 {
                     return Ok(Created::replay(stored.body, stored.location));
                 }
-                let order = super::create(tx, now, &rules, &follow_ups, caller.user_id, &lines)?;
+                let order = super::create(tx, now, &rules, &follow_ups, buyer, &lines)?;
                 let location = format!("/api/v1/orders/{}", order.id);
                 let text = serde_json::to_string(&OrderView::from(order))
                     .map_err(|error| crate::store::StoreError::Bug(error.to_string()))?;
@@ -347,7 +436,7 @@ impl OrderApi {
         };
         let orders = self
             .store
-            .read(move |tx| super::list(tx, &filter))
+            .read_in(Lane::List, move |tx| super::list(tx, &filter))
             .await
             .map_err(Problem::from)?;
         let next_cursor = (orders.len() as i64 == limit.0)
@@ -394,7 +483,7 @@ impl OrderApi {
         };
         let (user, orders) = self
             .store
-            .read(move |tx| {
+            .read_in(Lane::List, move |tx| {
                 if !with_orders {
                     return Ok((user::get(tx, id)?, None));
                 }

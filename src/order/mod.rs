@@ -14,13 +14,16 @@
 //! Invariants: an order and its units' movements commit together; every change of state is a
 //! conditional update on the state before; a buyer who paid gets the units or is owed a refund, never
 //! neither; a late payment takes units only from where they were and by the terms under which they
-//! were first taken, so it is no way round the limits of a sale. What is absent: `order` does not
+//! were first taken, so it is no way round the limits of a sale; what a customer holds without having
+//! paid is bounded by the settings, in orders and in units of each product, and counted in the transaction
+//! that takes more (claims are bounded by their sale instead). What is absent: `order` does not
 //! decide about flash sales; of one it knows the counters that its orders' units come from
 //! ([`SaleUnits`]) and, for a late payment, its terms (`sql::take_again`).
 
 pub mod api;
 pub mod import;
 mod letters;
+pub mod pace;
 mod sql;
 pub mod tasks;
 
@@ -161,12 +164,49 @@ pub struct SaleUnits {
     pub change: i64,
 }
 
+/// Who orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buyer {
+    /// For whom.
+    pub user_id: UserId,
+    /// Whether it is staff, whom the limits of what is unpaid don't hold for: they may count the stock
+    /// anyhow.
+    pub is_staff: bool,
+}
+
+/// Why a customer gets nothing more on credit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unpaid {
+    /// As many orders wait for payment as may.
+    Orders {
+        /// How many may.
+        limit: u32,
+    },
+    /// The line would hold more units of its product, together with those of orders that wait for payment.
+    Units {
+        /// Its place among those asked for.
+        line: usize,
+        /// How many units may be held.
+        limit: u32,
+        /// How many are held by other orders.
+        held: i64,
+    },
+}
+
 /// Why something could not be done to an order.
 #[derive(Debug, thiserror::Error)]
 pub enum OrderError {
     /// Fields don't hold.
     #[error("the order is not valid")]
     Invalid(Vec<FieldError>),
+    /// The customer has not paid for what was ordered before.
+    #[error("orders of yours wait for payment; pay or cancel one first")]
+    Unpaid {
+        /// Which limit was met.
+        what: Unpaid,
+        /// Until the first of them expires.
+        seconds: u64,
+    },
     /// No such order, or another's.
     #[error("there is no order {0}")]
     NotFound(OrderId),
@@ -228,7 +268,7 @@ pub fn create(
     now: Timestamp,
     rules: &config::Orders,
     follow_ups: &FollowUps,
-    user_id: UserId,
+    buyer: Buyer,
     lines: &[(ProductId, u32)],
 ) -> Result<Order, OrderError> {
     let mut checks = Checks::new();
@@ -270,8 +310,11 @@ pub fn create(
     fail::fail_point!("order.units_taken");
     let window = i64::try_from(rules.payment_window_seconds).unwrap_or(i64::MAX);
     let (status, expires_at) = payment_terms(now, window, total);
+    if status == OrderStatus::PendingPayment && !buyer.is_staff {
+        check_unpaid(tx, now, rules, buyer.user_id, lines, &items)?;
+    }
     let new = NewOrder {
-        user_id,
+        user_id: buyer.user_id,
         status,
         total_amount: total,
         currency: currency.unwrap_or_default(),
@@ -284,6 +327,60 @@ pub fn create(
         Reason::Hold
     };
     insert(tx, now, follow_ups, &new, items, reason)
+}
+
+/// Refuses an order that its buyer would hold too much by. The units were taken in this transaction, which
+/// has the writer to itself: no other order of the buyer can come in between.
+fn check_unpaid(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    rules: &config::Orders,
+    user_id: UserId,
+    lines: &[(ProductId, u32)],
+    items: &[OrderItem],
+) -> Result<(), OrderError> {
+    let line_of = |product: ProductId| lines.iter().position(|(known, _)| *known == product);
+    let units_max = match rules.unpaid_units_max {
+        0 => u32::MAX,
+        limit => limit,
+    };
+    if let Some(item) = items.iter().find(|item| item.quantity > units_max) {
+        // No payment and no time would help.
+        let field = format!("items[{}].quantity", line_of(item.product_id).unwrap_or(0));
+        let reason = format!("an unpaid order may hold at most {units_max} units of a product");
+        return Err(OrderError::Invalid(vec![FieldError::new(field, reason)]));
+    }
+    let Some((count, first_expires_at)) = sql::unpaid_orders(tx, user_id)? else {
+        return Ok(());
+    };
+    let refused = |what, expires_at: Timestamp| {
+        let micros = expires_at.micros_since(now).max(1);
+        Err(OrderError::Unpaid {
+            what,
+            seconds: u64::try_from(micros).unwrap_or(1).div_ceil(1_000_000),
+        })
+    };
+    if rules.unpaid_orders_max != 0 && count >= i64::from(rules.unpaid_orders_max) {
+        let limit = rules.unpaid_orders_max;
+        return refused(Unpaid::Orders { limit }, first_expires_at);
+    }
+    if rules.unpaid_units_max == 0 {
+        return Ok(());
+    }
+    for (product, held, expires_at) in sql::unpaid_units(tx, user_id)? {
+        let Some(item) = items.iter().find(|item| item.product_id == product) else {
+            continue;
+        };
+        if held.saturating_add(i64::from(item.quantity)) > i64::from(units_max) {
+            let what = Unpaid::Units {
+                line: line_of(product).unwrap_or(0),
+                limit: units_max,
+                held,
+            };
+            return refused(what, expires_at);
+        }
+    }
+    Ok(())
 }
 
 /// Writes an order, its lines and their movements; the units have been taken by the caller.
@@ -678,7 +775,10 @@ mod tests {
                     START,
                     &config::Orders::default(),
                     &FollowUps::default(),
-                    user,
+                    Buyer {
+                        user_id: user,
+                        is_staff: false,
+                    },
                     &lines,
                 )
             })

@@ -3,6 +3,7 @@
 use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, SALE_CHANGED};
 use crate::auth::{Account, UserId};
 use crate::clock::Timestamp;
+use crate::product::ProductId;
 use crate::sql;
 use crate::store::{Row, StoreError, Tx};
 
@@ -87,6 +88,35 @@ pub(super) fn insert_item(
         ],
     )?;
     Ok(())
+}
+
+/// How many orders of a buyer wait for payment, those of flash sales left out, and when the first of them
+/// expires; `None` where there are none.
+pub(super) fn unpaid_orders(
+    tx: &mut Tx<'_>,
+    buyer: UserId,
+) -> Result<Option<(i64, Timestamp)>, StoreError> {
+    let found = tx.row(
+        sql!("SELECT COUNT(*), COALESCE(MIN(expires_at), 0) FROM orders WHERE user_id = $1 AND status = 'pending_payment' \
+         AND sale_id IS NULL"),
+        &[buyer.into()],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    Ok(found.filter(|(count, _)| *count > 0))
+}
+
+/// Units of each product that these orders hold, and when the first of those that hold it expires.
+pub(super) fn unpaid_units(
+    tx: &mut Tx<'_>,
+    buyer: UserId,
+) -> Result<Vec<(ProductId, i64, Timestamp)>, StoreError> {
+    tx.rows(
+        sql!("SELECT i.product_id, SUM(i.quantity), COALESCE(MIN(o.expires_at), 0) FROM orders o \
+         JOIN order_items i ON i.order_id = o.id WHERE o.user_id = $1 AND o.status = 'pending_payment' \
+         AND o.sale_id IS NULL GROUP BY i.product_id"),
+        &[buyer.into()],
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )
 }
 
 pub(super) fn get(tx: &mut Tx<'_>, id: OrderId) -> Result<Option<Order>, StoreError> {

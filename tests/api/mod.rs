@@ -4,6 +4,7 @@ mod accounts;
 mod catalogue;
 mod faktory;
 mod files;
+mod hoarding;
 mod input;
 mod mail;
 mod orders;

@@ -92,6 +92,31 @@ fn a_claim_by_product_is_answered_as_then_when_its_sale_is_over_or_another_has_b
 }
 
 #[test]
+fn an_order_is_answered_as_then_whatever_its_buyer_may_now() {
+    let shop = Shop::open_with(|settings| {
+        settings.orders.unpaid_orders_max = 1;
+        settings.orders.per_minute_max = 3;
+    });
+    let (staff, anna) = (shop.token(Role::Staff), shop.token(Role::Customer));
+    let product = shop.product(&staff, 1);
+    let order = |key: &str| {
+        let ask = shop.post("/api/v1/orders").token(&anna);
+        let ask = ask.header("Idempotency-Key", key);
+        ask.json(&json!({"items": [{"product_id": product, "quantity": 1}]}))
+            .send()
+    };
+    let first = order("k");
+    assert_eq!(first.outcome(), "201");
+    let first = first.body;
+    same(&order("k"), &first, "at the limit of unpaid orders");
+    let delete = format!("/api/v1/products/{product}");
+    shop.ask("DELETE", &delete).token(&staff).send().expect(204);
+    same(&order("k"), &first, "the product is gone");
+    assert_eq!(order("other").outcome(), "429 rate_limited");
+    same(&order("k"), &first, "too many orders at once");
+}
+
+#[test]
 fn tasks_are_answered_as_then_when_their_time_is_over() {
     let shop = Shop::open();
     let admin = shop.token(Role::Admin);

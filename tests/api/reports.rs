@@ -252,7 +252,10 @@ fn days_begin_at_the_shops_own_midnight() {
 
 #[test]
 fn popularity_is_what_was_ordered_within_a_day_and_an_imported_one_until_then() {
-    let shop = Shop::open_with(|settings| settings.schedules.enabled = false);
+    let shop = Shop::open_with(|settings| {
+        settings.schedules.enabled = false;
+        settings.orders.unpaid_units_max = 0;
+    });
     let (staff, admin) = (shop.token(Role::Staff), shop.token(Role::Admin));
     let csv = "sku,name,price,currency,stock,popularity\nA,Mug,7,CNY,50,900\nB,Pen,1,CNY,50,800\nC,Cup,1,CNY,50,0\n";
     let import = shop.post("/api/v1/products/import").token(&staff);
