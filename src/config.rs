@@ -410,7 +410,7 @@ section! {
         popularity_batch: usize = 256,
         /// Steps of one search: each product that it passes is one, and so are up to 64 bytes of a text that
         /// it reads. A search that needs more answers what it has found, and where to go on.
-        search_steps_max: u32 = 20_000,
+        search_steps_max: u32 = 10_000,
     }
 }
 
