@@ -6,7 +6,8 @@
 //! the database closes last, after every request and background service that could write. No business
 //! rule lives here.
 
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -21,7 +22,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::auth::api::{AuthApi, Guarded};
-use crate::auth::{self, Auth, OnRegistered, Role, Scope, idempotency};
+use crate::auth::registration::{self, OnAsked};
+use crate::auth::{self, Auth, OnRegistered, Role, Scope, Surroundings, idempotency};
 use crate::cache::Cache;
 use crate::cache::api::CacheApi;
 use crate::clock::{Clock, Stopwatch};
@@ -38,7 +40,8 @@ use crate::http::serve::{Listeners, Tls, serve};
 use crate::http::shares::Shares;
 use crate::http::{docs, probes};
 use crate::monitor::api::SystemApi;
-use crate::monitor::{Health, Metrics, Need, Outcome, State, logs};
+use crate::monitor::security::{Event, SecurityLog, Who};
+use crate::monitor::{self, Health, Metrics, Need, Outcome, State, logs};
 use crate::order::FollowUps;
 use crate::order::api::OrderApi;
 use crate::order::tasks::{ProcessOrder, SendOrderEmail};
@@ -55,7 +58,7 @@ use crate::task::api::{EnqueueApi, RunApi, TaskApi};
 use crate::task::faktory::api::WorkerApi;
 use crate::task::faktory::{Faktory, Listener};
 use crate::task::http_request::HttpRequest;
-use crate::task::mail::{self, Mailer, SendWelcomeEmail};
+use crate::task::mail::{Mailer, SendConfirmationEmail, SendWelcomeEmail};
 use crate::task::webhook::api::WebhookApi;
 use crate::task::webhook::{DeliverWebhook, EventKind, Webhooks};
 use crate::task::{self, Pool, Registry, Tasks, Upkeep};
@@ -315,6 +318,7 @@ fn registry(
     let known_seconds = i64::from(settings.auth.login_known_days) * 86_400;
     let sweeps: Vec<(&str, Sweep)> = vec![
         ("sessions", Arc::new(auth::purge_sessions)),
+        ("registrations", Arc::new(registration::purge)),
         (
             "known_places",
             Arc::new(move |tx, now| auth::place::purge_places(tx, now, known_seconds)),
@@ -329,6 +333,10 @@ fn registry(
         .with(ProcessOrder::new(ways_out.follow_ups(settings)))
         .with(SendOrderEmail::new(store.clone(), ways_out.mailer.clone()))
         .with(SendWelcomeEmail::new(ways_out.mailer.clone()))
+        .with(SendConfirmationEmail::new(
+            ways_out.mailer.clone(),
+            settings.auth.confirm_seconds,
+        ))
         .with(HttpRequest::new(ways_out.outgoing.clone()))
         .with(DeliverWebhook::new(
             ways_out.webhooks.clone(),
@@ -464,7 +472,7 @@ impl WaysOut {
     fn follow_ups(&self, settings: &Settings) -> FollowUps {
         FollowUps {
             process: settings.orders.process,
-            mail: mail::sends_order_mails(&settings.mail),
+            mail: settings.mail.orders.applies(&settings.mail),
             events: self.webhooks.events().clone(),
         }
     }
@@ -482,6 +490,12 @@ impl WaysOut {
             Ok(())
         })
     }
+
+    /// What follows from a registration whose address is to be proven, if addresses are.
+    fn on_asked(settings: &Settings) -> Option<OnAsked> {
+        let is_proven = settings.auth.confirm_registration.applies(&settings.mail);
+        is_proven.then(|| Box::new(SendConfirmationEmail::enqueue) as OnAsked)
+    }
 }
 
 /// The handles that the API is made of.
@@ -491,6 +505,7 @@ struct Handles {
     clock: Clock,
     metrics: Metrics,
     shares: Shares,
+    security: SecurityLog,
     auth: Auth,
     cache: Cache,
     showcase: Showcase,
@@ -535,11 +550,22 @@ fn handles(
         clock.clone(),
         metrics.clone(),
     );
+    let shares = Shares::new(&settings, &clock, &metrics);
+    let security = SecurityLog::new(
+        &metrics,
+        settings.log.security_lines_per_second,
+        clock.clone(),
+    );
     let auth = Auth::new(
         store.clone(),
         Arc::new(settings.auth.clone()),
         clock.clone(),
-        ways_out.on_registered(&settings),
+        Surroundings {
+            on_registered: ways_out.on_registered(&settings),
+            on_asked: WaysOut::on_asked(&settings),
+            log: security.clone(),
+            shares: shares.clone(),
+        },
     );
     let gate = Gate::new(
         Arc::new(settings.flash_sales.clone()),
@@ -581,6 +607,7 @@ fn handles(
         tasks.clone(),
         Arc::new(settings.faktory.clone()),
         metrics.clone(),
+        security.clone(),
     );
     let shares = Shares::new(&settings, &metrics);
     let handles = Handles {
@@ -596,6 +623,7 @@ fn handles(
         store,
         clock,
         metrics,
+        security,
         auth,
         cache,
         gate,
@@ -835,6 +863,7 @@ pub struct App {
     pub address: std::net::SocketAddr,
     /// The record.
     pub store: Store,
+    security: SecurityLog,
     /// Sessions and keys.
     pub auth: Auth,
     /// The gate of the flash sales.
@@ -907,6 +936,7 @@ impl App {
         } = outside;
         let health = Health::new();
         register_checks(&health, &store, &clock);
+        tell_risks(&settings, &health);
         let (handles, sweeper) = handles(
             Arc::clone(&settings),
             &Places::of(&dir),
@@ -921,6 +951,7 @@ impl App {
             handles.tasks.clone(),
         );
         let webhooks = handles.ways_out.webhooks.clone();
+        let security = handles.security.clone();
         gate.load(&store).await?;
         webhooks.load().await?;
         let (delivering, folder) = (tasks.clone(), dir.queue());
@@ -934,6 +965,10 @@ impl App {
                 ScheduleError::NotDeclarable(error) => anyhow::Error::new(error),
                 other => other.into(),
             })?;
+        // One that an earlier start has written is worth nothing any more.
+        if let Err(error) = remove_file(&setup_file(&dir)) {
+            tracing::warn!(%error, "an old link that made the first admin could not be removed");
+        }
         let setup_token = auth.begin_setup().await?;
         let endpoint = routes(&handles, &health, &dir.static_files())?;
         let (address, is_tls) = (listeners.local_addr(), listeners.is_tls());
@@ -957,6 +992,7 @@ impl App {
             dir.database(),
             settings.database.readers,
             metrics.clone(),
+            security.clone(),
             services_stopped.clone(),
         ));
         if settings.schedules.enabled {
@@ -975,10 +1011,12 @@ impl App {
             stopped,
         ));
         health.set(State::Ready);
+        security.note(Event::Startup, &Who::default());
         Ok(Self {
             settings,
             address,
             store,
+            security,
             auth,
             gate,
             tasks,
@@ -1030,11 +1068,48 @@ impl App {
         if let Some(url) = &self.faktory_url {
             lines.push(format!("  workers  {url} (Faktory)"));
         }
-        if let Some(token) = &self.setup_token {
+        let risks = self.settings.risks();
+        lines.extend(risks.iter().map(|risk| format!("WARNING: {risk}")));
+        if let Some(link) = self.setup_link() {
             lines
                 .push("There is no admin yet. Make the first one with this link, once:".to_owned());
-            lines.push(format!("  {url}/admin/#setup={token}"));
+            lines.push(format!("  {link}"));
         }
+        lines
+    }
+
+    fn setup_link(&self) -> Option<String> {
+        let token = self.setup_token.as_ref()?;
+        Some(format!("{}/admin/#setup={token}", self.url()))
+    }
+
+    /// [`App::greeting`] for what is kept, such as a journal: the link that makes the first admin is put
+    /// into a file that its owner alone may read, and the greeting says where that is.
+    pub fn greeting_for_a_log(&self) -> Vec<String> {
+        let mut lines = self.greeting();
+        let Some(link) = self.setup_link() else {
+            return lines;
+        };
+        lines.truncate(lines.len().saturating_sub(2));
+        let path = setup_file(&self.dir);
+        let written = remove_file(&path).and_then(|()| {
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = options
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)?;
+            writeln!(file, "{link}")
+        });
+        let path = path.display();
+        lines.push(match written {
+            Ok(()) => {
+                format!("There is no admin yet. Make the first one with the link in {path}, once")
+            }
+            Err(error) => format!(
+                "There is no admin yet, and the link that makes the first one can't be written to {path}: {error}"
+            ),
+        });
         lines
     }
 
@@ -1072,6 +1147,7 @@ impl App {
     /// the database closes.
     pub async fn stop(mut self) {
         self.health.set(State::Draining);
+        self.security.note(Event::Shutdown, &Who::default());
         self.tasks.turn_away();
         tokio::time::sleep(ms(self.settings.server.shutdown_notice_ms)).await;
         // A receiver that is gone has stopped already.
@@ -1101,6 +1177,7 @@ impl App {
         if let Err(error) = self.auth.sync_activity().await {
             tracing::warn!(%error, "the sessions' last use could not be written");
         }
+        self.security.tell_left_out(true);
         let (tasks, store, dir) = (self.tasks, self.store, self.dir);
         let closed = tokio::task::spawn_blocking(move || {
             tasks.stop();
@@ -1117,12 +1194,39 @@ const POOL_WARNS_FROM: u32 = 80;
 /// Pause between two such lines.
 const POOL_WARNS_EVERY: Duration = Duration::from_secs(60);
 
+/// Where the link that makes the first admin is put where it can't be shown to a person at once.
+fn setup_file(dir: &DataDir) -> PathBuf {
+    dir.root().join("setup-link")
+}
+
+/// Removes a file that may not be there.
+fn remove_file(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Tells whoever starts a shop, and whoever asks for its health, what of the settings is unsafe.
+fn tell_risks(settings: &Settings, health: &Health) {
+    let risks = settings.risks();
+    for risk in &risks {
+        tracing::warn!(risk, "a setting that is fit for trying out alone");
+    }
+    let told = risks.join("; ");
+    health.register("settings", move || match told.as_str() {
+        "" => monitor::Outcome::Pass,
+        risks => monitor::Outcome::Warn(risks.to_owned()),
+    });
+}
+
 /// Brings the database's gauges up to date each second, and tries a disk that refused a write.
 async fn keep_gauges(
     store: Store,
     database: PathBuf,
     readers: u32,
     metrics: Metrics,
+    security: SecurityLog,
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut warned: Option<Stopwatch> = None;
@@ -1159,6 +1263,7 @@ async fn keep_gauges(
                 tracing::warn!(%error, "it could not be tried whether the disk takes more");
             }
         }
+        security.tell_left_out(false);
         tokio::select! {
             _ = stopped.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(Duration::from_secs(1)) => {}

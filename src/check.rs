@@ -171,6 +171,43 @@ impl Checks {
     }
 }
 
+/// Characters that an address may have.
+pub const ADDRESS_CHARS_MAX: usize = 254;
+const NO_ADDRESS: &str = "must be an address such as name@example.com";
+
+/// An address of mail as it is kept and compared, in lower case and without space around it, or why it is
+/// none. Letters of any script may stand in it; what only a quoted name may hold may not, and neither may
+/// what ends an address or begins another one in the head of a mail.
+pub fn address(text: &str) -> Result<String, &'static str> {
+    // Nothing is made of what is longer: letters may only double as they become small.
+    if text.len() > 8 * ADDRESS_CHARS_MAX {
+        return Err(NO_ADDRESS);
+    }
+    let address = text.trim().to_lowercase();
+    let (name, domain) = address.split_once('@').unwrap_or_default();
+    let is_word = |c: char| match c.is_ascii() {
+        true => c.is_ascii_alphanumeric(),
+        false => !c.is_control() && !c.is_whitespace() && !is_invisible(c),
+    };
+    let is_atom = |atom: &str| {
+        !atom.is_empty()
+            && atom
+                .chars()
+                .all(|c| is_word(c) || "!#$%&'*+/=?^_`{|}~-".contains(c))
+    };
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.chars().count())
+            && label.chars().all(|c| is_word(c) || c == '-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let holds = name.len() <= 64
+        && name.split('.').all(is_atom)
+        && domain.split('.').all(is_label)
+        && address.chars().count() <= ADDRESS_CHARS_MAX;
+    if holds { Ok(address) } else { Err(NO_ADDRESS) }
+}
+
 /// A name as it is kept: without white space around it, and without what editors and web pages leave
 /// there unseen.
 pub fn trimmed(text: &str) -> &str {
@@ -401,6 +438,63 @@ mod tests {
         }
         for bad in ["", ".", "..", " a", "a ", "a/b", "é"] {
             assert_eq!(part(bad), 1, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_one_and_nothing_beside_it() {
+        for (text, read) in [
+            ("a@b", "a@b"),
+            ("  Anna@Example.com ", "anna@example.com"),
+            (
+                "first.last+tag@sub.example.co",
+                "first.last+tag@sub.example.co",
+            ),
+            ("o'brien@example.ie", "o'brien@example.ie"),
+            ("admin@localhost", "admin@localhost"),
+            ("用户@例子.广告", "用户@例子.广告"),
+            ("Ünal@Bücher.example\u{3000}", "ünal@bücher.example"),
+        ] {
+            assert_eq!(address(text).as_deref(), Ok(read));
+        }
+        let long_name = format!("{}@example.com", "x".repeat(65));
+        let long = format!("x@{}", "abc.".repeat(70) + "com");
+        for text in [
+            "",
+            "@",
+            "a@",
+            "@b",
+            "no-at-sign",
+            "a@b@c",
+            "evil@example.net>",
+            "<evil@example.net>",
+            "Evil <evil@example.net>",
+            "a@example.com,b@example.com",
+            "a@example.com;b",
+            "a:b@example.com",
+            "a(b)@example.com",
+            "\"a b\"@example.com",
+            "a\\b@example.com",
+            "a[b]@example.com",
+            "a@[127.0.0.1]",
+            "a b@example.com",
+            "a\u{200b}@example.com",
+            "a\n@example.com",
+            "a@example.com\r\nBcc: b@example.com",
+            ".a@example.com",
+            "a.@example.com",
+            "a..b@example.com",
+            "a@example..com",
+            "a@example.com.",
+            "a@-example.com",
+            "a@example-.com",
+            "a@exa_mple.com",
+            "a@example.com/x",
+            &long_name,
+            &long,
+            &"x".repeat(1_000_000),
+        ] {
+            assert_eq!(address(text), Err(NO_ADDRESS), "{text:?}");
         }
     }
 

@@ -149,6 +149,57 @@ pub struct Settings {
     pub log: Log,
 }
 
+impl Settings {
+    /// What of these settings is fit for trying things out alone, in words for whoever runs the shop.
+    pub fn risks(&self) -> Vec<String> {
+        let (server, faktory, mail) = (&self.server, &self.faktory, &self.mail);
+        let is_clear = server.tls_cert.as_os_str().is_empty() && server.trusted_proxies.is_empty();
+        let is_local = |url: &str| ["127.0.0.1", "localhost", "[::1]"].map(|own| url.contains(own));
+        let is_proxied = server.host.is_loopback()
+            && !server.public_url.is_empty()
+            && is_local(&server.public_url) == [false; 3];
+        let is_anyones = |range: &IpNet| range.prefix_len() == 0;
+        let mut risks = Vec::new();
+        if self.orders.customers_confirm_payment {
+            risks.push(
+                "customers confirm their own payments (orders.customers_confirm_payment), so an order costs nothing"
+                    .to_owned(),
+            );
+        }
+        if !server.host.is_loopback() && is_clear {
+            risks.push(format!(
+                "passwords and sessions travel in the clear: server.host is {}, and there is neither server.tls_cert nor a proxy in server.trusted_proxies",
+                server.host
+            ));
+        }
+        if is_proxied && server.trusted_proxies.is_empty() {
+            risks.push(
+                "server.public_url tells of a proxy that server.trusted_proxies does not name: every client counts as one of this machine, for the limits of an address and for /metrics"
+                    .to_owned(),
+            );
+        }
+        if server.metrics_allow.iter().any(is_anyones) {
+            risks.push("everyone may read /metrics (server.metrics_allow)".to_owned());
+        }
+        if faktory.enabled && !faktory.host.is_loopback() && !faktory.tls {
+            risks.push(format!(
+                "jobs travel in the clear: faktory.host is {}, and faktory.tls is off",
+                faktory.host
+            ));
+        }
+        if mail.smtp_tls == MailTls::None
+            && !mail.smtp_host.is_empty()
+            && is_local(&mail.smtp_host) == [false; 3]
+        {
+            risks.push(format!(
+                "mails travel in the clear to {} (mail.smtp_tls)",
+                mail.smtp_host
+            ));
+        }
+        risks
+    }
+}
+
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($(#[doc = $text:literal])+ $field:ident : $kind:ty = $default:expr,)* }) => {
         $(#[$doc])*
@@ -361,9 +412,11 @@ section! {
         argon2_passes: u32 = 2,
         /// Passwords hashed at once; 0 means one per core, at most 4.
         hash_concurrency: usize = 0,
-        /// Password checks that may wait; one more is answered 503.
+        /// Passwords that may wait in each of three lanes: log-ins from known addresses and browsers, other
+        /// log-ins of accounts, registrations. One more is answered 503.
         hash_queue_max: usize = 256,
-        /// What each client (an address, an IPv6 /64) may have of them even beside greedy ones.
+        /// What each client (an address, an IPv6 /64) may have of registrations and of log-ins that wait for
+        /// others of the same account or address, even beside greedy ones.
         hash_queue_small: usize = 4,
         /// Failed logins of one account before it must wait, from wherever they come. A caller at an
         /// address or in a browser that has logged in to the account before has as many of its own,
@@ -384,7 +437,13 @@ section! {
         login_delay_seconds: u64 = 1,
         /// The longest wait. There is no permanent lock.
         login_delay_seconds_max: u64 = 900,
-        /// Counts of failures that are remembered: some 40 bytes each.
+        /// Accounts that fail in one wider network (an IPv4 /24, an IPv6 /48) before its strangers must
+        /// wait, counted as those of an address. Callers at known addresses and in known browsers pass.
+        login_network_failures: u32 = 200,
+        /// After this time one of a wider network's failures is forgotten: 300 accounts an hour, some 500 in
+        /// the first.
+        login_network_forget_seconds: u64 = 12,
+        /// Counts that are remembered of accounts, and as many of addresses: some 40 bytes each.
         login_tracked_max: usize = 100_000,
         /// Addresses, and as many browsers, that are remembered of each account.
         login_known_places_max: u32 = 8,
@@ -396,8 +455,22 @@ section! {
         api_keys_max: usize = 100,
         /// Life of the link that makes the first admin.
         setup_seconds: u64 = 86_400,
+        /// Sessions of one account; a further log-in ends the oldest.
+        sessions_max: u32 = 100,
         /// Whether anyone may register; otherwise staff create the accounts.
         open_registration: bool = true,
+        /// Whether an account comes to be only once its address is proven, with what a mail there says:
+        /// `smtp` (when there is a mail server), `always`, `never`. Where it is, registering says the same
+        /// of an address that has an account and of one that has none.
+        confirm_registration: MailRule = MailRule::Smtp,
+        /// How long what the mail says is good for.
+        confirm_seconds: u64 = 86_400,
+        /// Registrations from one address (of an IPv6 /64): so many at once, and so many an hour.
+        registrations_per_address: u32 = 100,
+        /// The same of a wider network (an IPv4 /24, an IPv6 /48).
+        registrations_per_network: u32 = 1_000,
+        /// The same from everywhere.
+        registrations_in_all: u32 = 20_000,
     }
 }
 
@@ -434,9 +507,9 @@ section! {
         /// Customers whose orders of the last minute are remembered for that; beyond it the first are
         /// forgotten.
         tracked_customers_max: usize = 200_000,
-        /// Whether a customer's own call to `pay` counts. Turn it off once a payment provider
-        /// calls Onrush with an API key: then only staff and keys with the scope `payments` may.
-        customers_confirm_payment: bool = true,
+        /// Whether a customer's own call to `pay` counts: for trying things out. Otherwise only staff and
+        /// keys with the scope `payments`, such as a payment provider's, confirm a payment.
+        customers_confirm_payment: bool = false,
         /// How often unpaid orders are looked through for expiry.
         expiry_interval_ms: u64 = 1_000,
         /// Orders expired in one transaction.
@@ -828,9 +901,12 @@ section! {
         language: Language = Language::En,
         /// Whether those who register get a mail.
         welcome: bool = true,
+        /// The page of the shop to which the link of a registration leads; what it sends to
+        /// `POST /api/v1/auth/confirm` is added as `#token=…`. Without one the mail has it as text.
+        confirm_url: String = String::new(),
         /// Whether customers get mails about their orders: `smtp` (when there is a mail server),
         /// `always`, `never`.
-        orders: OrderMails = OrderMails::Smtp,
+        orders: MailRule = MailRule::Smtp,
         /// Mails in `outbox/`; beyond it the oldest are removed.
         outbox_files_max: usize = 1_000,
         /// How long a mail stays in `outbox/`.
@@ -859,6 +935,9 @@ section! {
         format: LogFormat = LogFormat::Auto,
         /// One line per request at level info; otherwise only failures (5xx) are logged.
         requests: bool = false,
+        /// Lines a second of each kind of event about security (the target `security`), ten times as many at
+        /// once; of what comes on top the number is told.
+        security_lines_per_second: u32 = 5,
     }
 }
 
@@ -934,16 +1013,27 @@ impl Language {
     }
 }
 
-/// Whether customers get mails about their orders.
+/// When a kind of mail is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum OrderMails {
+pub enum MailRule {
     /// When there is a mail server.
     Smtp,
     /// Also when they only land in `outbox/`.
     Always,
-    /// The shop writes its own.
+    /// Not at all: the shop writes its own.
     Never,
+}
+
+impl MailRule {
+    /// Whether it is, with these settings of mails.
+    pub fn applies(self, mail: &Mail) -> bool {
+        match self {
+            MailRule::Always => true,
+            MailRule::Never => false,
+            MailRule::Smtp => !mail.smtp_host.is_empty(),
+        }
+    }
 }
 
 /// A text that nobody is to see: its debug output and [`Loaded::effective`] leave it out.
@@ -1805,6 +1895,32 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
         ),
         ("auth.login_known_days", u64::from(s.auth.login_known_days)),
         (
+            "auth.login_network_failures",
+            u64::from(s.auth.login_network_failures),
+        ),
+        (
+            "auth.login_network_forget_seconds",
+            s.auth.login_network_forget_seconds,
+        ),
+        ("auth.sessions_max", u64::from(s.auth.sessions_max)),
+        ("auth.confirm_seconds", s.auth.confirm_seconds),
+        (
+            "auth.registrations_per_address",
+            u64::from(s.auth.registrations_per_address),
+        ),
+        (
+            "auth.registrations_per_network",
+            u64::from(s.auth.registrations_per_network),
+        ),
+        (
+            "auth.registrations_in_all",
+            u64::from(s.auth.registrations_in_all),
+        ),
+        (
+            "log.security_lines_per_second",
+            u64::from(s.log.security_lines_per_second),
+        ),
+        (
             "faktory.password_forget_seconds",
             s.faktory.password_forget_seconds,
         ),
@@ -1973,6 +2089,16 @@ fn validate(s: &Settings) -> Result<(), (&'static str, String)> {
         ("mail.timeout_ms", s.mail.timeout_ms),
     ] {
         at_least(key, value, 10)?;
+    }
+    let confirm_url = &s.mail.confirm_url;
+    let is_page = ["https://", "http://"].map(|scheme| confirm_url.starts_with(scheme))
+        != [false; 2]
+        && !confirm_url.contains(['#', ' ', '"', '<', '>']);
+    if !confirm_url.is_empty() && !is_page {
+        return Err((
+            "mail.confirm_url",
+            "it must begin with https:// or http:// and have no `#`".to_owned(),
+        ));
     }
     // hyper asks for so much.
     at_least(
@@ -2148,6 +2274,66 @@ mod tests {
         ] {
             let error = load(&env(&[(name, value)])).expect_err(name).to_string();
             assert!(error.contains(word) && error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_fit_for_trying_out_alone_is_told_and_the_defaults_are_not() {
+        let risks = |change: &dyn Fn(&mut Settings)| {
+            let mut settings = Settings::default();
+            change(&mut settings);
+            settings.risks()
+        };
+        assert_eq!(risks(&|_| ()), Vec::<String>::new());
+        let everywhere = |settings: &mut Settings| settings.server.host = [0, 0, 0, 0].into();
+        let ranges = |text: &str| vec![text.parse::<IpNet>().expect("a range")];
+        type Change<'a> = &'a dyn Fn(&mut Settings);
+        let cases: &[(Change<'_>, &str)] = &[
+            (
+                &|settings| settings.orders.customers_confirm_payment = true,
+                "customers_confirm_payment",
+            ),
+            (&everywhere, "travel in the clear: server.host is 0.0.0.0"),
+            (
+                &|settings| settings.server.public_url = "https://shop.example".to_owned(),
+                "server.public_url",
+            ),
+            (
+                &|settings| settings.server.metrics_allow = ranges("0.0.0.0/0"),
+                "/metrics",
+            ),
+            (
+                &|settings| {
+                    settings.faktory.enabled = true;
+                    settings.faktory.host = [10, 0, 0, 1].into();
+                },
+                "faktory.tls",
+            ),
+            (
+                &|settings| {
+                    settings.mail.smtp_host = "mail.example.com".to_owned();
+                    settings.mail.smtp_tls = MailTls::None;
+                },
+                "mail.smtp_tls",
+            ),
+        ];
+        for (change, word) in cases {
+            let told = risks(change);
+            assert!(told.len() == 1 && told[0].contains(word), "{told:?}");
+        }
+        let safe: &[Change<'_>] = &[
+            &|settings| {
+                everywhere(settings);
+                settings.server.tls_cert = PathBuf::from("cert.pem");
+            },
+            &|settings| {
+                everywhere(settings);
+                settings.server.trusted_proxies = ranges("10.0.0.0/8");
+            },
+            &|settings| settings.server.public_url = "http://localhost:8000".to_owned(),
+        ];
+        for change in safe {
+            assert_eq!(risks(change), Vec::<String>::new());
         }
     }
 

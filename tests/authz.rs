@@ -6,7 +6,7 @@
 use onrush::auth::Role;
 use serde_json::{Value, json};
 
-use crate::support::{PASSWORD, Shop, text};
+use crate::support::{Ask, PASSWORD, Shop, text};
 
 /// Who may use an operation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,6 +45,12 @@ fn table() -> Vec<(&'static str, &'static str, Rule, Value)> {
             "/api/v1/auth/login",
             Anyone,
             json!({"email": "n@x.yz", "password": "x"}),
+        ),
+        (
+            "POST",
+            "/api/v1/auth/confirm",
+            Anyone,
+            json!({"token": "x", "password": "x"}),
         ),
         (
             "POST",
@@ -480,10 +486,10 @@ struct Callers<'a> {
 }
 
 impl Callers<'_> {
-    /// A key for a new account of `role`, made with the command line's function.
+    /// A key for a new account that has become one of `role` since, made with the command line's function.
     fn key(&self, role: Role, scopes: &[&str]) -> (i64, String) {
         let email = format!("{}@example.com", uuid::Uuid::now_v7());
-        self.shop.account(&email, role);
+        let id = self.shop.account(&email, Role::Admin);
         let new = onrush::auth::NewKey {
             name: "test".to_owned(),
             scopes: scopes
@@ -499,7 +505,14 @@ impl Callers<'_> {
             .store
             .write_blocking(move |tx| onrush::auth::create_api_key_for(tx, now, &email, &new, 10))
             .expect("a key");
+        self.change(id, &json!({"role": role}));
         (key.id.0, text)
+    }
+
+    fn change(&self, user: i64, patch: &Value) {
+        let path = format!("/api/v1/users/{user}");
+        let ask = self.shop.ask("PATCH", &path).token(&self.admin);
+        ask.json(patch).send().expect(200);
     }
 
     fn token(&self, who: Who, needed: &str) -> Option<String> {
@@ -621,7 +634,7 @@ fn check(callers: &Callers<'_>, method: &str, path: &str, rule: Rule, body: &Val
     // `pay` is open to staff and to keys with the scope; customers don't confirm their own payments.
     let pays = path.ends_with("/pay");
     let expected = match who {
-        Who::Account(Role::Customer) if pays => Some(403),
+        Who::Account(Role::Customer) | Who::KeyWith(Role::Customer) if pays => Some(403),
         // Another's account is as absent as none for customers and their keys.
         Who::Account(Role::Customer) | Who::KeyWith(Role::Customer)
             if path == "/api/v1/users/{id}" =>
@@ -744,6 +757,77 @@ fn a_key_acts_for_users_only_with_its_scope_and_only_as_a_customer() {
         me(&shop.token(Role::Admin), &user.to_string()).outcome(),
         "401 unauthorized"
     );
+}
+
+#[test]
+fn a_key_loses_with_its_owner_and_gets_back_with_its_owner() {
+    let shop = Shop::open_with(|settings| settings.orders.customers_confirm_payment = false);
+    let callers = Callers {
+        shop: &shop,
+        admin: shop.token(Role::Admin),
+    };
+    let staff = shop.token(Role::Staff);
+    let buyer = shop.account("anna@example.com", Role::Customer);
+    let product = shop.product(&staff, 100);
+    let session = shop.login("anna@example.com");
+    let order = || {
+        let body = json!({"items": [{"product_id": product, "quantity": 1}]});
+        let answer = shop.post("/api/v1/orders").token(&session).json(&body);
+        answer.send().expect(201)["id"].clone()
+    };
+    let email = "owner@example.com";
+    let owner = shop.account(email, Role::Admin);
+    let all: Vec<onrush::auth::Scope> = onrush::auth::Scope::WORDS
+        .iter()
+        .filter_map(|word| onrush::auth::Scope::from_word(word))
+        .collect();
+    let new = onrush::auth::NewKey {
+        name: "all".to_owned(),
+        scopes: all,
+        expires_at: None,
+    };
+    let now = shop.clock.now();
+    let store = &shop.app().store;
+    let made =
+        store.write_blocking(move |tx| onrush::auth::create_api_key_for(tx, now, email, &new, 10));
+    let key = made.expect("a key").1;
+    // What is tried with it: another's order read, paid, and ordered for another; what staff and what
+    // admins see.
+    let tries = || {
+        let order = order();
+        let path = format!("/api/v1/orders/{order}");
+        let status = |ask: Ask<'_>| ask.token(&key).send().status;
+        let for_buyer = |method, path: &str| {
+            let ask = shop.ask(method, path);
+            ask.header("X-User-Id", &buyer.to_string())
+        };
+        let one = json!({"items": [{"product_id": product, "quantity": 1}]});
+        [
+            status(shop.get("/api/v1/orders")),
+            status(shop.get(&path)),
+            status(shop.post(&format!("{path}/pay"))),
+            status(for_buyer("GET", &path)),
+            status(for_buyer("POST", "/api/v1/orders").json(&one)),
+            status(shop.get("/api/v1/users")),
+            status(shop.get("/api/v1/webhooks")),
+            status(shop.post("/api/v1/queues/x/fetch").json(&json!({}))),
+            status(shop.get("/metrics").header("Via", "x")),
+        ]
+    };
+    let admins = [200, 200, 200, 200, 201, 200, 200, 200, 200];
+    let of_staff = [200, 200, 200, 401, 401, 200, 403, 200, 200];
+    let customers = [200, 404, 403, 401, 401, 403, 403, 403, 403];
+    for (patch, expected) in [
+        (json!({}), admins),
+        (json!({"role": "staff"}), of_staff),
+        (json!({"role": "customer"}), customers),
+        (json!({"status": "disabled"}), [401; 9]),
+        (json!({"role": "admin"}), [401; 9]),
+        (json!({"status": "active"}), admins),
+    ] {
+        callers.change(owner, &patch);
+        assert_eq!(tries(), expected, "{patch}");
+    }
 }
 
 #[test]

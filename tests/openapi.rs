@@ -19,6 +19,54 @@ fn is_good_id(id: &str, method: &str) -> bool {
         }
 }
 
+/// Texts without a length in a schema, and in those that it leads to.
+fn unbounded(document: &serde_json::Value, schema: &serde_json::Value, at: &str) -> Vec<String> {
+    if let Some(name) = schema["$ref"].as_str() {
+        let place = name.trim_start_matches('#');
+        let found = document.pointer(place).expect("what it leads to");
+        return unbounded(document, found, at);
+    }
+    let parts = ["allOf", "anyOf", "oneOf"].map(|kind| schema[kind].as_array());
+    let mut found: Vec<String> = parts
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flat_map(|part| unbounded(document, part, at))
+        .collect();
+    for (name, member) in schema["properties"].as_object().into_iter().flatten() {
+        found.extend(unbounded(document, member, &format!("{at}.{name}")));
+    }
+    let is_free = ["maxLength", "enum", "format"].map(|key| schema[key].is_null()) == [true; 3];
+    if schema["type"] == "string" && is_free {
+        found.push(at.to_owned());
+    }
+    found
+}
+
+#[test]
+fn each_text_that_is_taken_without_credentials_has_a_length() {
+    let document: serde_json::Value =
+        serde_json::from_str(include_str!("../openapi/onrush.json")).expect("JSON");
+    let mut bodies = 0;
+    let mut wrong = Vec::new();
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in methods.as_object().expect("methods") {
+            let schema = &operation["requestBody"]["content"]["application/json; charset=utf-8"];
+            let schema = match schema.is_null() {
+                true => &operation["requestBody"]["content"]["application/json"]["schema"],
+                false => &schema["schema"],
+            };
+            if operation["security"].is_array() || schema.is_null() {
+                continue;
+            }
+            bodies += 1;
+            wrong.extend(unbounded(&document, schema, &format!("{method} {path}")));
+        }
+    }
+    assert!(bodies >= 5, "{bodies}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[test]
 fn the_committed_document_is_current_and_complete() {
     let (json, _) = onrush::app::openapi().expect("the document");

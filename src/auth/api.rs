@@ -14,17 +14,20 @@ use serde::{Deserialize, Serialize};
 
 use super::idempotency::KeyError;
 use super::place::Origin;
+use super::registration::Registered;
 use super::{
     Account, ApiKey, Auth, AuthError, Caller, Carrier, Denied, KeyId, Login, NewKey, Role, Scope,
+    Watch,
 };
 use crate::check::FieldError;
 use crate::clock::Timestamp;
 use crate::config::{self, Language};
-use crate::http::json::WithCookie;
+use crate::http::json::{Either, Noted, WithCookie};
 use crate::http::{
     Body, Created, Failure, NoContent, Problem, RequestInfo, comes_from, fails, is_known,
     read_cursor,
 };
+use crate::monitor::security::Event;
 use crate::store::StoreError;
 
 /// Groups of the document.
@@ -197,13 +200,17 @@ async fn resolve(request: &Request) -> Result<Access, Problem> {
             .field("X-User-Id", "must be a whole number")
         })
     });
-    let caller = auth
-        .caller(token, acts_for.transpose()?)
-        .await
-        .map_err(|error| match error {
-            AuthError::Wrong | AuthError::NoAccount => unknown(),
-            other => problem(other),
-        })?;
+    let mut caller =
+        auth.caller(token, acts_for.transpose()?)
+            .await
+            .map_err(|error| match error {
+                AuthError::Wrong | AuthError::NoAccount => unknown(),
+                other => problem(other),
+            })?;
+    caller.watch = request.data::<RequestInfo>().map(|info| Watch {
+        log: auth.0.surroundings.log.clone(),
+        info: info.clone(),
+    });
     is_known(request);
     if carrier == Carrier::Bearer {
         return Ok(Access(caller, None));
@@ -212,13 +219,13 @@ async fn resolve(request: &Request) -> Result<Access, Problem> {
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS
     );
-    if is_write && !is_from_our_page(headers, token) {
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "csrf",
-            "a write by cookie needs the header X-CSRF-Token with the token that logging in, or \
-             GET /api/v1/me, answered with",
-        ));
+    let has_token = || {
+        let sent = headers.get(CSRF_HEADER).and_then(|sent| sent.to_str().ok());
+        sent.is_some_and(|sent| super::is_csrf_token(token, sent))
+    };
+    if is_write && (sent_by(request) != Some(Site::Own) || !has_token()) {
+        caller.note(Event::ForeignWrite, None, "cookie");
+        return Err(foreign());
     }
     Ok(Access(caller, Some(super::csrf_token(token))))
 }
@@ -269,15 +276,46 @@ impl<'a> FromRequest<'a> for Origin {
         let device = cookie(headers, device_cookie_name(info.is_secure()));
         // Browsers alone send it, and no script can.
         let is_browser = headers.contains_key("sec-fetch-site");
-        Ok(Origin::new(info.client().0, device, is_browser))
+        let is_foreign = sent_by(request) == Some(Site::Foreign);
+        Ok(Origin::new(info, device, is_browser).foreign(is_foreign))
     }
 }
 
-/// The token decides; a browser that names another site as the origin is refused besides.
-fn is_from_our_page(headers: &HeaderMap, token: &str) -> bool {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    text("sec-fetch-site").is_none_or(|site| site == "same-origin")
-        && text(CSRF_HEADER).is_some_and(|sent| super::is_csrf_token(token, sent))
+/// Whose page sent a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Site {
+    Own,
+    Foreign,
+}
+
+/// Whose page sent the request, as the browser says that did; `None` for what is no browser's. Old ones,
+/// and all of them over plain HTTP, say it by `Origin`, which is the page's address as it was typed: a
+/// proxy may hand on another `Host`, but then tells this one (no page can have a browser send that header).
+fn sent_by(request: &Request) -> Option<Site> {
+    let headers = request.headers();
+    let site = |is_own| if is_own { Site::Own } else { Site::Foreign };
+    if let Some(told) = headers.get("sec-fetch-site") {
+        return Some(site(told.as_bytes() == b"same-origin"));
+    }
+    let origin = headers.get(header::ORIGIN)?.to_str().unwrap_or_default();
+    let authority = origin
+        .strip_prefix("https://")
+        .or_else(|| origin.strip_prefix("http://"));
+    let named = ["host", "x-forwarded-host"]
+        .iter()
+        .filter_map(|name| headers.get(*name)?.to_str().ok())
+        .chain(request.uri().authority().map(|own| own.as_str()));
+    let is_own = |own: &str| authority.is_some_and(|asked| asked.eq_ignore_ascii_case(own.trim()));
+    Some(site(named.into_iter().any(is_own)))
+}
+
+fn foreign() -> Problem {
+    Problem::new(
+        StatusCode::FORBIDDEN,
+        "csrf",
+        "what a cookie vouches for is taken from our own page alone: a write needs Sec-Fetch-Site or \
+         Origin to say so, and X-CSRF-Token with the token that logging in, or GET /api/v1/me, answered with",
+    )
 }
 
 /// The header that hands the page its session, or with no token takes it away.
@@ -368,9 +406,17 @@ fn problem(error: AuthError) -> Problem {
         )
         .retry_after(seconds),
         AuthError::Overloaded => Problem::overloaded(1),
+        AuthError::Refused(refused) => refused.into(),
         AuthError::Exists => {
             Problem::conflict("email_taken", text).field("email", "has an account")
         }
+        AuthError::Crowded(seconds) => Problem::new(
+            poem::http::StatusCode::TOO_MANY_REQUESTS,
+            "registration_throttled",
+            text,
+        )
+        .retry_after(seconds),
+        AuthError::NoRegistration => Problem::not_found("registration_not_found", text),
         AuthError::SetupOver => Problem::forbidden(text),
         AuthError::NoAccount => Problem::not_found("account_not_found", text),
         AuthError::NoKey(_) => Problem::not_found("api_key_not_found", text),
@@ -384,7 +430,11 @@ fn problem(error: AuthError) -> Problem {
 #[oai(example)]
 struct RegisterBody {
     /// Address to log in with
-    #[oai(validator(min_length = 3, max_length = 254, pattern = r"^\s*[^@\s]+@[^@\s]+\s*$"))]
+    #[oai(validator(
+        min_length = 3,
+        max_length = 254,
+        pattern = r#"^\s*[^@\s<>()\[\]\\,;:"]+@[^@\s<>()\[\]\\,;:"/]+\s*$"#
+    ))]
     email: String,
     /// What to call you
     #[oai(validator(max_length = 100))]
@@ -393,6 +443,7 @@ struct RegisterBody {
     #[oai(validator(min_length = 8, max_length = 256))]
     password: String,
     /// Language of mails, `en` or `zh`; the shop's own if left out
+    #[oai(validator(max_length = 2))]
     #[serde(default)]
     language: Option<String>,
 }
@@ -431,8 +482,14 @@ pub const EXAMPLE: ExampleAccount = ExampleAccount {
 #[oai(example)]
 struct LoginBody {
     /// Address
+    #[oai(validator(
+        min_length = 3,
+        max_length = 254,
+        pattern = r#"^\s*[^@\s<>()\[\]\\,;:"]+@[^@\s<>()\[\]\\,;:"/]+\s*$"#
+    ))]
     email: String,
     /// Password
+    #[oai(validator(min_length = 1, max_length = 256))]
     password: String,
     /// Answer with a cookie instead of a token: for the admin page
     #[oai(default)]
@@ -455,12 +512,20 @@ impl Example for LoginBody {
 #[oai(example)]
 struct SetupBody {
     /// The one-time token that `onrush serve` printed
+    #[oai(validator(min_length = 1, max_length = 100))]
     token: String,
     /// Address to log in with
+    #[oai(validator(
+        min_length = 3,
+        max_length = 254,
+        pattern = r#"^\s*[^@\s<>()\[\]\\,;:"]+@[^@\s<>()\[\]\\,;:"/]+\s*$"#
+    ))]
     email: String,
     /// What to call you
+    #[oai(validator(max_length = 100))]
     name: String,
-    /// At least 8 characters
+    /// At least 8 characters, none of the most used passwords
+    #[oai(validator(min_length = 8, max_length = 256))]
     password: String,
     /// Answer with a cookie instead of a token: for the admin page
     #[oai(default)]
@@ -485,7 +550,37 @@ impl Example for SetupBody {
 #[serde(deny_unknown_fields)]
 struct SetupCheckBody {
     /// The one-time token that `onrush serve` printed
+    #[oai(validator(min_length = 1, max_length = 100))]
     token: String,
+}
+
+/// What completes a registration.
+#[derive(Deserialize, Object)]
+#[serde(deny_unknown_fields)]
+#[oai(example)]
+struct ConfirmBody {
+    /// What the mail says
+    #[oai(validator(min_length = 1, max_length = 100))]
+    token: String,
+    /// The password of the registration
+    #[oai(validator(min_length = 1, max_length = 256))]
+    password: String,
+}
+
+impl Example for ConfirmBody {
+    fn example() -> Self {
+        Self {
+            token: "reg_…".to_owned(),
+            password: EXAMPLE.password.to_owned(),
+        }
+    }
+}
+
+/// A registration that waits for the proof of its address.
+#[derive(Serialize, Object)]
+struct PendingView {
+    /// Always `to_be_confirmed`: a mail to the address says how
+    state: String,
 }
 
 /// An account.
@@ -690,7 +785,9 @@ impl AuthApi {
 impl AuthApi {
     /// Register
     ///
-    /// Makes a customer's account and logs it in.
+    /// Makes a customer's account and logs it in. Where addresses are proven first
+    /// (`auth.confirm_registration`), the answer is a 202, the same for an address that has an account and
+    /// one that has none, and a mail says how it goes on.
     #[oai(
         path = "/auth/register",
         method = "post",
@@ -701,8 +798,10 @@ impl AuthApi {
         info: RequestInfo,
         origin: Origin,
         body: Body<RegisterBody>,
-    ) -> Result<WithCookie<Created<SessionView>>, Failure<{ fails::CONFLICT | fails::FORBIDDEN }>>
-    {
+    ) -> Result<
+        Either<WithCookie<Created<SessionView>>, Noted<PendingView>>,
+        Failure<{ fails::CONFLICT | fails::FORBIDDEN | fails::RATE_LIMITED }>,
+    > {
         if !self.open_registration {
             return Err(Problem::forbidden("accounts are made by staff here").into());
         }
@@ -720,11 +819,44 @@ impl AuthApi {
                 })
             })
             .transpose()?;
-        let login = self
+        let registered = self
             .auth
             .register(&email, &name, &password, language, origin)
             .await
             .map_err(problem)?;
+        let login = match registered {
+            Registered::Account(login) => *login,
+            Registered::Asked => {
+                let state = "to_be_confirmed".to_owned();
+                return Ok(Either::Second(Noted(PendingView { state })));
+            }
+        };
+        let settings = &self.auth.0.settings;
+        let (view, cookies) = SessionView::new(login, Carrier::Bearer, &info, settings);
+        let made = Created::new(view, "/api/v1/me");
+        Ok(Either::First(WithCookie::new(made, cookies)))
+    }
+
+    /// Complete a registration
+    ///
+    /// Makes the account and logs it in, with what the mail says and the password of the registration.
+    #[oai(
+        path = "/auth/confirm",
+        method = "post",
+        operation_id = "confirm_registration"
+    )]
+    async fn confirm(
+        &self,
+        info: RequestInfo,
+        origin: Origin,
+        body: Body<ConfirmBody>,
+    ) -> Result<
+        WithCookie<Created<SessionView>>,
+        Failure<{ fails::UNAUTHORIZED | fails::NOT_FOUND | fails::CONFLICT | fails::RATE_LIMITED }>,
+    > {
+        let ConfirmBody { token, password } = body.0;
+        let confirmed = self.auth.confirm(&token, &password, origin).await;
+        let login = confirmed.map_err(problem)?;
         let settings = &self.auth.0.settings;
         let (view, cookies) = SessionView::new(login, Carrier::Bearer, &info, settings);
         Ok(WithCookie::new(Created::new(view, "/api/v1/me"), cookies))
@@ -742,13 +874,18 @@ impl AuthApi {
         origin: Origin,
         info: RequestInfo,
         body: Body<LoginBody>,
-    ) -> Result<WithCookie<Body<SessionView>>, Failure<{ fails::UNAUTHORIZED | fails::RATE_LIMITED }>>
-    {
+    ) -> Result<
+        WithCookie<Body<SessionView>>,
+        Failure<{ fails::UNAUTHORIZED | fails::FORBIDDEN | fails::RATE_LIMITED }>,
+    > {
         let LoginBody {
             email,
             password,
             cookie,
         } = body.0;
+        if cookie && origin.is_foreign {
+            return Err(foreign().into());
+        }
         let carrier = carrier_of(cookie);
         let login = self
             .auth
@@ -799,6 +936,9 @@ impl AuthApi {
             password,
             cookie,
         } = body.0;
+        if cookie && origin.is_foreign {
+            return Err(foreign().into());
+        }
         let carrier = carrier_of(cookie);
         let login = self
             .auth
@@ -831,7 +971,7 @@ impl AuthApi {
         origin: Origin,
         body: Body<SetupCheckBody>,
     ) -> Result<NoContent, Failure<{ fails::FORBIDDEN | fails::RATE_LIMITED }>> {
-        let asked = self.auth.check_setup(&body.0.token, origin.address);
+        let asked = self.auth.check_setup(&body.0.token, &origin);
         asked.map_err(problem)?;
         Ok(NoContent)
     }
@@ -885,11 +1025,14 @@ impl AuthApi {
         };
         let inner = &self.auth.0;
         let (now, most) = (inner.clock.now(), inner.settings.api_keys_max);
+        let id = caller.user_id;
         let (key, text) = inner
             .store
-            .write(move |tx| super::create_api_key(tx, now, caller.user_id, &new, most))
+            .write(move |tx| super::create_api_key(tx, now, id, &new, most))
             .await
             .map_err(problem)?;
+        let words: Vec<&str> = key.scopes.iter().map(|scope| scope.word()).collect();
+        caller.note(Event::TokenCreated, None, &words.join(" "));
         let location = format!("/api/v1/api-keys/{}", key.id);
         let mut view = KeyView::from(key);
         view.key = Some(text);
@@ -960,6 +1103,7 @@ impl AuthApi {
             )
             .await
             .map_err(problem)?;
+        caller.note(Event::TokenRevoked, None, &format!("key {}", id.0));
         Ok(NoContent)
     }
 }

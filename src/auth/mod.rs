@@ -2,18 +2,22 @@
 //!
 //! Invariants: tokens are 256 random bits, stored only as SHA-256; passwords only as argon2id;
 //! status and role are read anew after every change of them (a cached caller carries the epoch in
-//! which it was read, and every change starts a new one); an unknown account costs as much time as
-//! a wrong password; a session of the page travels only in its cookie and writes only with the
-//! token that is bound to it.
+//! which it was read, and every change starts a new one); a key has no scope that its owner's role does
+//! not reach at that moment; an unknown account costs as much time as a wrong password; a session of the
+//! page travels only in its cookie and writes only with the token that is bound to it; an account has a
+//! bounded number of sessions; what is no address, or can be no password, is refused before anything is
+//! counted or hashed.
 
 pub mod api;
 pub mod idempotency;
 mod password;
 pub mod place;
+pub mod registration;
 mod sql;
 pub mod throttle;
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,15 +27,18 @@ use parking_lot::Mutex;
 use rand::TryRngCore;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-use tokio::sync::Semaphore;
 
 use crate::check::{self, Checks, FieldError};
 use crate::clock::{Clock, Stopwatch, Timestamp};
 use crate::config::{self, Language};
+use crate::http::RequestInfo;
+use crate::http::shares::{Refused, Resource, Share, Shares};
+use crate::monitor::security::{Event, SecurityLog, Who};
 use crate::store::{Row, Store, StoreError, Tx};
 use crate::{id_type, word_type};
-use password::Passwords;
+use password::{Lane, Passwords};
 use place::{DEVICE_PREFIX, Origin, PlaceKind};
+use registration::OnAsked;
 use throttle::{Attempt, Rules, Throttle, Verdict};
 
 id_type! {
@@ -95,6 +102,25 @@ word_type! {
         Metrics = "metrics",
         /// Act for the user that `X-User-Id` names, as a customer.
         ActAs = "act_as",
+    }
+}
+
+impl Scope {
+    /// The least role whose own rights reach as far; a key whose owner has less is as one without this
+    /// scope. To act for others is an admin's to give away.
+    fn least_role(self) -> Role {
+        match self {
+            Scope::Orders => Role::Customer,
+            Scope::Catalogue
+            | Scope::Payments
+            | Scope::Sales
+            | Scope::Users
+            | Scope::Tasks
+            | Scope::Work
+            | Scope::Reports
+            | Scope::Metrics => Role::Staff,
+            Scope::Webhooks | Scope::Cache | Scope::System | Scope::ActAs => Role::Admin,
+        }
     }
 }
 
@@ -172,6 +198,14 @@ pub struct Caller {
     pub role: Role,
     scopes: Option<Arc<[Scope]>>,
     token_hash: Arc<str>,
+    watch: Option<Watch>,
+}
+
+/// Where a caller's refusals are told of, and by which request.
+#[derive(Clone, Debug)]
+struct Watch {
+    log: SecurityLog,
+    info: RequestInfo,
 }
 
 /// The caller lacks a role or a scope.
@@ -181,11 +215,38 @@ pub struct Denied;
 impl Caller {
     /// Refuses a caller below `role`, and an API key without `scope`.
     pub fn require(&self, role: Role, scope: Scope) -> Result<(), Denied> {
-        if self.role.covers(role) && self.may(scope) {
-            Ok(())
-        } else {
-            Err(Denied)
+        if !self.role.covers(role) || !self.may(scope) {
+            self.note(Event::AuthzFail, None, scope.word());
+            return Err(Denied);
         }
+        let is_write = |watch: &Watch| watch.info.is_write();
+        if role == Role::Admin && self.watch.as_ref().is_some_and(is_write) {
+            self.note(Event::AuthzAdmin, None, scope.word());
+        }
+        Ok(())
+    }
+
+    /// Where it calls from.
+    fn address(&self) -> IpAddr {
+        let told = self.watch.as_ref().map(|watch| watch.info.client().0);
+        told.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+    }
+
+    /// Tells of what this caller did, or was refused. `what` is a word of ours.
+    pub fn note(&self, event: Event, on: Option<UserId>, what: &str) {
+        let Some(Watch { log, info }) = &self.watch else {
+            return;
+        };
+        log.note(
+            event,
+            &Who {
+                user_id: Some(self.user_id.0),
+                address: Some(info.client().0),
+                request_id: Some(info.id().as_str()),
+                on_user_id: on.map(|id| id.0),
+                what: Some(what),
+            },
+        );
     }
 
     /// Whether it is staff or admin.
@@ -198,6 +259,7 @@ impl Caller {
         if self.role.covers(role) && self.scopes.is_none() {
             Ok(())
         } else {
+            self.note(Event::AuthzFail, None, "a person's own");
             Err(Denied)
         }
     }
@@ -232,9 +294,18 @@ pub enum AuthError {
     /// Too many passwords are being checked.
     #[error("too many logins at once")]
     Overloaded,
+    /// As many of them as this client, or all, may have waiting.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// The address has an account.
     #[error("the address has an account")]
     Exists,
+    /// As many registrations as there may be; come back after so many seconds.
+    #[error("there were as many registrations as there may be; wait before the next")]
+    Crowded(u64),
+    /// No registration waits for this token.
+    #[error("no registration waits for this token; it is used up or out of date")]
+    NoRegistration,
     /// The set-up token is wrong, used up or expired.
     #[error(
         "the set-up token is not valid; the server prints a new one when it starts without an admin"
@@ -272,19 +343,14 @@ pub fn normal_email(email: &str) -> String {
     email.trim().to_lowercase()
 }
 
-const NO_EMAIL: &str = "must be an address such as name@example.com";
-
-/// An address as it is stored, or why no account can have it. All that log in, register and make
-/// accounts read addresses so.
-fn read_email(text: &str) -> Result<String, &'static str> {
-    let email = normal_email(text);
-    let (local, domain) = email.split_once('@').unwrap_or_default();
-    let holds = !local.is_empty()
-        && !domain.is_empty()
-        && !domain.contains('@')
-        && email.chars().count() <= 254
-        && !email.chars().any(|c| c.is_whitespace() || c.is_control());
-    if holds { Ok(email) } else { Err(NO_EMAIL) }
+/// A password that some account could have; what can't be one is told before it is hashed.
+fn check_known_password(password: &str) -> Result<(), FieldError> {
+    let reason = match password.len() {
+        0 => "is required",
+        1..=password::BYTES_MAX => return Ok(()),
+        _ => "must have at most 256 bytes",
+    };
+    Err(FieldError::new("password", reason))
 }
 
 /// What a new account must be like; answers its address and name as they are stored.
@@ -294,7 +360,7 @@ fn check_account(
     password: &str,
 ) -> Result<(String, String), Vec<FieldError>> {
     let mut checks = Checks::new();
-    let read = read_email(email).inspect(|email| checks.key("email", email, 3, 254));
+    let read = check::address(email);
     let name = check::trimmed(name);
     checks.name("name", name, 1, 100);
     if let Err(reason) = password::check(password, email) {
@@ -377,6 +443,16 @@ pub struct Login {
     pub account: Account,
     /// What a browser is to hold as its device cookie.
     pub device: Option<String>,
+    /// Hashes of the tokens of those sessions that had to end for it.
+    evicted: Vec<String>,
+}
+
+/// What came of a password.
+enum Checked {
+    /// It is this account's.
+    Right(Account),
+    /// It is not, of an account that may be there.
+    Wrong(Option<UserId>),
 }
 
 /// A session that is about to be made.
@@ -480,6 +556,19 @@ impl Callers {
 pub type OnRegistered =
     Box<dyn Fn(&mut Tx<'_>, Timestamp, &Account) -> Result<(), StoreError> + Send + Sync>;
 
+/// What is done elsewhere about accounts, and where their events are told of.
+pub struct Surroundings {
+    /// What follows from an account that a customer has made.
+    pub on_registered: OnRegistered,
+    /// What follows from a registration whose address is to be proven first. Without it an account is made
+    /// at once.
+    pub on_asked: Option<OnAsked>,
+    /// Where events are told of.
+    pub log: SecurityLog,
+    /// What clients may have waiting.
+    pub shares: Shares,
+}
+
 /// The handle to all of this; clones share it.
 #[derive(Clone)]
 pub struct Auth(Arc<Inner>);
@@ -490,12 +579,10 @@ struct Inner {
     clock: Clock,
     passwords: Passwords,
     throttle: Throttle,
-    /// Logins that wait for others of the same account or address to be over.
-    in_line: Semaphore,
     epoch: AtomicU64,
     callers: Mutex<Callers>,
     setup: Mutex<Option<(String, Timestamp)>>,
-    on_registered: OnRegistered,
+    surroundings: Surroundings,
 }
 
 impl Auth {
@@ -504,12 +591,11 @@ impl Auth {
         store: Store,
         settings: Arc<config::Auth>,
         clock: Clock,
-        on_registered: OnRegistered,
+        surroundings: Surroundings,
     ) -> Self {
         Self(Arc::new(Inner {
             passwords: Passwords::new(&settings),
             throttle: Throttle::new(Rules::from(&*settings), clock.clone()),
-            in_line: Semaphore::new(settings.hash_queue_max.min(Semaphore::MAX_PERMITS)),
             callers: Mutex::new(Callers {
                 known: HashMap::new(),
                 unsaved: Vec::new(),
@@ -520,7 +606,7 @@ impl Auth {
             clock,
             epoch: AtomicU64::new(0),
             setup: Mutex::new(None),
-            on_registered,
+            surroundings,
         }))
     }
 
@@ -540,8 +626,9 @@ impl Auth {
         Ok(Some(token.text))
     }
 
-    /// Whether the token can still make the first admin, asked from `address`.
-    pub fn check_setup(&self, token: &str, address: std::net::IpAddr) -> Result<(), AuthError> {
+    /// Whether the token can still make the first admin.
+    pub fn check_setup(&self, token: &str, origin: &Origin) -> Result<(), AuthError> {
+        check_token(token)?;
         let now = self.0.clock.now();
         let is_valid = self
             .0
@@ -556,14 +643,33 @@ impl Auth {
         }
         // Only wrong tokens count: the right one has 256 random bits, so letting it in at once gives
         // nobody a guess, and no stranger keeps the owner out.
-        Err(match self.0.throttle.secret_begins("setup", address) {
+        Err(self.wrong_secret("setup", origin, AuthError::SetupOver))
+    }
+
+    /// How a wrong secret that belongs to no account is answered, as `wrong` while it may be tried.
+    fn wrong_secret(&self, what: &str, origin: &Origin, wrong: AuthError) -> AuthError {
+        match self.0.throttle.secret_begins(what, origin.address) {
             Verdict::Go(attempt) => {
                 attempt.failed();
-                AuthError::SetupOver
+                self.tell(Event::LoginFail, origin, None, what);
+                wrong
             }
-            Verdict::Wait(seconds) => AuthError::Throttled(seconds),
+            Verdict::Wait(seconds) => {
+                self.tell(Event::LoginFailMax, origin, None, what);
+                AuthError::Throttled(seconds)
+            }
             Verdict::Busy => AuthError::Overloaded,
-        })
+        }
+    }
+
+    /// Tells of what somebody without a session did. `what` is a word of ours.
+    fn tell(&self, event: Event, origin: &Origin, user: Option<UserId>, what: &str) {
+        let who = Who {
+            user_id: user.map(|id| id.0),
+            what: Some(what),
+            ..origin.who()
+        };
+        self.0.surroundings.log.note(event, &who);
     }
 
     /// Makes the first admin. Of two that race, the statement lets one win.
@@ -576,15 +682,18 @@ impl Auth {
         carrier: Carrier,
         origin: Origin,
     ) -> Result<Login, AuthError> {
-        self.check_setup(token, origin.address)?;
-        let now = self.0.clock.now();
         let (email, name) = check_account(email, name, password).map_err(AuthError::Invalid)?;
-        let hash = self.0.passwords.hash(password).await?;
+        self.check_setup(token, &origin)?;
+        let now = self.0.clock.now();
+        let passwords = &self.0.passwords;
+        let hash = passwords
+            .hash(Lane::Known, origin.address, password)
+            .await?;
         let login = self
             .0
             .store
             .write({
-                let (auth, new) = (self.clone(), NewSession::new(carrier, origin)?);
+                let (auth, new) = (self.clone(), NewSession::new(carrier, origin.clone())?);
                 move |tx| {
                     let id = sql::insert_first_admin(tx, now, &email, &name, &hash)?
                         .ok_or(AuthError::SetupOver)?;
@@ -593,54 +702,40 @@ impl Auth {
             })
             .await?;
         *self.0.setup.lock() = None;
+        let id = Some(login.account.id);
+        self.tell(Event::UserCreated, &origin, id, "the first admin");
+        self.tell(Event::PermissionsChanged, &origin, id, Role::Admin.word());
         Ok(login)
-    }
-
-    /// Makes a customer's account and logs it in.
-    pub async fn register(
-        &self,
-        email: &str,
-        name: &str,
-        password: &str,
-        language: Option<Language>,
-        origin: Origin,
-    ) -> Result<Login, AuthError> {
-        let (email, name) = check_account(email, name, password).map_err(AuthError::Invalid)?;
-        let hash = self.0.passwords.hash(password).await?;
-        let now = self.0.clock.now();
-        let (auth, new) = (self.clone(), NewSession::new(Carrier::Bearer, origin)?);
-        self.0
-            .store
-            .write(move |tx| {
-                let id = sql::insert_account(tx, now, &email, &name, Some(&hash), Role::Customer)?;
-                if let Some(language) = language {
-                    sql::set_language(tx, id, language.word())?;
-                }
-                let login = auth.begin_session(tx, now, id, &new)?;
-                (auth.0.on_registered)(tx, now, &login.account)?;
-                Ok(login)
-            })
-            .await
     }
 
     /// Makes an account without logging it in: what staff do for others.
     pub async fn create(
         &self,
+        by: &Caller,
         email: &str,
         name: &str,
         password: &str,
         role: Role,
     ) -> Result<Account, AuthError> {
         let (email, name) = check_account(email, name, password).map_err(AuthError::Invalid)?;
-        let hash = self.0.passwords.hash(password).await?;
+        let passwords = &self.0.passwords;
+        let hash = passwords.hash(Lane::Known, by.address(), password).await?;
         let now = self.0.clock.now();
-        self.0
+        let made = self
+            .0
             .store
             .write(move |tx| {
                 let id = sql::insert_account(tx, now, &email, &name, Some(&hash), role)?;
+                // Staff have chosen the name, and not whoever may read it in a mail.
+                sql::prove(tx, now, id)?;
                 account(tx, id)
             })
-            .await
+            .await?;
+        by.note(Event::UserCreated, Some(made.id), role.word());
+        if role != Role::Customer {
+            by.note(Event::PermissionsChanged, Some(made.id), role.word());
+        }
+        Ok(made)
     }
 
     /// Checks a password and begins a session.
@@ -651,14 +746,29 @@ impl Auth {
         origin: Origin,
         carrier: Carrier,
     ) -> Result<Login, AuthError> {
-        // What can be no account's address is refused before anything is counted.
-        let email = read_email(email)
-            .map_err(|reason| AuthError::Invalid(vec![FieldError::new("email", reason)]))?;
-        let (attempt, known) = self.admit(&email, &origin).await?;
-        let account = match self.check_password(&email, password).await {
-            Ok(Some(account)) => account,
-            Ok(None) => {
+        // What can be no account's is refused before anything is counted.
+        let read = check::address(email).map_err(|reason| FieldError::new("email", reason));
+        let faults: Vec<FieldError> = read
+            .as_ref()
+            .err()
+            .cloned()
+            .into_iter()
+            .chain(check_known_password(password).err())
+            .collect();
+        let email = match read {
+            Ok(email) if faults.is_empty() => email,
+            Ok(_) | Err(_) => return Err(AuthError::Invalid(faults)),
+        };
+        let admitted = self.admit(&email, &origin).await;
+        if let Err(AuthError::Throttled(_)) = admitted {
+            self.tell(Event::LoginFailMax, &origin, None, "password");
+        }
+        let (attempt, known) = admitted?;
+        let account = match self.check_password(&email, password, &origin).await {
+            Ok(Checked::Right(account)) => account,
+            Ok(Checked::Wrong(id)) => {
                 attempt.failed();
+                self.tell(Event::LoginFail, &origin, id, "password");
                 return Err(self.wrong(&email, &origin, known));
             }
             Err(error) => {
@@ -670,12 +780,32 @@ impl Auth {
         if known.is_some() {
             self.0.throttle.vouched(&email, origin.address);
         }
-        let (auth, now) = (self.clone(), self.0.clock.now());
-        let new = NewSession::new(carrier, origin)?;
-        self.0
+        let (auth, now, id) = (self.clone(), self.0.clock.now(), account.id);
+        let new = NewSession::new(carrier, origin.clone())?;
+        let forgetful = self.clone();
+        let login = self
+            .0
             .store
-            .write(move |tx| auth.begin_session(tx, now, account.id, &new))
-            .await
+            .write_then(
+                move |tx| auth.begin_session(tx, now, id, &new),
+                // Also when the client went away before its answer.
+                move |login| forgetful.forget_evicted(login),
+            )
+            .await?;
+        self.tell(Event::LoginSuccess, &origin, Some(id), carrier.word());
+        Ok(login)
+    }
+
+    /// Of the sessions that a new one has ended, what is in memory goes as well.
+    fn forget_evicted(&self, login: &Result<Login, AuthError>) {
+        let evicted = login.as_ref().map_or(&[][..], |login| &login.evicted);
+        if evicted.is_empty() {
+            return;
+        }
+        let mut callers = self.0.callers.lock();
+        for hash in evicted {
+            callers.forget(hash);
+        }
     }
 
     /// Lets a guess begin, as a stranger's or, where strangers must wait, as one from a place that the
@@ -685,9 +815,7 @@ impl Auth {
         email: &str,
         origin: &Origin,
     ) -> Result<(Attempt<'_>, Option<PlaceKind>), AuthError> {
-        let Inner {
-            throttle, in_line, ..
-        } = &*self.0;
+        let throttle = &self.0.throttle;
         let watch = Stopwatch::start();
         let mut place = None;
         let mut waiting = None;
@@ -712,8 +840,7 @@ impl Auth {
             };
             let Some(seconds) = seconds else {
                 if waiting.is_none() {
-                    let place = in_line.try_acquire();
-                    waiting = Some(place.map_err(|_| AuthError::Overloaded)?);
+                    waiting = Some(self.share(origin)?);
                 }
                 settled.await;
                 continue;
@@ -728,6 +855,12 @@ impl Auth {
             tokio::time::sleep(rest).await;
             return Err(AuthError::Throttled(seconds));
         }
+    }
+
+    /// One of the passwords that may wait, for this client.
+    fn share(&self, origin: &Origin) -> Result<Share, AuthError> {
+        let shares = &self.0.surroundings.shares;
+        Ok(shares.take(Resource::Hashing, origin.address, 1)?)
     }
 
     async fn known_place(
@@ -745,22 +878,45 @@ impl Auth {
             .await
     }
 
-    /// The usable account with this address and password.
+    /// Whether this is the password of a usable account with this address.
     async fn check_password(
         &self,
         email: &str,
         password: &str,
-    ) -> Result<Option<Account>, AuthError> {
-        let key = email.to_owned();
+        origin: &Origin,
+    ) -> Result<Checked, AuthError> {
+        let (key, from) = (email.to_owned(), origin.clone());
         let found = self
             .0
             .store
-            .point(move |tx| sql::account_by_email(tx, &key))
+            .point(move |tx| {
+                let Some((account, hash)) = sql::account_by_email(tx, &key)? else {
+                    return Ok::<_, AuthError>(None);
+                };
+                let is_known = from.known_to(tx, account.id)?.is_some();
+                Ok(Some((account, hash, is_known)))
+            })
             .await?;
-        let usable = found.filter(|(account, _)| account.status == Status::Active);
-        let stored = usable.as_ref().and_then(|(_, hash)| hash.clone());
-        let right = self.0.passwords.verify(password, stored).await?;
-        Ok(usable.filter(|_| right).map(|(account, _)| account))
+        let id = found.as_ref().map(|(account, ..)| account.id);
+        let Some((account, Some(hash), is_known)) =
+            found.filter(|(account, ..)| account.status == Status::Active)
+        else {
+            self.0.passwords.verify_nothing(password).await?;
+            return Ok(Checked::Wrong(id));
+        };
+        let lane = if is_known {
+            Lane::Known
+        } else {
+            Lane::Stranger
+        };
+        let passwords = &self.0.passwords;
+        let is_right = passwords
+            .verify(lane, origin.address, password, hash)
+            .await?;
+        Ok(match is_right {
+            true => Checked::Right(account),
+            false => Checked::Wrong(id),
+        })
     }
 
     /// How a wrong password is answered. A caller who was let in for its address alone hears what a
@@ -782,6 +938,8 @@ impl Auth {
     ) -> Result<Login, AuthError> {
         let account = sql::account_by_id(tx, id)?.ok_or(AuthError::NoAccount)?;
         let expires_at = now.plus_seconds(self.life(account.role).0);
+        let before = self.0.settings.sessions_max.saturating_sub(1);
+        let evicted = sql::end_sessions_beyond(tx, id, before)?;
         sql::insert_session(tx, now, &new.token.hash, id, new.carrier, expires_at)?;
         let places_max = self.0.settings.login_known_places_max;
         let device = new.origin.remember(tx, now, id, &new.device, places_max)?;
@@ -790,6 +948,7 @@ impl Auth {
             expires_at,
             account,
             device,
+            evicted,
         })
     }
 
@@ -811,6 +970,7 @@ impl Auth {
 
     /// Ends the caller's session.
     pub async fn logout(&self, caller: &Caller) -> Result<(), AuthError> {
+        caller.note(Event::SessionExpired, None, "logged out");
         let (auth, hash) = (self.clone(), Arc::clone(&caller.token_hash));
         let token_hash = Arc::clone(&hash);
         self.0
@@ -911,12 +1071,18 @@ impl Auth {
             return Err(AuthError::Wrong);
         };
         let is_key = scopes.is_some();
-        let scopes = scopes.map(|words| words.split(' ').filter_map(Scope::from_word).collect());
+        // What its owner may no longer do, the key may not either.
+        let within = |scope: &Scope| role.covers(scope.least_role());
+        let scopes = scopes.map(|words| {
+            let scopes = words.split(' ').filter_map(Scope::from_word);
+            scopes.filter(within).collect()
+        });
         let caller = Caller {
             user_id,
             role,
             scopes,
             token_hash,
+            watch: None,
         };
         let cached = Cached {
             caller,
@@ -996,21 +1162,17 @@ impl NewAccount {
     }
 }
 
-/// Writes an account.
+/// Writes an account, for an operator.
 pub fn create_account(
     tx: &mut Tx<'_>,
     now: Timestamp,
     new: &NewAccount,
     role: Role,
 ) -> Result<UserId, AuthError> {
-    Ok(sql::insert_account(
-        tx,
-        now,
-        &new.email,
-        &new.name,
-        Some(&new.password_hash),
-        role,
-    )?)
+    let hash = Some(&*new.password_hash);
+    let id = sql::insert_account(tx, now, &new.email, &new.name, hash, role)?;
+    sql::prove(tx, now, id)?;
+    Ok(id)
 }
 
 /// An API key without the key itself, of which only a hash is kept.
@@ -1041,6 +1203,16 @@ pub struct NewKey {
     pub scopes: Vec<Scope>,
     /// When it shall end by itself.
     pub expires_at: Option<Timestamp>,
+}
+
+/// Characters of a token that somebody sends in a body.
+const TOKEN_CHARS_MAX: usize = 100;
+
+/// Refuses what is longer than any token.
+fn check_token(token: &str) -> Result<(), AuthError> {
+    let mut checks = Checks::new();
+    checks.text("token", token, 1, TOKEN_CHARS_MAX);
+    checks.finish().map_err(AuthError::Invalid)
 }
 
 /// Words in a list of scopes; a word may stand there twice.
@@ -1141,20 +1313,16 @@ pub fn account_with(tx: &mut Tx<'_>, email: &str) -> Result<Account, AuthError> 
 pub struct Recipient {
     /// Address.
     pub email: String,
-    /// What to call them.
-    pub name: String,
+    /// What to call them. `None` while it is not known that the name was chosen by who reads mails there:
+    /// anybody can register any address under any text as a name.
+    pub name: Option<String>,
     /// What they read; `None` if they never said.
     pub language: Option<Language>,
 }
 
 /// How an active account is written to; `None` if there is no such account, or no address.
 pub fn recipient(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Recipient>, StoreError> {
-    let found = sql::recipient(tx, id)?;
-    Ok(found.map(|(email, name, language)| Recipient {
-        email,
-        name,
-        language: language.as_deref().and_then(Language::from_word),
-    }))
+    sql::recipient(tx, id)
 }
 
 /// Makes `count` customers, each with a session, for a rehearsal; returns their tokens.

@@ -1,65 +1,32 @@
-//! Passwords: what a good one is, argon2id, and a limit on how many are hashed at once.
+//! Passwords: what a good one is, argon2id, and who waits how long for its turn to be hashed.
 //!
-//! Invariants: hashing runs off the async threads, a bounded number at once, a bounded number
-//! waiting; an unknown account is checked against a dummy hash and so takes as long as a known one.
+//! Invariants: hashing runs off the async threads, a bounded number at once. Who waits does so in one of
+//! three [`Lane`]s, each bounded, and half of it for one client: what strangers cause never fills the lane
+//! of those who are at home here, and a place that gets free goes to the first lane with somebody in it,
+//! but for a share that keeps the others moving. A password of an account that is not there costs as much time as one that is wrong: it
+//! is checked against a dummy hash while there is a free place, and else waits as long as such a check
+//! takes now, so that made-up accounts take no place from real ones.
 
+use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash};
 use argon2::{Algorithm, Argon2, Params, Version};
-use tokio::sync::{OnceCell, Semaphore};
+use parking_lot::Mutex;
+use tokio::sync::{OnceCell, oneshot};
 
 use super::AuthError;
 use crate::clock::Stopwatch;
 use crate::config;
+use crate::http::network_of;
 
 const CHARS_MIN: usize = 8;
-const BYTES_MAX: usize = 256;
-/// The commonest passwords of eight characters and more in published leaks.
-const COMMON: &[&str] = &[
-    "password",
-    "12345678",
-    "123456789",
-    "1234567890",
-    "qwertyuiop",
-    "qwerty123",
-    "1q2w3e4r",
-    "1qaz2wsx",
-    "iloveyou",
-    "password1",
-    "password123",
-    "sunshine",
-    "princess",
-    "football",
-    "baseball",
-    "superman",
-    "trustno1",
-    "starwars",
-    "88888888",
-    "00000000",
-    "11111111",
-    "66666666",
-    "12341234",
-    "87654321",
-    "abcd1234",
-    "abc12345",
-    "a1234567",
-    "a12345678",
-    "aa123456",
-    "woaini1314",
-    "5201314520",
-    "147258369",
-    "987654321",
-    "qwer1234",
-    "asdfghjkl",
-    "zxcvbnm123",
-    "administrator",
-    "changeme",
-    "letmein1",
-    "welcome1",
-];
+pub(super) const BYTES_MAX: usize = 256;
+/// The most used passwords, one a line behind two lines of where they are from.
+const COMMON: &str = include_str!("common_passwords.txt");
 
 /// What is wrong with a password, in words.
 pub(super) fn check(password: &str, email: &str) -> Result<(), &'static str> {
@@ -70,7 +37,7 @@ pub(super) fn check(password: &str, email: &str) -> Result<(), &'static str> {
         return Err("must have at most 256 bytes");
     }
     let lower = password.to_lowercase();
-    if COMMON.contains(&lower.as_str()) {
+    if COMMON.lines().skip(2).any(|common| common == lower) {
         return Err("is among the most used passwords; choose another");
     }
     if lower == email.trim().to_lowercase() {
@@ -101,11 +68,84 @@ fn verify_now(password: &str, stored: &str) -> bool {
     })
 }
 
+/// Whose password it is, the most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// A caller from where the account has logged in before, and whoever has shown credentials already.
+    Known,
+    /// A stranger who tries an account that there is.
+    Stranger,
+    /// A registration.
+    Newcomer,
+}
+
+const LANES: usize = 3;
+/// Of so many places that get free, one goes to strangers before those who are known …
+const FOR_STRANGERS: u64 = 4;
+/// … and of so many, one to newcomers before all others.
+const FOR_NEWCOMERS: u64 = 16;
+
+/// Who is hashing and who waits for it.
+struct Turns {
+    free: usize,
+    /// Places that were given to one who waited.
+    given: u64,
+    waiting: [VecDeque<(IpAddr, oneshot::Sender<Turn>)>; LANES],
+    waiting_max: usize,
+}
+
+impl Turns {
+    /// The lane whose turn it is.
+    fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
+        self.given = self.given.wrapping_add(1);
+        let first = if self.given.is_multiple_of(FOR_NEWCOMERS) {
+            Lane::Newcomer
+        } else if self.given.is_multiple_of(FOR_STRANGERS) {
+            Lane::Stranger
+        } else {
+            Lane::Known
+        };
+        let (first, rest) = (first as usize, 0..LANES);
+        let lane = std::iter::once(first)
+            .chain(rest)
+            .find(|lane| !self.waiting[*lane].is_empty())?;
+        self.waiting[lane].pop_front().map(|(_, turn)| turn)
+    }
+}
+
+/// The right to hash one password; dropped, it goes to the next who waits.
+struct Turn(Option<Arc<Mutex<Turns>>>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(turns) = self.0.take() else {
+            return;
+        };
+        loop {
+            let next = {
+                let mut all = turns.lock();
+                let next = all.next();
+                if next.is_none() {
+                    all.free += 1;
+                }
+                next
+            };
+            let Some(next) = next else {
+                return;
+            };
+            match next.send(Turn(Some(Arc::clone(&turns)))) {
+                Ok(()) => return,
+                // Whoever waited has gone away; the turn comes back without being dropped.
+                Err(mut turn) => turn.0 = None,
+            }
+        }
+    }
+}
+
 pub(super) struct Passwords {
     settings: config::Auth,
-    running: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    /// Microseconds that a check takes, its wait included; the newest count most.
+    turns: Arc<Mutex<Turns>>,
+    /// Microseconds that the check of a stranger's password takes, its wait included; the newest count most.
     usual_micros: AtomicU64,
     dummy: OnceCell<String>,
 }
@@ -119,42 +159,82 @@ impl Passwords {
         };
         Self {
             settings: settings.clone(),
-            running: Arc::new(Semaphore::new(running)),
-            waiting: AtomicUsize::new(0),
+            turns: Arc::new(Mutex::new(Turns {
+                free: running,
+                given: 0,
+                waiting: [const { VecDeque::new() }; LANES],
+                waiting_max: settings.hash_queue_max,
+            })),
             usual_micros: AtomicU64::new(0),
             dummy: OnceCell::new(),
         }
     }
 
-    pub(super) async fn hash(&self, password: &str) -> Result<String, AuthError> {
-        let (password, settings) = (password.to_owned(), self.settings.clone());
-        self.run(move || hash_now(&password, &settings)).await?
+    /// `client` is who waits for it.
+    pub(super) async fn hash(
+        &self,
+        lane: Lane,
+        client: IpAddr,
+        password: &str,
+    ) -> Result<String, AuthError> {
+        let turn = self.turn(lane, client).await?;
+        self.hash_in(turn, password).await
     }
 
-    /// Whether the password is the stored one; without a stored one it is not, after the same work.
+    async fn hash_in(&self, turn: Turn, password: &str) -> Result<String, AuthError> {
+        let (password, settings) = (password.to_owned(), self.settings.clone());
+        run(turn, move || hash_now(&password, &settings)).await?
+    }
+
+    /// Whether the password is the stored one. `client` is who waits for it.
     pub(super) async fn verify(
         &self,
+        lane: Lane,
+        client: IpAddr,
         password: &str,
-        stored: Option<String>,
+        stored: String,
     ) -> Result<bool, AuthError> {
-        let known = stored.is_some();
-        let stored = match stored {
-            Some(stored) => stored,
-            None => self
-                .dummy
-                .get_or_try_init(|| self.hash("no account has this"))
-                .await?
-                .clone(),
-        };
-        let password = password.chars().take(BYTES_MAX).collect::<String>();
         let watch = Stopwatch::start();
-        let is_right = self.run(move || verify_now(&password, &stored)).await?;
+        let turn = self.turn(lane, client).await?;
+        let is_right = verify_in(turn, password, stored).await?;
+        if lane == Lane::Stranger {
+            self.note(watch);
+        }
+        Ok(is_right)
+    }
+
+    /// Takes the time that a wrong password of a stranger takes, where there is none to be checked.
+    pub(super) async fn verify_nothing(&self, password: &str) -> Result<(), AuthError> {
+        let watch = Stopwatch::start();
+        let Some(turn) = self.free_turn() else {
+            tokio::time::sleep(self.usual_time()).await;
+            return Ok(());
+        };
+        match self.dummy.get() {
+            Some(dummy) => {
+                verify_in(turn, password, dummy.clone()).await?;
+                self.note(watch);
+            }
+            None => {
+                // Making one takes as long as checking one.
+                let dummy = self.hash_in(turn, "no account has this").await?;
+                self.note(watch);
+                // Another may have been faster.
+                let _set = self.dummy.set(dummy);
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&self, watch: Stopwatch) {
         let took = u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX);
         // Two at once may lose one of their marks, which no average minds.
         let usual = self.usual_micros.load(Ordering::Relaxed);
-        let usual = (usual / 4 * 3).saturating_add(took / 4);
+        let usual = match usual {
+            0 => took,
+            usual => (usual / 4 * 3).saturating_add(took / 4),
+        };
         self.usual_micros.store(usual, Ordering::Relaxed);
-        Ok(is_right && known)
     }
 
     /// How long a check takes nowadays.
@@ -162,74 +242,167 @@ impl Passwords {
         Duration::from_micros(self.usual_micros.load(Ordering::Relaxed))
     }
 
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, AuthError> {
-        struct Waiting<'a>(&'a AtomicUsize);
-        impl Drop for Waiting<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::AcqRel);
-            }
-        }
-        let before = self.waiting.fetch_add(1, Ordering::AcqRel);
-        let _waiting = Waiting(&self.waiting);
-        if before >= self.settings.hash_queue_max {
-            return Err(AuthError::Overloaded);
-        }
-        let permit = Arc::clone(&self.running)
-            .acquire_owned()
-            .await
-            .map_err(|_| AuthError::Overloaded)?;
-        tokio::task::spawn_blocking(move || {
-            let result = work();
-            drop(permit);
-            result
-        })
-        .await
-        .map_err(|error| AuthError::Hash(error.to_string()))
+    fn free_turn(&self) -> Option<Turn> {
+        let mut all = self.turns.lock();
+        all.free = all.free.checked_sub(1)?;
+        Some(Turn(Some(Arc::clone(&self.turns))))
     }
+
+    async fn turn(&self, lane: Lane, client: IpAddr) -> Result<Turn, AuthError> {
+        let client = network_of(client);
+        let turn = {
+            let mut all = self.turns.lock();
+            if let Some(free) = all.free.checked_sub(1) {
+                all.free = free;
+                return Ok(Turn(Some(Arc::clone(&self.turns))));
+            }
+            let most = all.waiting_max;
+            let waiting = &mut all.waiting[lane as usize];
+            let is_full = |waiting: &VecDeque<(IpAddr, _)>| {
+                let own = waiting.iter().filter(|(other, _)| *other == client);
+                waiting.len() >= most || own.count() >= most.div_ceil(2)
+            };
+            if is_full(waiting) {
+                // Those who went away make room.
+                waiting.retain(|(_, one)| !one.is_closed());
+            }
+            if is_full(waiting) {
+                return Err(AuthError::Overloaded);
+            }
+            let (send, turn) = oneshot::channel();
+            waiting.push_back((client, send));
+            turn
+        };
+        turn.await.map_err(|_| AuthError::Overloaded)
+    }
+}
+
+async fn verify_in(turn: Turn, password: &str, stored: String) -> Result<bool, AuthError> {
+    let password = password.to_owned();
+    run(turn, move || verify_now(&password, &stored)).await
+}
+
+async fn run<T: Send + 'static>(
+    turn: Turn,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, AuthError> {
+    tokio::task::spawn_blocking(move || {
+        let result = work();
+        drop(turn);
+        result
+    })
+    .await
+    .map_err(|error| AuthError::Hash(error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
-    #[tokio::test]
-    async fn only_the_right_password_of_a_known_account_passes() {
-        let settings = config::Auth {
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    fn passwords(change: impl FnOnce(&mut config::Auth)) -> Passwords {
+        let mut settings = config::Auth {
             argon2_memory_kib: 8,
             argon2_passes: 1,
+            hash_concurrency: 1,
             ..config::Auth::default()
         };
-        let passwords = Passwords::new(&settings);
-        let stored = passwords.hash("correct horse").await.expect("hash");
-        assert!(
-            passwords
-                .verify("correct horse", Some(stored.clone()))
-                .await
-                .expect("verify")
-        );
-        assert!(
-            !passwords
-                .verify("wrong horse", Some(stored))
-                .await
-                .expect("verify")
-        );
-        assert!(
-            !passwords
-                .verify("no account has this", None)
-                .await
-                .expect("verify")
-        );
+        change(&mut settings);
+        Passwords::new(&settings)
+    }
+
+    #[tokio::test]
+    async fn only_the_right_password_passes() {
+        let passwords = passwords(|_| ());
+        let stored = passwords
+            .hash(Lane::Newcomer, HERE, "correct horse")
+            .await
+            .expect("hash");
+        for (password, is_right) in [("correct horse", true), ("wrong horse", false)] {
+            let verified = passwords.verify(Lane::Known, HERE, password, stored.clone());
+            assert_eq!(verified.await.expect("verify"), is_right);
+        }
+        passwords.verify_nothing("x").await.expect("the first");
+        passwords.verify_nothing("x").await.expect("the second");
+        assert!(passwords.usual_time() > Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn who_is_known_goes_first_and_nobody_waits_for_ever() {
+        let passwords = passwords(|settings| settings.hash_queue_max = 60);
+        let held = passwords.free_turn().expect("it is free");
+        let order = Mutex::new(Vec::new());
+        let join = |lane| {
+            let (passwords, order) = (&passwords, &order);
+            async move {
+                let turn = passwords.turn(lane, HERE).await.expect("a turn");
+                order.lock().push(lane);
+                drop(turn);
+            }
+        };
+        let lanes = [Lane::Newcomer, Lane::Stranger, Lane::Known];
+        let all = lanes.iter().flat_map(|lane| [*lane; 30]).map(join);
+        let all = futures_util::future::join_all(all);
+        let release = async {
+            // By now all of them wait; a made-up account is told of no place.
+            assert!(passwords.free_turn().is_none());
+            drop(held);
+        };
+        tokio::join!(all, release);
+        let order = order.into_inner();
+        assert_eq!(order.len(), 90);
+        let of = |part: &[Lane], lane| part.iter().filter(|one| **one == lane).count();
+        assert_eq!(of(&order[..16], Lane::Known), 12);
+        assert_eq!(of(&order[..16], Lane::Stranger), 3);
+        assert_eq!(of(&order[..16], Lane::Newcomer), 1);
+        assert_eq!(of(&order[60..], Lane::Known), 0);
+    }
+
+    #[tokio::test]
+    async fn a_full_lane_refuses_its_own_and_those_who_went_away_leave_it() {
+        let passwords = passwords(|settings| settings.hash_queue_max = 3);
+        let held = passwords.free_turn().expect("it is free");
+        let newcomer =
+            |client: u8| passwords.turn(Lane::Newcomer, IpAddr::from([192, 0, 2, client]));
+        let mut waiting: Vec<_> = [1, 1, 2].map(|client| Box::pin(newcomer(client))).into();
+        for one in &mut waiting {
+            assert!(one.now_or_never().is_none());
+        }
+        assert!(matches!(newcomer(3).await, Err(AuthError::Overloaded)));
+        let mut known = Box::pin(passwords.turn(Lane::Known, HERE));
+        assert!((&mut known).now_or_never().is_none());
+        waiting.pop();
+        // One client has half of a lane at most.
+        assert!(matches!(newcomer(1).await, Err(AuthError::Overloaded)));
+        waiting.clear();
+        let mut another = Box::pin(newcomer(1));
+        assert!((&mut another).now_or_never().is_none());
+        drop(held);
+        drop(known.await.expect("its turn"));
+        drop(another.await.expect("its turn"));
+        assert!(passwords.free_turn().is_some(), "the place is free again");
     }
 
     #[test]
     fn weak_passwords_are_refused_with_a_reason() {
-        for weak in ["short", "password", "PASSWORD123", "me@example.com"] {
+        for weak in [
+            "short",
+            "password",
+            "PASSWORD123",
+            "me@example.com",
+            "samantha1",
+            "5201314520",
+        ] {
             assert!(check(weak, "me@example.com").is_err(), "{weak}");
         }
         assert!(check("correct horse", "me@example.com").is_ok());
         assert!(check("密码密码密码密码", "me@example.com").is_ok());
+        let common: Vec<&str> = COMMON.lines().skip(2).collect();
+        assert!(common.len() >= 3_000, "{}", common.len());
+        let fits = |word: &&str| word.len() >= CHARS_MIN && **word == word.to_lowercase();
+        assert!(common.iter().all(fits), "a line that no password can be");
     }
 }

@@ -12,7 +12,8 @@ use std::net::IpAddr;
 use super::throttle::Place;
 use super::{Token, UserId, hash_token, sql};
 use crate::clock::Timestamp;
-use crate::http::network_of;
+use crate::http::{RequestInfo, network_of};
+use crate::monitor::security::Who;
 use crate::store::{StoreError, Tx};
 use crate::word_type;
 
@@ -34,15 +35,19 @@ pub(super) const DEVICE_PREFIX: &str = "ond_";
 pub struct Origin {
     /// The client's address.
     pub address: IpAddr,
+    /// The request.
+    info: RequestInfo,
     /// The device token that it sent.
     device: Option<Token>,
     /// Whether it keeps a device token.
     is_browser: bool,
+    /// Whether another site's page sent it.
+    pub(super) is_foreign: bool,
 }
 
 impl Origin {
-    /// From `address`; a browser may hold the token of an earlier login there.
-    pub fn new(address: IpAddr, device_token: Option<&str>, is_browser: bool) -> Self {
+    /// Of this request; a browser may hold the token of an earlier login there.
+    pub fn new(info: RequestInfo, device_token: Option<&str>, is_browser: bool) -> Self {
         let device = device_token
             .filter(|token| token.starts_with(DEVICE_PREFIX))
             .map(|token| Token {
@@ -50,10 +55,27 @@ impl Origin {
                 hash: hash_token(token),
             });
         Self {
-            address,
+            address: info.client().0,
+            info,
             is_browser: is_browser || device.is_some(),
             device,
+            is_foreign: false,
         }
+    }
+
+    /// This origin as an event tells of it.
+    pub(super) fn who(&self) -> Who<'_> {
+        Who {
+            address: Some(self.address),
+            request_id: Some(self.info.id().as_str()),
+            ..Who::default()
+        }
+    }
+
+    /// Notes whether another site's page sent it.
+    pub fn foreign(mut self, is_foreign: bool) -> Self {
+        self.is_foreign = is_foreign;
+        self
     }
 
     /// A client that asks for a cookie keeps cookies.

@@ -2,8 +2,9 @@
 
 use super::idempotency::Stored;
 use super::place::PlaceKind;
-use super::{Account, ApiKey, Carrier, KeyId, KeyRow, Role, Scope, SessionRow, UserId};
+use super::{Account, ApiKey, Carrier, KeyId, KeyRow, Recipient, Role, Scope, SessionRow, UserId};
 use crate::clock::Timestamp;
+use crate::config::Language;
 use crate::sql;
 use crate::store::{Param, Row, StoreError, Tx, value_rows};
 
@@ -347,15 +348,146 @@ pub(super) fn purge_keys(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, Store
     )
 }
 
-/// How an active account is written to: `(address, name, language)`.
-pub(super) fn recipient(
-    tx: &mut Tx<'_>,
-    id: UserId,
-) -> Result<Option<(String, String, Option<String>)>, StoreError> {
+/// How an active account is written to.
+pub(super) fn recipient(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Recipient>, StoreError> {
     tx.row(
-        sql!("SELECT email, name, language FROM users WHERE id = $1 AND status = 'active' AND email IS NOT NULL"),
+        sql!("SELECT email, name, proven_at, language FROM users WHERE id = $1 AND status = 'active' AND email IS NOT NULL"),
         &[id.into()],
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        |row| {
+            let (name, proven_at): (String, Option<Timestamp>) = (row.get(1)?, row.get(2)?);
+            let language: Option<String> = row.get(3)?;
+            Ok(Recipient {
+                email: row.get(0)?,
+                name: proven_at.map(|_| name),
+                language: language.as_deref().and_then(Language::from_word),
+            })
+        },
+    )
+}
+
+/// Notes that the account's name was chosen by who reads its mails, or by staff.
+pub(super) fn prove(tx: &mut Tx<'_>, now: Timestamp, id: UserId) -> Result<(), StoreError> {
+    tx.execute(
+        sql!("UPDATE users SET proven_at = $2 WHERE id = $1"),
+        &[id.into(), now.into()],
+    )?;
+    Ok(())
+}
+
+/// Ends the account's sessions beyond the newest `most`, a bounded number at once; answers the hashes of
+/// their tokens.
+pub(super) fn end_sessions_beyond(
+    tx: &mut Tx<'_>,
+    user: UserId,
+    most: u32,
+) -> Result<Vec<String>, StoreError> {
+    tx.rows(
+        sql!(
+            "DELETE FROM sessions WHERE token_hash IN \
+         (SELECT token_hash FROM sessions WHERE user_id = $1 \
+          ORDER BY created_at DESC, token_hash LIMIT 500 OFFSET $2) RETURNING token_hash"
+        ),
+        &[user.into(), i64::from(most).into()],
+        |row| row.get(0),
+    )
+}
+
+/// What somebody has asked to be registered with, as far as another request needs it.
+pub(super) struct Asked {
+    pub(super) id: i64,
+    pub(super) email: String,
+    pub(super) name: String,
+    pub(super) password_hash: String,
+    pub(super) language: Option<String>,
+}
+
+impl Asked {
+    fn read(row: &Row<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.get(0)?,
+            email: row.get(1)?,
+            name: row.get(2)?,
+            password_hash: row.get(3)?,
+            language: row.get(4)?,
+        })
+    }
+}
+
+pub(super) fn insert_registration(
+    tx: &mut Tx<'_>,
+    asked: &Asked,
+    expires_at: Timestamp,
+) -> Result<i64, StoreError> {
+    tx.row(
+        sql!(
+            "INSERT INTO registrations (email, name, password_hash, language, expires_at) \
+         VALUES ($1, $2, $3, $4, $5) RETURNING id"
+        ),
+        &[
+            (&asked.email).into(),
+            (&asked.name).into(),
+            (&asked.password_hash).into(),
+            asked.language.as_deref().into(),
+            expires_at.into(),
+        ],
+        |row| row.get(0),
+    )?
+    .ok_or_else(|| StoreError::Bug("an insert returned no id".to_owned()))
+}
+
+/// Gives a registration the token that proves its address, instead of one before.
+pub(super) fn set_registration_token(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: i64,
+    token_hash: &str,
+) -> Result<Option<Asked>, StoreError> {
+    tx.row(
+        sql!(
+            "UPDATE registrations SET token_hash = $2 WHERE id = $1 AND expires_at > $3 \
+         RETURNING id, email, name, password_hash, language"
+        ),
+        &[id.into(), token_hash.into(), now.into()],
+        Asked::read,
+    )
+}
+
+pub(super) fn registration(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    token_hash: &str,
+) -> Result<Option<Asked>, StoreError> {
+    tx.row(
+        sql!(
+            "SELECT id, email, name, password_hash, language FROM registrations \
+         WHERE token_hash = $1 AND expires_at > $2"
+        ),
+        &[token_hash.into(), now.into()],
+        Asked::read,
+    )
+}
+
+/// Takes a registration away, so that one alone makes an account of it.
+pub(super) fn take_registration(
+    tx: &mut Tx<'_>,
+    id: i64,
+    token_hash: &str,
+) -> Result<bool, StoreError> {
+    let changed = tx.execute(
+        sql!("DELETE FROM registrations WHERE id = $1 AND token_hash = $2"),
+        &[id.into(), token_hash.into()],
+    )?;
+    Ok(changed == 1)
+}
+
+/// Drops registrations past their end, a bounded number at a time.
+pub(super) fn purge_registrations(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64, StoreError> {
+    tx.execute(
+        sql!(
+            "DELETE FROM registrations WHERE id IN \
+         (SELECT id FROM registrations WHERE expires_at <= $1 ORDER BY expires_at LIMIT 500)"
+        ),
+        &[now.into()],
     )
 }
 

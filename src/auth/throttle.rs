@@ -3,7 +3,9 @@
 //! A guess counts against what it is a guess at. Of a stranger that is the account, from wherever the
 //! guess comes, and the address, for each account that is tried from it. Of a caller that has logged
 //! in to this account before, from the same address or the same browser (a *place*), it is a count
-//! that no stranger can fill: [`Throttle::known`] lets such a caller in where strangers must wait.
+//! that no stranger can fill: [`Throttle::known_begins`] lets such a caller in where strangers must wait.
+//! Strangers' failures count for their wider network as well, so that a block of addresses is no block of
+//! guesses. Registrations are counted by the same means, as buckets that fill up again.
 //!
 //! Invariants:
 //! - A guess counts when it begins, so that of many at once no more are checked than one by one.
@@ -12,12 +14,13 @@
 //!   guesses at one account with the password of another, or with the owner's own logins.
 //! - An account that does not exist counts as one that does.
 //! - Bounded in bytes, whatever is sent: a key is a digest with a secret of this process, which no
-//!   spelling makes meet another of its own or of another kind, and the table has a fixed number of
-//!   places. Where they run short, what would be forgotten soonest gives way.
+//!   spelling makes meet another of its own or of another kind, and each table has a fixed number of
+//!   places. Where they run short, what would be forgotten soonest gives way; accounts, addresses and
+//!   wider networks have tables of their own, so that trying many of one kind washes away none of another.
 //! - Time is monotonic, so setting the wall clock helps nobody; an address is what [`network_of`]
-//!   counts as one.
+//!   counts as one, and a wider network what [`wider_network_of`] does.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -35,6 +38,8 @@ pub struct Limit {
     pub failures: u32,
     /// Time after which one failure is forgotten.
     pub forget_ms: u64,
+    /// Whether one waits until a failure is forgotten, and not the growing waits of the rules.
+    is_bucket: bool,
 }
 
 impl Limit {
@@ -43,6 +48,16 @@ impl Limit {
         Self {
             failures,
             forget_ms: forget_seconds.saturating_mul(1_000).max(1),
+            is_bucket: false,
+        }
+    }
+
+    /// So many at once, and so many an hour from then on.
+    pub fn an_hour(count: u32) -> Self {
+        Self {
+            failures: count,
+            forget_ms: (3_600_000 / u64::from(count.max(1))).max(1),
+            is_bucket: true,
         }
     }
 }
@@ -54,15 +69,24 @@ pub struct Rules {
     pub account: Limit,
     /// Accounts that fail at one address.
     pub address: Limit,
+    /// Accounts that fail in one wider network.
+    pub network: Limit,
     /// Accounts that fail at one place where they have succeeded before.
     pub known: Limit,
     /// The first wait; each further failure doubles it.
     pub delay_seconds: u64,
     /// The longest wait.
     pub delay_seconds_max: u64,
-    /// Counts that are remembered.
+    /// Registrations from one address, from one wider network, from everywhere.
+    pub registrations: [Limit; 3],
+    /// Registrations of one address of mail.
+    pub recipient: Limit,
+    /// Counts that are remembered of accounts, and as many of addresses.
     pub tracked_max: usize,
 }
+
+/// Mails to one address that others have registered: so many at once, and so many an hour.
+const MAILS_TO_ONE: u32 = 3;
 
 impl From<&config::Auth> for Rules {
     fn from(settings: &config::Auth) -> Self {
@@ -73,7 +97,18 @@ impl From<&config::Auth> for Rules {
                 settings.login_account_forget_seconds,
             ),
             address: address(settings.login_address_failures),
+            network: Limit::new(
+                settings.login_network_failures,
+                settings.login_network_forget_seconds,
+            ),
             known: address(settings.login_known_failures),
+            registrations: [
+                settings.registrations_per_address,
+                settings.registrations_per_network,
+                settings.registrations_in_all,
+            ]
+            .map(Limit::an_hour),
+            recipient: Limit::an_hour(MAILS_TO_ONE),
             delay_seconds: settings.login_delay_seconds,
             delay_seconds_max: settings.login_delay_seconds_max,
             tracked_max: settings.login_tracked_max,
@@ -96,14 +131,66 @@ enum Kind {
     KnownVisit = 5,
     /// A network, for a secret that belongs to no account.
     Secret = 6,
+    /// A wider network.
+    Network = 7,
+    /// Registrations from a network.
+    Registering = 8,
+    /// Registrations from a wider network.
+    RegisteringNear = 9,
+    /// All registrations.
+    RegisteringAll = 10,
+    /// Registrations of one address of mail.
+    Recipient = 11,
+    /// A wider network, for a secret that belongs to no account.
+    SecretNear = 12,
 }
 
-type Key = [u8; 16];
+/// Which table a count is in: so many of one kind push out none of another.
+#[derive(Clone, Copy)]
+enum Room {
+    Accounts,
+    Addresses,
+    Networks,
+    All,
+}
+
+impl Kind {
+    fn room(self) -> Room {
+        match self {
+            Kind::Account | Kind::Visit | Kind::KnownVisit | Kind::Recipient => Room::Accounts,
+            Kind::Address | Kind::Place | Kind::Secret | Kind::Registering => Room::Addresses,
+            Kind::Network | Kind::SecretNear | Kind::RegisteringNear => Room::Networks,
+            Kind::RegisteringAll => Room::All,
+        }
+    }
+}
+
+/// The wider network that an address is in: its /24, or of IPv6 the /48 that one customer of a provider
+/// is given.
+fn wider_network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let [a, b, c, _] = v4.octets();
+            Ipv4Addr::new(a, b, c, 0).into()
+        }
+        IpAddr::V6(v6) => {
+            let [a, b, c, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+/// What a count is found by, and where.
+#[derive(Clone, Copy)]
+struct Key {
+    digest: [u8; 16],
+    room: Room,
+}
 
 /// One count. It is kept as the moment at which all of it will be forgotten, so it sinks by itself.
 #[derive(Clone, Copy)]
 struct Count {
-    key: Key,
+    key: [u8; 16],
     forgotten_at_ms: u64,
     /// When the last guess began.
     last_ms: u64,
@@ -130,23 +217,36 @@ const BUCKET: usize = 8;
 
 /// A table of a fixed number of counts: a key belongs to one bucket, where it takes the place of what
 /// is forgotten, or else of what will be soonest.
-struct Counts(Box<[Vec<Count>]>);
+type Table = Box<[Vec<Count>]>;
+
+/// The tables, by [`Room`].
+struct Counts([Table; 4]);
 
 impl Counts {
     fn new(tracked_max: usize) -> Self {
-        let buckets = tracked_max.div_ceil(BUCKET).max(1);
-        Self(std::iter::repeat_with(Vec::new).take(buckets).collect())
+        let table = |places: usize| -> Table {
+            let buckets = places.div_ceil(BUCKET).max(1);
+            std::iter::repeat_with(Vec::new).take(buckets).collect()
+        };
+        Self([
+            table(tracked_max),
+            table(tracked_max),
+            table(tracked_max / 4),
+            table(1),
+        ])
     }
 
     fn bucket(&mut self, key: &Key) -> &mut Vec<Count> {
-        let [a, b, c, d, e, f, g, h, ..] = *key;
-        let buckets = self.0.len() as u64;
-        let at = u64::from_le_bytes([a, b, c, d, e, f, g, h]) % buckets;
-        &mut self.0[at as usize]
+        let [a, b, c, d, e, f, g, h, ..] = key.digest;
+        let table = &mut self.0[key.room as usize];
+        let at = u64::from_le_bytes([a, b, c, d, e, f, g, h]) % table.len() as u64;
+        &mut table[at as usize]
     }
 
     fn get(&mut self, key: &Key) -> Option<&mut Count> {
-        self.bucket(key).iter_mut().find(|count| count.key == *key)
+        self.bucket(key)
+            .iter_mut()
+            .find(|count| count.key == key.digest)
     }
 
     fn level_ms(&mut self, key: &Key, now: u64) -> u64 {
@@ -155,11 +255,11 @@ impl Counts {
 
     fn add(&mut self, key: &Key, ms: u64, now: u64) {
         let bucket = self.bucket(key);
-        let at = match bucket.iter().position(|count| count.key == *key) {
+        let at = match bucket.iter().position(|count| count.key == key.digest) {
             Some(at) => at,
             None => {
                 let new = Count {
-                    key: *key,
+                    key: key.digest,
                     forgotten_at_ms: now,
                     last_ms: now,
                     pending: 0,
@@ -289,14 +389,20 @@ impl Throttle {
             digest.update(part);
         }
         let whole: [u8; 32] = digest.finalize().into();
-        let mut key = Key::default();
-        key.copy_from_slice(&whole[..16]);
-        key
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&whole[..16]);
+        Key {
+            digest,
+            room: kind.room(),
+        }
     }
 
     fn stranger(&self, account: &str, address: IpAddr) -> Guess {
-        let network = network_of(address).to_string();
-        let (account, network) = (account.as_bytes(), network.as_bytes());
+        let (network, wider) = (
+            network_of(address).to_string(),
+            wider_network_of(address).to_string(),
+        );
+        let (account, network, wider) = (account.as_bytes(), network.as_bytes(), wider.as_bytes());
         let counter = |kind, parts: &[&[u8]], limit, weight, refuses| Counter {
             key: self.key(kind, parts),
             limit,
@@ -306,6 +412,7 @@ impl Throttle {
         let Rules {
             account: most,
             address: wide,
+            network: wider_limit,
             ..
         } = self.rules;
         Guess {
@@ -313,6 +420,7 @@ impl Throttle {
             others: vec![
                 counter(Kind::Account, &[account], most, Weight::Each, true),
                 counter(Kind::Address, &[network], wide, Weight::Accounts, true),
+                counter(Kind::Network, &[wider], wider_limit, Weight::Accounts, true),
             ],
         }
     }
@@ -347,16 +455,57 @@ impl Throttle {
 
     /// Begins a guess at a secret that belongs to no account; `what` names it.
     pub fn secret_begins(&self, what: &str, address: IpAddr) -> Verdict<'_> {
-        let network = network_of(address).to_string();
+        let (network, wider) = (
+            network_of(address).to_string(),
+            wider_network_of(address).to_string(),
+        );
+        let counter = |kind, network: &str, limit| Counter {
+            key: self.key(kind, &[what.as_bytes(), network.as_bytes()]),
+            limit,
+            weight: Weight::Each,
+            refuses: true,
+        };
         self.begin(Guess {
+            visit: counter(Kind::Secret, &network, self.rules.address),
+            others: vec![counter(Kind::SecretNear, &wider, self.rules.network)],
+        })
+    }
+
+    /// Begins a registration. What it came to, its end need not say: each counts that was begun, also of
+    /// an address that has an account, unless it never came to be looked at.
+    pub fn registration_begins(&self, address: IpAddr) -> Verdict<'_> {
+        let (network, wider) = (
+            network_of(address).to_string(),
+            wider_network_of(address).to_string(),
+        );
+        let [own, near, all] = self.rules.registrations;
+        let counter = |kind, parts: &[&[u8]], limit| Counter {
+            key: self.key(kind, parts),
+            limit,
+            weight: Weight::Each,
+            refuses: true,
+        };
+        self.begin(Guess {
+            visit: counter(Kind::Registering, &[network.as_bytes()], own),
+            others: vec![
+                counter(Kind::RegisteringNear, &[wider.as_bytes()], near),
+                counter(Kind::RegisteringAll, &[], all),
+            ],
+        })
+    }
+
+    /// Whether a mail may go to an address that somebody has registered; it counts.
+    pub fn may_write_to(&self, recipient: &str) -> bool {
+        let begun = self.begin(Guess {
             visit: Counter {
-                key: self.key(Kind::Secret, &[what.as_bytes(), network.as_bytes()]),
-                limit: self.rules.address,
+                key: self.key(Kind::Recipient, &[recipient.as_bytes()]),
+                limit: self.rules.recipient,
                 weight: Weight::Each,
                 refuses: true,
             },
             others: Vec::new(),
-        })
+        });
+        matches!(begun, Verdict::Go(_))
     }
 
     /// The seconds that a stranger would have to wait now.
@@ -420,13 +569,20 @@ impl Throttle {
             let wait_ms = self.wait_ms(count, counter.limit, now);
             if wait_ms > 0 {
                 let (longest, may_change) = refusal.unwrap_or((0, true));
-                refusal = Some((longest.max(wait_ms), may_change && count.pending > 0));
+                // What ends gives nothing back to a bucket.
+                let may_change = may_change && count.pending > 0 && !counter.limit.is_bucket;
+                refusal = Some((longest.max(wait_ms), may_change));
             }
         }
         refusal
     }
 
     fn wait_ms(&self, count: &Count, limit: Limit, now: u64) -> u64 {
+        if limit.is_bucket {
+            let most = limit.forget_ms.saturating_mul(u64::from(limit.failures));
+            let after = count.level_ms(now).saturating_add(limit.forget_ms);
+            return after.saturating_sub(most);
+        }
         // Rounded: failures that came within a moment of each other have sunk by next to nothing.
         let level = count
             .level_ms(count.last_ms)
@@ -716,14 +872,14 @@ mod tests {
             wide,
             1,
         );
-        // Stuffing: a list of accounts and passwords, from ten addresses.
+        // Stuffing: a list of accounts and passwords, from ten addresses in as many networks.
         let (mut number, mut refused) = (0, 0);
         close(
             hours(&mut |throttle| {
                 loop {
                     number += 1;
                     let account = format!("{number}@example.com");
-                    let from = address(number % 10);
+                    let from = address(number % 10 * 256);
                     if ended(throttle.stranger_begins(&account, from), false).is_ok() {
                         refused = 0;
                         return true;
@@ -751,6 +907,192 @@ mod tests {
             false
         });
         assert!(first <= wide.0 * 4 && next <= wide.1 * 4, "{first} {next}");
+    }
+
+    /// One way of guessing: whom the next guess is at, and where it comes from.
+    type Way = Box<dyn FnMut(u32) -> (String, IpAddr)>;
+
+    /// Guesses that are checked in the first hour and in the next, if each second so many are made until
+    /// `tries` in a row are refused. `at_once` leaves all of a second open until it is over.
+    fn checked_in_two_hours(way: &mut Way, tries: u32, at_once: bool) -> [u64; 2] {
+        let bench = Bench::new();
+        let mut number = 0;
+        [(); 2].map(|()| {
+            let mut checked = 0;
+            for _ in 0..3_600 {
+                let (mut refused, mut open) = (0, Vec::new());
+                while refused < tries {
+                    number += 1;
+                    let (account, from) = way(number);
+                    match bench.throttle.stranger_begins(&account, from) {
+                        Verdict::Go(attempt) => {
+                            (checked, refused) = (checked + 1, 0);
+                            open.push(attempt);
+                        }
+                        Verdict::Wait(_) | Verdict::Busy => refused += 1,
+                    }
+                    if !at_once {
+                        open.clear();
+                    }
+                }
+                drop(open);
+                bench.clock.advance(Duration::from_secs(1));
+            }
+            checked
+        })
+    }
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "the figures are wanted as such")]
+    fn figures_of_guessing_stay_below_their_bounds() {
+        let owner = || OWNER.to_owned();
+        let any = |number: u32| format!("{number}@example.com");
+        let of_site = |number: u32| {
+            let [.., a, b] = number.to_be_bytes();
+            IpAddr::from([0x2001, 0xdb8, 7, u16::from_be_bytes([a, b]), 0, 0, 0, 1])
+        };
+        // (how, tries, guesses in the first hour and in each further one at most)
+        let ways: Vec<(&str, Way, u32, [u64; 2])> = vec![
+            (
+                "one account, one address",
+                Box::new(move |_| (owner(), HERE)),
+                1,
+                [19, 4],
+            ),
+            (
+                "one account, 1,000 addresses",
+                Box::new(move |number| (owner(), address(number % 1_000))),
+                1,
+                [19, 4],
+            ),
+            (
+                "one address, account after account",
+                Box::new(move |number| (any(number), HERE)),
+                1,
+                [57, 30],
+            ),
+            (
+                "256 addresses of one network, account after account",
+                Box::new(move |number| (any(number), address(number % 256))),
+                2,
+                [510, 300],
+            ),
+            (
+                "an IPv6 /48, account after account, an address for each",
+                Box::new(move |number| (any(number), of_site(number))),
+                2,
+                [510, 300],
+            ),
+            (
+                "20 addresses in 20 networks, account after account",
+                Box::new(move |number| (any(number), address(number % 20 * 256))),
+                20,
+                [20 * 57, 20 * 30],
+            ),
+        ];
+        for (how, mut way, tries, [first, next]) in ways {
+            for at_once in [false, true] {
+                let checked = checked_in_two_hours(&mut way, tries, at_once);
+                let order = if at_once { "all at once" } else { "one by one" };
+                eprintln!(
+                    "{how}, {order}: {} in the first hour, then {} an hour",
+                    checked[0], checked[1]
+                );
+                assert!(
+                    checked[0] <= first && checked[1] <= next,
+                    "{how}, {order}: {checked:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_network_of_strangers_waits_and_known_places_in_it_do_not() {
+        let bench = Bench::new();
+        let in_network = |number: u32| address(number % 256);
+        let let_in = (0..2_000)
+            .take_while(|number| {
+                let account = format!("{number}@example.com");
+                bench.wrong(&account, in_network(*number)).is_ok()
+            })
+            .count();
+        assert_eq!(let_in, 200);
+        assert!(bench.right(OWNER, in_network(9)).is_err());
+        assert_eq!(
+            bench.right(OWNER, address(300)),
+            Ok(()),
+            "the network beside it"
+        );
+        let secrets = (0..2_000)
+            .take_while(|number| {
+                let begun = bench.throttle.secret_begins("setup", in_network(*number));
+                ended(begun, false).is_ok()
+            })
+            .count();
+        assert_eq!(secrets, 200, "of a secret as well");
+        let home = Place::Address(in_network(9));
+        let known = ended(bench.throttle.known_begins(OWNER, home), true);
+        assert_eq!(known, Ok(()));
+        bench.clock.advance(Duration::from_secs(200 * 12));
+        assert_eq!(bench.right(OWNER, in_network(9)), Ok(()));
+    }
+
+    #[test]
+    fn registrations_are_so_many_at_once_and_so_many_an_hour_wherever_they_come_from() {
+        let bench = Bench::with(Rules {
+            registrations: [3, 5, 8].map(Limit::an_hour),
+            ..Rules::from(&config::Auth::default())
+        });
+        let begin = |number| match bench.throttle.registration_begins(address(number)) {
+            Verdict::Go(attempt) => {
+                attempt.failed();
+                Ok(())
+            }
+            Verdict::Wait(seconds) => Err(seconds),
+            Verdict::Busy => panic!("there is nothing to wait for"),
+        };
+        assert_eq!([begin(1), begin(1), begin(1)], [Ok(()); 3]);
+        assert_eq!(begin(1), Err(1_200));
+        assert_eq!([begin(2), begin(3)], [Ok(()); 2]);
+        assert_eq!(begin(4), Err(720), "the network has had its five");
+        assert_eq!([begin(256), begin(512), begin(1_024)], [Ok(()); 3]);
+        assert_eq!(begin(2_048), Err(450), "and all together their eight");
+        bench.clock.advance(Duration::from_secs(450));
+        assert_eq!(begin(2_048), Ok(()));
+        assert!(begin(4_096).is_err());
+        bench.clock.advance(Duration::from_secs(3_600));
+        assert_eq!([begin(1), begin(1), begin(1)], [Ok(()); 3]);
+        // One that was never looked at is none.
+        let room = bench.throttle.registration_begins(address(256));
+        match room {
+            Verdict::Go(attempt) => attempt.unchecked(),
+            Verdict::Wait(_) | Verdict::Busy => panic!("there is room"),
+        }
+        assert_eq!([begin(256), begin(256), begin(256)], [Ok(()); 3]);
+        let mails = (0..9)
+            .filter(|_| bench.throttle.may_write_to(OWNER))
+            .count();
+        assert_eq!(mails, 3);
+        assert!(bench.throttle.may_write_to("other@example.com"));
+    }
+
+    #[test]
+    fn many_accounts_that_are_tried_wash_away_no_count_of_an_address() {
+        let bench = Bench::with(Rules {
+            tracked_max: 1_000,
+            address: Limit::new(20, 30),
+            ..Rules::from(&config::Auth::default())
+        });
+        for number in 0..20 {
+            assert_eq!(bench.wrong(&format!("{number}@a.example"), HERE), Ok(()));
+        }
+        for number in 0..900 {
+            for guess in 0..4 {
+                let account = format!("{number}-{guess}@b.example");
+                let _end = bench.wrong(&account, address(number * 256));
+            }
+        }
+        assert!(bench.right(OWNER, HERE).is_err());
     }
 
     #[test]
@@ -823,8 +1165,15 @@ mod tests {
             let _end = bench.wrong(&account, address(number));
         }
         let counts = bench.throttle.counts.lock();
-        let all: usize = counts.0.iter().map(Vec::len).sum();
-        assert!(all <= 1_000, "{all}");
+        let sizes = counts.0.each_ref().map(|table| {
+            let places: usize = table.iter().map(Vec::len).sum();
+            places
+        });
+        let fit = sizes.iter().zip([1_000, 1_000, 256, 8]);
+        assert!(
+            fit.into_iter().all(|(size, most)| *size <= most),
+            "{sizes:?}"
+        );
         assert!(size_of::<Count>() <= 40);
         drop(counts);
         assert!(bench.right(OWNER, HOME).is_err());

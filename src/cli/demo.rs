@@ -32,6 +32,11 @@ pub(super) struct DemoArgs {
 pub(super) fn demo(common: &Common, args: &DemoArgs) -> Outcome {
     let mut flags = vec![
         ("log.level".to_owned(), "warn".to_owned()),
+        // There is nobody else who would.
+        (
+            "orders.customers_confirm_payment".to_owned(),
+            "true".to_owned(),
+        ),
         // The buyers speak plain HTTP over TCP.
         ("server.tls_cert".to_owned(), String::new()),
         ("server.tls_key".to_owned(), String::new()),
@@ -64,6 +69,7 @@ pub(super) fn demo(common: &Common, args: &DemoArgs) -> Outcome {
             "The shop has {} products, {} customers and {} past orders. The sale of {} units begins.",
             made.products, made.customers, made.past_orders, args.units
         ));
+        tell("Customers confirm their own payments here; a real shop leaves that to its payment provider.");
         let sale = open_sale(&app, made.first_product, args.units).await?;
         app.gate.open(sale.clone());
         let crowd = Crowd {

@@ -18,11 +18,13 @@ mod sample;
 mod serve;
 mod task;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::app::App;
 use crate::auth::AuthError;
 use crate::check::FieldError;
 use crate::config::{self, ConfigError, Inputs, Loaded, Settings};
@@ -285,6 +287,14 @@ pub fn run() -> ExitCode {
             say(&format!("onrush: {}", failed.message));
             ExitCode::from(failed.code)
         }
+    }
+}
+
+/// What a running server tells where standard error goes: a person sees it once, a file keeps it.
+fn greeting(app: &App) -> Vec<String> {
+    match std::io::stderr().is_terminal() {
+        true => app.greeting(),
+        false => app.greeting_for_a_log(),
     }
 }
 

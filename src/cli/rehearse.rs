@@ -16,7 +16,9 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::ProgressBar;
 
-use super::{Common, EXIT_BROKEN, EXIT_USAGE, Failed, Outcome, existing_database, print, say};
+use super::{
+    Common, EXIT_BROKEN, EXIT_USAGE, Failed, Outcome, existing_database, greeting, print, say,
+};
 use crate::app::{self, App, End, Signals};
 use crate::auth;
 use crate::flash_sale::rehearsal::{self, Card, Plan, Progress};
@@ -276,7 +278,7 @@ pub(super) async fn hold(
             }
         };
         if !common.json {
-            for line in app.greeting() {
+            for line in greeting(&app) {
                 say(&line);
             }
             say("Press Ctrl-C to stop.");

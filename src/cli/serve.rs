@@ -3,7 +3,7 @@
 
 use clap::Args;
 
-use super::{Common, Outcome, say};
+use super::{Common, Outcome, greeting, say};
 use crate::app::{self, App, End, Signals};
 use crate::config::Loaded;
 use crate::monitor::logs::{self, LogGuard};
@@ -104,7 +104,7 @@ pub(super) fn serve(common: &Common, args: &ServeArgs) -> Outcome {
                 return Err(error.into());
             }
         };
-        for line in app.greeting() {
+        for line in greeting(&app) {
             say(&line);
         }
         app.run_until_signal(signals, end, |app| {

@@ -379,6 +379,59 @@ impl<T: Type> ApiResponse for Accepted<T> {
     }
 }
 
+/// 202 without `Location`: it goes on elsewhere, and who asked is not told how.
+#[derive(Debug)]
+pub struct Noted<T>(pub T);
+
+impl<T: Serialize + Send> IntoResponse for Noted<T> {
+    fn into_response(self) -> Response {
+        json_response(StatusCode::ACCEPTED, &self.0)
+    }
+}
+
+impl<T: Type> ApiResponse for Noted<T> {
+    fn meta() -> MetaResponses {
+        MetaResponses {
+            responses: vec![json_meta::<T>(202, "Noted; it goes on elsewhere.")],
+        }
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+/// One of two answers with different statuses.
+#[derive(Debug)]
+pub enum Either<A, B> {
+    /// The first.
+    First(A),
+    /// The second.
+    Second(B),
+}
+
+impl<A: IntoResponse, B: IntoResponse> IntoResponse for Either<A, B> {
+    fn into_response(self) -> Response {
+        match self {
+            Either::First(answer) => answer.into_response(),
+            Either::Second(answer) => answer.into_response(),
+        }
+    }
+}
+
+impl<A: ApiResponse, B: ApiResponse> ApiResponse for Either<A, B> {
+    fn meta() -> MetaResponses {
+        let mut responses = A::meta().responses;
+        responses.extend(B::meta().responses);
+        MetaResponses { responses }
+    }
+
+    fn register(registry: &mut Registry) {
+        A::register(registry);
+        B::register(registry);
+    }
+}
+
 /// 200 with a strong `ETag`, the hash of its JSON. The edge answers 304 when `If-None-Match` names it.
 #[derive(Debug)]
 pub struct Tagged<T>(pub T);

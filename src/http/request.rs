@@ -186,6 +186,11 @@ impl RequestInfo {
         self.0.client
     }
 
+    /// Whether the request's method is one that changes something.
+    pub fn is_write(&self) -> bool {
+        !matches!(self.0.method, Method::GET | Method::HEAD | Method::OPTIONS)
+    }
+
     /// Whether the client came over TLS, here or at a trusted proxy.
     pub fn is_secure(&self) -> bool {
         self.0.secure

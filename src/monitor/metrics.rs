@@ -129,6 +129,9 @@ pub struct Handles {
     /// What the cache counts.
     pub cache: CacheMetrics,
 
+    /// What happened that matters to security, by OWASP's names.
+    pub security_events_total: IntCounterVec,
+
     /// Log lines that were dropped because the log could not keep up.
     pub log_lines_dropped_total: IntCounter,
 
@@ -366,6 +369,12 @@ impl Metrics {
                 "Workers that are known by the Faktory protocol.",
             )?,
             cache: CacheMetrics::new(r)?,
+            security_events_total: int_counter_vec(
+                r,
+                "security_events_total",
+                "What happened that matters to security, by the names of OWASP's vocabulary.",
+                &["event"],
+            )?,
             log_lines_dropped_total: int_counter(
                 r,
                 "log_lines_dropped_total",

@@ -8,6 +8,7 @@ mod caching;
 mod health;
 pub mod logs;
 mod metrics;
+pub mod security;
 pub mod statements;
 mod system;
 mod views;

@@ -58,7 +58,7 @@ fn moment(at: Timestamp) -> String {
 pub(super) fn write(
     language: Language,
     shop: &str,
-    customer: &str,
+    customer: Option<&str>,
     about: About,
     order: &Order,
     names: &[String],
@@ -92,7 +92,13 @@ pub(super) fn write(
     letter.rows(rows)
 }
 
-fn english(shop: &str, customer: &str, about: About, id: i64, until: Option<String>) -> Letter {
+fn english(
+    shop: &str,
+    customer: Option<&str>,
+    about: About,
+    id: i64,
+    until: Option<String>,
+) -> Letter {
     let (subject, words) = match about {
         About::Placed => (
             format!("{shop}: order {id} received"),
@@ -123,11 +129,17 @@ fn english(shop: &str, customer: &str, about: About, id: i64, until: Option<Stri
         ),
     };
     Letter::new(Language::En, subject)
-        .say(format!("Hello {customer},"))
+        .greet(customer)
         .say(words)
 }
 
-fn chinese(shop: &str, customer: &str, about: About, id: i64, until: Option<String>) -> Letter {
+fn chinese(
+    shop: &str,
+    customer: Option<&str>,
+    about: About,
+    id: i64,
+    until: Option<String>,
+) -> Letter {
     let (subject, words) = match about {
         About::Placed => (
             format!("{shop}：已收到订单 {id}"),
@@ -156,7 +168,7 @@ fn chinese(shop: &str, customer: &str, about: About, id: i64, until: Option<Stri
         ),
     };
     Letter::new(Language::Zh, subject)
-        .say(format!("{customer}，您好："))
+        .greet(customer)
         .say(words)
 }
 

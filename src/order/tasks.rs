@@ -246,7 +246,7 @@ impl Handler for SendOrderEmail {
         let letter = letters::write(
             self.mailer.language(&recipient),
             self.mailer.shop_name(),
-            &recipient.name,
+            recipient.name.as_deref(),
             args.about,
             &order,
             &names,

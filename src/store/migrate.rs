@@ -63,8 +63,12 @@ const MIGRATIONS: &[(&str, &str)] = &[
         include_str!("migrations/0015_openings.sql"),
     ),
     (
-        "V18__what_costs_what_it_brings",
-        include_str!("migrations/0018_what_costs_what_it_brings.sql"),
+        "V16__registrations",
+        include_str!("migrations/0016_registrations.sql"),
+    ),
+    (
+        "V17__what_costs_what_it_brings",
+        include_str!("migrations/0017_what_costs_what_it_brings.sql"),
     ),
 ];
 

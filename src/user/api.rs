@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Filter, Patch, UserError};
 use crate::auth::api::{Access, Tag, UserView};
-use crate::auth::{Auth, Role, Scope, Status, UserId};
+use crate::auth::{Account, Auth, Caller, Role, Scope, Status, UserId};
 use crate::check::FieldError;
 use crate::clock::Clock;
 use crate::http::{Body, Created, Failure, Problem, fails, read_cursor};
+use crate::monitor::security::Event;
 use crate::store::Store;
 
 impl From<UserError> for Problem {
@@ -43,7 +44,11 @@ struct UserPage {
 #[oai(example)]
 struct UserBody {
     /// Address to log in with
-    #[oai(validator(min_length = 3, max_length = 254, pattern = r"^\s*[^@\s]+@[^@\s]+\s*$"))]
+    #[oai(validator(
+        min_length = 3,
+        max_length = 254,
+        pattern = r#"^\s*[^@\s<>()\[\]\\,;:"]+@[^@\s<>()\[\]\\,;:"/]+\s*$"#
+    ))]
     email: String,
     /// What to call its owner
     #[oai(validator(min_length = 1, max_length = 100))]
@@ -207,7 +212,7 @@ impl UserApi {
         }
         let account = self
             .auth
-            .create(&email, &name, &password, role)
+            .create(&access.0, &email, &name, &password, role)
             .await
             .map_err(Problem::from)?;
         let location = format!("/api/v1/users/{}", account.id);
@@ -234,15 +239,37 @@ impl UserApi {
             name: body.0.name,
         };
         let (now, by, auth) = (self.clock.now(), access.0.role, self.auth.clone());
-        let account = self
+        let (id, asked) = (UserId(id.0), patch.clone());
+        let updated = self
             .store
             .write_then(
-                move |tx| super::update(tx, now, by, UserId(id.0), &patch),
+                move |tx| super::update(tx, now, by, id, &patch),
                 move |_| auth.forget_callers(),
             )
-            .await
-            .map_err(Problem::from)?;
+            .await;
+        if let Err(UserError::Beyond) = updated {
+            access.0.note(Event::AuthzFail, Some(id), "users");
+        }
+        let account = updated.map_err(Problem::from)?;
+        tell(&access.0, &account, &asked);
         Ok(Body(account.into()))
+    }
+}
+
+/// Tells of a change that was made.
+fn tell(by: &Caller, account: &Account, patch: &Patch) {
+    let on = Some(account.id);
+    if patch.name.is_some() {
+        by.note(Event::UserUpdated, on, "name");
+    }
+    if let Some(status) = patch.status {
+        by.note(Event::UserUpdated, on, status.word());
+    }
+    if let Some(role) = patch.role {
+        by.note(Event::PermissionsChanged, on, role.word());
+    }
+    if patch.role.is_some() || patch.status == Some(Status::Disabled) {
+        by.note(Event::SessionExpired, on, "another role or status");
     }
 }
 

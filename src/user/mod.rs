@@ -44,8 +44,9 @@ pub struct Patch {
     pub status: Option<Status>,
 }
 
-/// Changes an account. A disabled account's sessions end with the same commit. To be followed by
-/// [`crate::auth::Auth::forget_callers`]. `by` is the role of who changes it.
+/// Changes an account. Sessions end with the same commit where the account is disabled, and where it gets
+/// another role: that has another life, and whoever has it shall have shown the password for it. To be
+/// followed by [`crate::auth::Auth::forget_callers`]. `by` is the role of who changes it.
 pub fn update(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -63,6 +64,7 @@ pub fn update(
     if patch.role.is_some() && !by_admin {
         return Err(UserError::Beyond);
     }
+    let before = get(tx, id)?.role;
     let Some(account) = sql::update(tx, now, by_admin, id, name, patch)? else {
         let account = get(tx, id)?;
         return Err(if account.role == Role::Customer || by_admin {
@@ -71,7 +73,7 @@ pub fn update(
             UserError::Beyond
         });
     };
-    if account.status == Status::Disabled {
+    if account.status == Status::Disabled || account.role != before {
         sql::end_sessions(tx, id)?;
     }
     Ok(account)

@@ -80,6 +80,8 @@ fn registering_checks_every_field_and_logs_in() {
         ("a@", "x", PASSWORD, "email"),
         ("b c@example.com", "x", PASSWORD, "email"),
         ("b\u{200b}@example.com", "x", PASSWORD, "email"),
+        ("evil@example.net>", "x", PASSWORD, "email"),
+        ("b@example.com", "x", "samantha1", "password"),
         ("b@example.com", " \u{3000}\u{a0}", PASSWORD, "name"),
         ("b@example.com", "\u{200b}", PASSWORD, "name"),
         ("b@example.com", "x\u{202e}y", PASSWORD, "name"),
@@ -369,6 +371,196 @@ fn guesses_at_once_and_odd_spellings_pass_no_limit() {
 }
 
 #[test]
+fn open_endpoints_refuse_what_is_too_long_or_no_address_before_they_count_or_hash() {
+    let shop = Shop::open();
+    let long = "x".repeat(4_000);
+    let login = |email: &str, password: &str| json!({"email": email, "password": password});
+    let setup = |token: &str, email: &str, name: &str, password: &str| json!({"token": token, "email": email, "name": name, "password": password});
+    let register = |email: &str, name: &str, language: &str| json!({"email": email, "name": name, "password": PASSWORD, "language": language});
+    let (who, evil) = ("a@example.com", "evil@example.net>");
+    for (path, body, field) in [
+        ("login", login(&long, PASSWORD), "email"),
+        ("login", login(evil, PASSWORD), "email"),
+        ("login", login("", PASSWORD), "email"),
+        ("login", login(who, &long), "password"),
+        ("login", login(who, ""), "password"),
+        ("register", register(&long, "x", "en"), "email"),
+        ("register", register(who, &long, "en"), "name"),
+        ("register", register(who, "x", &long), "language"),
+        ("confirm", json!({"token": long, "password": "x"}), "token"),
+        (
+            "confirm",
+            json!({"token": "x", "password": long}),
+            "password",
+        ),
+        ("setup/check", json!({"token": long}), "token"),
+        ("setup", setup(&long, who, "x", PASSWORD), "token"),
+        ("setup", setup("x", evil, "x", PASSWORD), "email"),
+        ("setup", setup("x", who, &long, PASSWORD), "name"),
+        ("setup", setup("x", who, "x", &long), "password"),
+    ] {
+        for _ in 0..25 {
+            let path = format!("/api/v1/auth/{path}");
+            let answer = shop.post(&path).json(&body).send();
+            assert_eq!(answer.outcome(), "422 validation_failed", "{path}");
+            assert_eq!(answer.json()["errors"][0]["field"], field, "{path}");
+            assert!(answer.body.len() < 2_000, "{path}: {}", answer.body.len());
+        }
+    }
+    // None of these was a guess.
+    shop.account(who, Role::Customer);
+    let right = shop.post("/api/v1/auth/login").json(&login(who, PASSWORD));
+    assert_eq!(right.send().outcome(), "200");
+}
+
+#[test]
+fn registrations_have_limits_of_their_own_and_log_ins_do_not_wait_for_them() {
+    let shop = Shop::open_with(|settings| {
+        settings.auth.argon2_memory_kib = 19_456;
+        settings.auth.argon2_passes = 2;
+        settings.auth.registrations_per_address = 40;
+        settings.auth.hash_concurrency = 1;
+        settings.auth.hash_queue_max = 8;
+    });
+    shop.account("admin@example.com", Role::Admin);
+    let register = |number: u32| {
+        let body =
+            json!({"email": format!("{number}@example.com"), "name": "x", "password": PASSWORD});
+        let answer = shop.post("/api/v1/auth/register").json(&body).send();
+        (answer.outcome(), answer.header("retry-after").is_some())
+    };
+    let begun = std::sync::Barrier::new(61);
+    let outcomes: Vec<(String, bool)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..60)
+            .map(|number| {
+                let (begun, register) = (&begun, &register);
+                scope.spawn(move || {
+                    begun.wait();
+                    register(number)
+                })
+            })
+            .collect();
+        begun.wait();
+        for _ in 0..5 {
+            let watch = onrush::clock::Stopwatch::start();
+            shop.login("admin@example.com");
+            let took = watch.elapsed();
+            assert!(took < Duration::from_secs(2), "{took:?}");
+        }
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("an answer"))
+            .collect()
+    });
+    for (outcome, may_retry) in &outcomes {
+        match outcome.as_str() {
+            "201" => {}
+            "503 overloaded" | "429 client_busy" | "429 registration_throttled" => {
+                assert!(may_retry, "{outcome}");
+            }
+            other => panic!("{other}"),
+        }
+    }
+    // Those that were turned away at the queue are none; then there are forty at once.
+    let made = |outcomes: &[(String, bool)]| {
+        let is_made = |(outcome, _): &&(String, bool)| outcome == "201";
+        outcomes.iter().filter(is_made).count()
+    };
+    let later: Vec<(String, bool)> = (100..160).map(register).collect();
+    assert_eq!(made(&outcomes) + made(&later), 40);
+    let last = later.last().expect("one");
+    assert_eq!(last, &("429 registration_throttled".to_owned(), true));
+    shop.clock.advance(Duration::from_secs(90));
+    assert_eq!(register(200).0, "201", "one more each minute and a half");
+    assert_eq!(register(201).0, "429 registration_throttled");
+}
+
+#[test]
+fn sessions_of_an_account_are_few_and_end_when_its_role_changes() {
+    let shop = Shop::open_with(|settings| settings.auth.sessions_max = 3);
+    let admin = shop.token(Role::Admin);
+    let id = shop.account("anna@example.com", Role::Customer);
+    let me = |token: &str| shop.get("/api/v1/me").token(token).send().status;
+    let mut sessions = Vec::new();
+    for _ in 0..5 {
+        sessions.push(shop.login("anna@example.com"));
+        // Used, so that one in memory would show.
+        assert_eq!(me(sessions.last().expect("one")), 200);
+        shop.clock.advance(Duration::from_secs(1));
+    }
+    let states: Vec<u16> = sessions.iter().map(|token| me(token)).collect();
+    assert_eq!(states, [401, 401, 200, 200, 200]);
+    let path = format!("/api/v1/users/{id}");
+    let change = |patch: Value| {
+        let ask = shop.ask("PATCH", &path).token(&admin).json(&patch);
+        ask.send().expect(200)
+    };
+    change(json!({"name": "Anna", "role": "customer"}));
+    assert_eq!(me(&sessions[4]), 200, "nothing has changed that matters");
+    change(json!({"role": "staff"}));
+    assert_eq!(me(&sessions[4]), 401, "a customer's month is not for staff");
+    let staff = shop.login("anna@example.com");
+    change(json!({"role": "customer"}));
+    assert_eq!(me(&staff), 401);
+}
+
+#[test]
+fn what_matters_to_security_is_counted_by_its_owasp_name() {
+    let shop = Shop::open_with(|settings| {
+        settings.auth.registrations_per_address = 1;
+    });
+    let admin = shop.token(Role::Admin);
+    let id = shop.account("anna@example.com", Role::Customer);
+    let anna = shop.login("anna@example.com");
+    let login = |email: &str| {
+        let body = json!({"email": email, "password": "wrong password"});
+        shop.post("/api/v1/auth/login").json(&body).send()
+    };
+    // As many as of a stranger, and as many again because this address is a known one.
+    for _ in 0..12 {
+        login("anna@example.com");
+    }
+    login("nobody@example.com");
+    for number in 0..2 {
+        let body =
+            json!({"email": format!("{number}@example.com"), "name": "x", "password": PASSWORD});
+        shop.post("/api/v1/auth/register").json(&body).send();
+    }
+    let body = json!({"name": "x", "scopes": ["orders"]});
+    let key = shop.post("/api/v1/api-keys").token(&admin).json(&body);
+    let key = format!("/api/v1/api-keys/{}", key.send().expect(201)["id"]);
+    shop.ask("DELETE", &key).token(&admin).send().expect(204);
+    assert_eq!(shop.get("/api/v1/users").token(&anna).send().status, 403);
+    let path = format!("/api/v1/users/{id}");
+    for patch in [
+        json!({"role": "staff"}),
+        json!({"status": "disabled"}),
+        json!({"status": "active"}),
+    ] {
+        let ask = shop.ask("PATCH", &path).token(&admin).json(&patch);
+        ask.send().expect(200);
+    }
+    let counted = shop.get("/metrics").send().body;
+    for (event, count) in [
+        ("sys_startup", 1),
+        ("authn_login_success", 2),
+        ("authn_login_fail", 11),
+        ("authn_login_fail_max", 2),
+        ("user_created", 1),
+        ("excess_rate_limit_exceeded", 1),
+        ("authn_token_created", 1),
+        ("authn_token_revoked", 1),
+        ("authz_fail", 1),
+        ("privilege_permissions_changed", 1),
+        ("user_updated", 2),
+        ("session_expired", 2),
+    ] {
+        let line = format!("security_events_total{{event=\"{event}\"}} {count}\n");
+        assert!(counted.contains(&line), "{line}{counted}");
+    }
+}
+
+#[test]
 fn guesses_at_the_set_up_token_wait_and_its_owner_does_not() {
     let shop = Shop::open();
     let greeting = shop.app().greeting().join("\n");
@@ -441,16 +633,52 @@ fn the_pages_cookie_is_strict_and_writes_only_with_its_token() {
             .header("Cookie", &cookie)
             .json(&json!({"name": "x", "unit_amount": 1, "currency": "CNY"}))
     };
-    assert_eq!(write().send().outcome(), "403 csrf");
+    let own = || write().header("Sec-Fetch-Site", "same-origin");
+    assert_eq!(own().send().outcome(), "403 csrf");
     assert_eq!(
-        write().header("X-CSRF-Token", "x").send().outcome(),
+        own().header("X-CSRF-Token", "x").send().outcome(),
         "403 csrf"
     );
-    let foreign = write()
+    assert_eq!(own().header("X-CSRF-Token", &csrf).send().status, 201);
+    // The token does not help where the browser names another page, or nothing says which it is.
+    let with = |name: &str, value: &str| {
+        let ask = write().header("X-CSRF-Token", &csrf).header(name, value);
+        ask.send().outcome()
+    };
+    for (name, value, outcome) in [
+        ("Sec-Fetch-Site", "cross-site", "403 csrf"),
+        ("Sec-Fetch-Site", "same-site", "403 csrf"),
+        ("Sec-Fetch-Site", "none", "403 csrf"),
+        ("Origin", "https://evil.example", "403 csrf"),
+        ("Origin", "http://shop.evil.example", "403 csrf"),
+        ("Origin", "http://shop:81", "403 csrf"),
+        ("Origin", "null", "403 csrf"),
+        ("Origin", "shop", "403 csrf"),
+        ("X-Nothing", "x", "403 csrf"),
+        ("Origin", "http://shop", "201"),
+        ("Origin", "https://Shop", "201"),
+    ] {
+        assert_eq!(with(name, value), outcome, "{name}: {value}");
+    }
+    let proxied = write()
         .header("X-CSRF-Token", &csrf)
-        .header("Sec-Fetch-Site", "cross-site");
-    assert_eq!(foreign.send().outcome(), "403 csrf");
-    assert_eq!(write().header("X-CSRF-Token", &csrf).send().status, 201);
+        .header("Origin", "https://shop.example")
+        .header("X-Forwarded-Host", "shop.example");
+    assert_eq!(proxied.send().status, 201);
+    let contradicted = own()
+        .header("X-CSRF-Token", &csrf)
+        .header("Origin", "https://shop.example");
+    assert_eq!(
+        contradicted.send().status,
+        201,
+        "what no script sets decides"
+    );
+    // No other page logs a browser in, to have it act as somebody else.
+    let body = json!({"email": "boss@example.com", "password": PASSWORD, "cookie": true});
+    let planted = shop.post("/api/v1/auth/login").json(&body);
+    let planted = planted.header("Origin", "https://evil.example").send();
+    assert_eq!(planted.outcome(), "403 csrf");
+    assert_eq!(planted.header("set-cookie"), None);
     // Neither kind of token is worth anything in the other's place.
     let (_, token) = cookie.split_once('=').expect("a pair");
     assert_eq!(shop.get("/api/v1/me").token(token).send().status, 401);
@@ -467,6 +695,7 @@ fn the_pages_cookie_is_strict_and_writes_only_with_its_token() {
         .post("/api/v1/auth/logout")
         .header("Cookie", &cookie)
         .header("X-CSRF-Token", &csrf)
+        .header("Sec-Fetch-Site", "same-origin")
         .send();
     assert!(
         out.header("set-cookie")

@@ -866,6 +866,10 @@ fn guessing_the_password_is_slowed_down_and_connections_of_an_address_are_bounde
         .wait_until("a place", || place.connections() == 1);
     assert!(place.raw().read().starts_with("+HI "));
     let metrics = place.shop.get("/metrics").send().body;
+    for (event, times) in [("authn_login_fail", 5), ("authn_login_fail_max", 2)] {
+        let line = format!("security_events_total{{event=\"{event}\"}} {times}\n");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
     for (reason, times) in [("address_limit", 1), ("throttled", 2), ("password", 5)] {
         let line = format!("faktory_connections_refused_total{{reason=\"{reason}\"}} {times}");
         assert!(metrics.contains(&line), "{line}: {metrics}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onrush::auth::Role;
-use onrush::config::OrderMails;
+use onrush::config::MailRule;
 use serde_json::{Value, json};
 
 use crate::support::receiver::{Reaction, Receiver};
@@ -1051,7 +1051,7 @@ fn what_follows_from_a_request_belongs_to_its_trace() {
     let shop = Shop::open_with(|settings| {
         settings.orders.process = true;
         settings.orders.payment_window_seconds = 0;
-        settings.mail.orders = OrderMails::Always;
+        settings.mail.orders = MailRule::Always;
         settings.outgoing.allow_internal = vec!["127.0.0.0/8".parse().expect("a range")];
     });
     let admin = shop.token(Role::Admin);

@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -32,7 +32,7 @@ const CHROMIUM_ARGS = [
 
 /**
  * Starts `onrush serve`, with further settings from `env`; `setupLink` is the one-time link that it
- * printed, `workersUrl` where workers of the Faktory protocol come in, if they may.
+ * wrote down, `workersUrl` where workers of the Faktory protocol come in, if they may.
  */
 export async function startServer(env = {}) {
   const folder = await mkdtemp(join(tmpdir(), 'onrush-browser-'));
@@ -56,8 +56,9 @@ export async function startServer(env = {}) {
     // Read on after the link, so that the log never blocks the server.
     lines.on('line', (line) => {
       said.push(line);
-      const link = /\S+\/admin\/#setup=\S+/.exec(line);
-      if (link) resolve(link[0]);
+      assert.doesNotMatch(line, /#setup=/, 'a log keeps no secret');
+      const file = /\S+\/setup-link/.exec(line);
+      if (file) readFile(file[0], 'utf8').then((link) => resolve(link.trim()), reject);
     });
   });
   return {

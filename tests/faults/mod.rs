@@ -20,6 +20,7 @@ mod refusal;
 mod rot;
 mod sale;
 mod schedules;
+mod security;
 mod server;
 mod signals;
 mod soak;

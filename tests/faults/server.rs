@@ -42,6 +42,10 @@ impl Launch {
         .set("ONRUSH_MAIL__WELCOME", false)
         .set("ONRUSH_ORDERS__PROCESS", false)
         .set("ONRUSH_ORDERS__LEDGER_CHECK_SECONDS", 0)
+        // Each buyer of a crowd registers from here.
+        .set("ONRUSH_AUTH__REGISTRATIONS_PER_ADDRESS", 100_000)
+        .set("ONRUSH_AUTH__REGISTRATIONS_PER_NETWORK", 100_000)
+        .set("ONRUSH_AUTH__REGISTRATIONS_IN_ALL", 100_000)
     }
 
     pub(super) fn set(mut self, name: &str, value: impl ToString) -> Self {

@@ -161,6 +161,8 @@ impl Shop {
         settings.schedules.poll_interval_ms = 20;
         // Only a test of it checks the ledger besides the one at the end.
         settings.orders.ledger_check_seconds = 0;
+        // Customers pay by themselves; a test of who else may turns it off.
+        settings.orders.customers_confirm_payment = true;
         // Orders stay as a test made them; a test of their processing turns it on.
         settings.orders.process = false;
         change(&mut settings);

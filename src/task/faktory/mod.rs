@@ -24,7 +24,7 @@ mod sql;
 mod wire;
 mod workers;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,6 +39,7 @@ use crate::auth::throttle::{Limit, Rules, Throttle};
 use crate::config;
 use crate::http::serve::{ListenError, Tls, bind_tcp};
 use crate::monitor::Metrics;
+use crate::monitor::security::{Event, SecurityLog, Who};
 use crate::store::StoreError;
 
 /// Connections that the kernel holds until they are accepted.
@@ -107,10 +108,23 @@ struct Inner {
     tasks: Tasks,
     settings: Arc<config::Faktory>,
     metrics: Metrics,
+    security: SecurityLog,
     workers: Arc<Workers>,
     passwords: Throttle,
     counts: Counts,
     started_ms: u64,
+}
+
+impl Inner {
+    /// Tells of what a client did that has shown no password.
+    fn tell(&self, event: Event, address: IpAddr) {
+        let who = Who {
+            address: Some(address),
+            what: Some("faktory"),
+            ..Who::default()
+        };
+        self.security.note(event, &who);
+    }
 }
 
 /// A socket that listens.
@@ -159,7 +173,12 @@ impl Listener {
 
 impl Faktory {
     /// A server without a socket, which knows of no worker.
-    pub fn new(tasks: Tasks, settings: Arc<config::Faktory>, metrics: Metrics) -> Self {
+    pub fn new(
+        tasks: Tasks,
+        settings: Arc<config::Faktory>,
+        metrics: Metrics,
+        security: SecurityLog,
+    ) -> Self {
         let workers = Arc::new(Workers::new(settings.workers_max, settings.worker_seconds));
         let known = Arc::clone(&workers);
         let limit = Limit::new(settings.password_failures, settings.password_forget_seconds);
@@ -175,6 +194,8 @@ impl Faktory {
                     delay_seconds: settings.password_delay_seconds,
                     delay_seconds_max: settings.password_delay_seconds_max,
                     tracked_max: settings.password_tracked_max,
+                    // Nobody logs in or registers here.
+                    ..Rules::from(&config::Auth::default())
                 },
                 tasks.clock().clone(),
             ),
@@ -183,6 +204,7 @@ impl Faktory {
             tasks,
             settings,
             metrics,
+            security,
         }))
     }
 

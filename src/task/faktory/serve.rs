@@ -27,6 +27,7 @@ use crate::auth::throttle::Verdict;
 use crate::config::ms;
 use crate::http::connections::{Connections, NoSeat, Seat, Turn};
 use crate::http::serve::{ACCEPT_PAUSE, Tls, is_exhausted};
+use crate::monitor::security::Event;
 
 /// The version of the protocol.
 const VERSION: u64 = 2;
@@ -270,6 +271,7 @@ async fn admit(
                 // Workers that come back all at once wait for each other, not for nothing.
                 Verdict::Busy => settled.await,
                 Verdict::Wait(seconds) => {
+                    inner.tell(Event::LoginFailMax, peer.ip());
                     let why = format!("too many wrong passwords; try again in {seconds} s");
                     return Err(("throttled", why));
                 }
@@ -284,8 +286,8 @@ async fn admit(
         let expected = password_hash(inner.settings.password.reveal(), salt, passes);
         let given = hello.pwdhash.unwrap_or_default();
         if !bool::from(expected.as_bytes().ct_eq(given.as_bytes())) {
-            tracing::warn!(%peer, "a Faktory client gave a wrong password");
             attempt.failed();
+            inner.tell(Event::LoginFail, peer.ip());
             return Err(("password", "Invalid password".to_owned()));
         }
         attempt.succeeded();

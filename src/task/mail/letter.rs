@@ -1,7 +1,8 @@
 //! What a mail says: once as plain text, once as simple HTML, from the same parts.
 //!
 //! Invariants: whatever is put in is text, and is escaped where it becomes HTML; a subject is one
-//! line. Nothing here knows what a mail is about, except the welcome.
+//! line; a name is in a letter only where its reader is known to have chosen it. Nothing here knows what a
+//! mail is about, except the welcome and what comes before it.
 
 use crate::config::Language;
 
@@ -31,6 +32,18 @@ impl Letter {
                 .collect(),
             parts: Vec::new(),
         }
+    }
+
+    /// Adds the greeting; without a name to those whose name is not known to be theirs.
+    #[must_use]
+    pub fn greet(self, name: Option<&str>) -> Self {
+        let words = match (self.language, name) {
+            (Language::En, Some(name)) => format!("Hello {name},"),
+            (Language::En, None) => "Hello,".to_owned(),
+            (Language::Zh, Some(name)) => format!("{name}，您好："),
+            (Language::Zh, None) => "您好：".to_owned(),
+        };
+        self.say(words)
     }
 
     /// Adds a paragraph.
@@ -119,20 +132,58 @@ fn escaped(text: &str) -> String {
 }
 
 /// For somebody who has just registered.
-pub(super) fn welcome(language: Language, shop: &str, name: &str) -> Letter {
+pub(super) fn welcome(language: Language, shop: &str, name: Option<&str>) -> Letter {
     match language {
         Language::En => Letter::new(language, format!("Welcome to {shop}"))
-            .say(format!("Hello {name},"))
+            .greet(name)
             .say(format!(
                 "Welcome to {shop}. Your account is ready: log in with this address and the password that you chose."
             ))
             .say("If it was not you who registered, you can ignore this mail."),
         Language::Zh => Letter::new(language, format!("欢迎来到{shop}"))
-            .say(format!("{name}，您好："))
+            .greet(name)
             .say(format!(
                 "欢迎来到{shop}。您的账户已经可以使用，请用此邮箱地址和您设置的密码登录。"
             ))
             .say("如果不是您本人注册，请忽略此邮件。"),
+    }
+}
+
+/// For somebody who is to prove an address: `way` is a link, or what is to be entered in its place.
+pub(super) fn proof(language: Language, shop: &str, way: &str, hours: u64) -> Letter {
+    match language {
+        Language::En => Letter::new(language, format!("{shop}: confirm your address"))
+            .greet(None)
+            .say(format!(
+                "This address was registered at {shop}. To complete the registration within {hours} hours, use this and the password that you chose:"
+            ))
+            .say(way)
+            .say("If it was not you who registered, you can ignore this mail: no account comes of it."),
+        Language::Zh => Letter::new(language, format!("{shop}：请确认您的邮箱"))
+            .greet(None)
+            .say(format!(
+                "有人用此邮箱在{shop}注册。请在 {hours} 小时内用以下内容和您设置的密码完成注册："
+            ))
+            .say(way)
+            .say("如果不是您本人注册，请忽略此邮件，不会产生任何账户。"),
+    }
+}
+
+/// For somebody whose address was registered again.
+pub(super) fn has_account(language: Language, shop: &str) -> Letter {
+    match language {
+        Language::En => Letter::new(language, format!("{shop}: you have an account"))
+            .greet(None)
+            .say(format!(
+                "Somebody wanted to register this address at {shop}. It has an account already: log in with this address and the password that you chose then."
+            ))
+            .say("If it was not you, you can ignore this mail: nothing was changed."),
+        Language::Zh => Letter::new(language, format!("{shop}：您已有账户"))
+            .greet(None)
+            .say(format!(
+                "有人想用此邮箱在{shop}注册，但此邮箱已有账户，请用此邮箱地址和原来的密码登录。"
+            ))
+            .say("如果不是您本人操作，请忽略此邮件，您的账户没有任何变化。"),
     }
 }
 
@@ -142,7 +193,8 @@ mod tests {
 
     #[test]
     fn what_is_put_in_stays_text() {
-        let letter = welcome(Language::En, "Tea & Co", "<script>alert('x')</script>\nEve");
+        let name = Some("<script>alert('x')</script>\nEve");
+        let letter = welcome(Language::En, "Tea & Co", name);
         let html = letter.html();
         assert!(!html.contains("<script>"), "{html}");
         assert!(html.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;<br>Eve"));

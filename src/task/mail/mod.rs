@@ -27,9 +27,11 @@ use serde_json::{Value, json};
 pub use letter::Letter;
 
 use super::{Handler, NewTask, Outcome, TaskContext, TaskError, TaskFailure, TaskId};
+use crate::auth::registration::{self, Notice};
 use crate::auth::{self, Recipient, UserId};
+use crate::check;
 use crate::clock::Timestamp;
-use crate::config::{self, Language, MailTls, OrderMails, ms};
+use crate::config::{self, Language, MailTls, ms};
 use crate::http::serve::certificates;
 use crate::store::{StoreError, Tx};
 
@@ -72,6 +74,8 @@ impl Mailer {
             .from
             .parse()
             .map_err(|error| MailSetupError::From(format!("{error}")))?;
+        check::address(from.email.as_ref())
+            .map_err(|reason| MailSetupError::From(reason.to_owned()))?;
         let smtp = (!rules.smtp_host.is_empty())
             .then(|| transport(&rules, &from))
             .transpose()?;
@@ -110,7 +114,7 @@ impl Mailer {
             .message(
                 task,
                 now,
-                Mailbox::new(Some(recipient.name.clone()), address),
+                Mailbox::new(recipient.name.clone(), address),
                 letter,
             )
             .map_err(|error| TaskFailure::discard(format!("the mail can't be written: {error}")))?;
@@ -314,15 +318,6 @@ fn prune(outbox: &Path, now: Timestamp, rules: &config::Mail) -> std::io::Result
     Ok(())
 }
 
-/// Whether customers get mails about their orders, with these settings.
-pub fn sends_order_mails(rules: &config::Mail) -> bool {
-    match rules.orders {
-        OrderMails::Always => true,
-        OrderMails::Never => false,
-        OrderMails::Smtp => !rules.smtp_host.is_empty(),
-    }
-}
-
 /// Welcomes somebody who has registered.
 pub struct SendWelcomeEmail {
     mailer: Mailer,
@@ -342,6 +337,107 @@ impl SendWelcomeEmail {
             other => StoreError::Bug(other.to_string()),
         })?;
         Ok(())
+    }
+}
+
+/// Writes to an address that somebody has registered: how it is proven, or that it has an account.
+pub struct SendConfirmationEmail {
+    mailer: Mailer,
+    hours: u64,
+}
+
+impl SendConfirmationEmail {
+    /// With the way out; what it says is good for so many seconds.
+    pub fn new(mailer: Mailer, seconds: u64) -> Self {
+        Self {
+            mailer,
+            hours: (seconds / 3_600).max(1),
+        }
+    }
+
+    /// Enqueues it, in the transaction of the registration.
+    pub fn enqueue(tx: &mut Tx<'_>, now: Timestamp, id: i64) -> Result<(), StoreError> {
+        let args = SendConfirmationEmailArgs {
+            registration_id: id,
+        };
+        let task = NewTask::of::<Self>(&args)?;
+        super::enqueue(tx, now, &task).map_err(|error| match error {
+            TaskError::Store(error) => error,
+            other => StoreError::Bug(other.to_string()),
+        })?;
+        Ok(())
+    }
+
+    /// The link, or without a page of the shop what is entered there.
+    fn way(&self, token: &str) -> String {
+        match self.mailer.0.rules.confirm_url.as_str() {
+            "" => token.to_owned(),
+            page => format!("{page}#token={token}"),
+        }
+    }
+}
+
+/// About which registration.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SendConfirmationEmailArgs {
+    /// Key of the registration.
+    pub registration_id: i64,
+}
+
+impl Handler for SendConfirmationEmail {
+    type Args = SendConfirmationEmailArgs;
+    const NAME: &'static str = "send_confirmation_email";
+    const QUEUE: &'static str = "mail";
+    const ABOUT: &'static str = "Has the address of a registration proven by mail.";
+    const MAX_ATTEMPTS: u32 = MAIL_ATTEMPTS;
+    const TIMEOUT_MS: i64 = MAIL_TIMEOUT_MS;
+
+    async fn run(
+        &self,
+        context: TaskContext,
+        args: SendConfirmationEmailArgs,
+    ) -> Result<Outcome, TaskFailure> {
+        let (now, id) = (context.now(), args.registration_id);
+        let notice = context
+            .tasks
+            .store()
+            .write(move |tx| registration::notice(tx, now, id))
+            .await
+            .map_err(|error| TaskFailure::retry(error.to_string()))?;
+        let (shop, default) = (self.mailer.shop_name(), self.mailer.0.rules.language);
+        let (email, letter) = match notice {
+            None => {
+                return Ok(Outcome::Done(Some(
+                    json!({"skipped": "the registration is used up or out of date"}),
+                )));
+            }
+            Some(Notice::Prove {
+                email,
+                language,
+                token,
+            }) => {
+                let language = language.unwrap_or(default);
+                (
+                    email,
+                    letter::proof(language, shop, &self.way(&token), self.hours),
+                )
+            }
+            Some(Notice::HasAccount { email, language }) => (
+                email,
+                letter::has_account(language.unwrap_or(default), shop),
+            ),
+        };
+        let recipient = Recipient {
+            email,
+            name: None,
+            language: None,
+        };
+        let sent = self
+            .mailer
+            .send(context.id(), context.now(), &recipient, &letter)
+            .await?;
+        Ok(Outcome::Done(Some(sent)))
     }
 }
 
@@ -383,7 +479,8 @@ impl Handler for SendWelcomeEmail {
             )));
         };
         let language = self.mailer.language(&recipient);
-        let letter = letter::welcome(language, self.mailer.shop_name(), &recipient.name);
+        let name = recipient.name.as_deref();
+        let letter = letter::welcome(language, self.mailer.shop_name(), name);
         let sent = self
             .mailer
             .send(context.id(), context.now(), &recipient, &letter)
