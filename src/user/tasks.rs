@@ -66,7 +66,7 @@ impl Handler for CleanExpiredCache {
     type Args = NoArgs;
     const NAME: &'static str = "clean_expired_cache";
     const QUEUE: &'static str = "maintenance";
-    const ABOUT: &'static str = "Drops sessions, answers to idempotency keys, reports and cached values that are past their time.";
+    const ABOUT: &'static str = "Drops sessions, registrations, answers to idempotency keys, reports and cached values that are past their time.";
     const MAX_ATTEMPTS: u32 = 5;
     const TIMEOUT_MS: i64 = 1_800_000;
 

@@ -434,6 +434,6 @@ fn holds_expire_by_the_task_too_and_what_is_kept_for_a_time_goes() {
     assert_eq!(
         dropped,
         // The product whose stock was read is out of date in the cache.
-        json!({"sessions": 3, "idempotency_keys": 1, "known_places": 0, "reports": 0, "cache": 1})
+        json!({"sessions": 3, "registrations": 0, "idempotency_keys": 1, "known_places": 0, "reports": 0, "cache": 1})
     );
 }

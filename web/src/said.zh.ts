@@ -80,7 +80,7 @@ export const zhProblems: Record<string, string> = {
 
 /** What the server says of its built-in tasks and kinds of events, by their names. */
 export const zhAbouts: Record<string, string> = {
-  clean_expired_cache: '清理过期的会话、幂等记录、报表和缓存。',
+  clean_expired_cache: '清理过期的会话、未确认的注册、幂等记录、报表和缓存。',
   deliver_webhook: '向 Webhook 地址通知一个事件。',
   expire_holds: '使逾期未付款的订单过期，并退回库存。',
   generate_sales_report: '生成指定日期的销售报表并保存，供报表页面读取。',
