@@ -550,7 +550,7 @@ fn handles(
         clock.clone(),
         metrics.clone(),
     );
-    let shares = Shares::new(&settings, &clock, &metrics);
+    let shares = Shares::new(&settings, &metrics);
     let security = SecurityLog::new(
         &metrics,
         settings.log.security_lines_per_second,
@@ -609,7 +609,6 @@ fn handles(
         metrics.clone(),
         security.clone(),
     );
-    let shares = Shares::new(&settings, &metrics);
     let handles = Handles {
         showcase: Showcase::new(
             store.clone(),
@@ -1214,7 +1213,7 @@ fn tell_risks(settings: &Settings, health: &Health) {
         tracing::warn!(risk, "a setting that is fit for trying out alone");
     }
     let told = risks.join("; ");
-    health.register("settings", move || match told.as_str() {
+    health.register("settings", Need::Everything, move || match told.as_str() {
         "" => monitor::Outcome::Pass,
         risks => monitor::Outcome::Warn(risks.to_owned()),
     });
