@@ -80,6 +80,8 @@ pub(super) fn run(common: &Common, copy: &Path, drills: Drills) -> Outcome {
         auth::create_rehearsal_buyers(tx, now, 0, SESSIONS)
     });
     opened.close();
+    // Its lock would keep the copy's own server out.
+    drop(opened);
     let tokens = made?;
     let (server, address) = serve(common, copy)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
