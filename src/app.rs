@@ -1206,7 +1206,7 @@ fn remove_file(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Tells whoever starts a shop, and whoever asks for its health, what of the settings is unsafe.
+/// Names unsafe settings in the log at the start, and in `/health`.
 fn tell_risks(settings: &Settings, health: &Health) {
     let risks = settings.risks();
     for risk in &risks {

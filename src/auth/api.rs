@@ -24,7 +24,7 @@ use crate::clock::Timestamp;
 use crate::config::{self, Language};
 use crate::http::json::{Either, Noted, WithCookie};
 use crate::http::{
-    Body, Created, Failure, NoContent, Problem, RequestInfo, comes_from, fails, is_known,
+    Body, Created, Failure, NoContent, Problem, RequestInfo, comes_from, fails, note_known,
     read_cursor,
 };
 use crate::monitor::security::Event;
@@ -211,7 +211,7 @@ async fn resolve(request: &Request) -> Result<Access, Problem> {
         log: auth.0.surroundings.log.clone(),
         info: info.clone(),
     });
-    is_known(request);
+    note_known(request);
     if carrier == Carrier::Bearer {
         return Ok(Access(caller, None));
     }

@@ -662,7 +662,7 @@ impl Auth {
         }
     }
 
-    /// Tells of what somebody without a session did. `what` is a word of ours.
+    /// Notes an event of a caller without a session in the security log; `what` is a fixed word of the code.
     fn tell(&self, event: Event, origin: &Origin, user: Option<UserId>, what: &str) {
         let who = Who {
             user_id: user.map(|id| id.0),
@@ -726,7 +726,7 @@ impl Auth {
             .store
             .write(move |tx| {
                 let id = sql::insert_account(tx, now, &email, &name, Some(&hash), role)?;
-                // Staff have chosen the name, and not whoever may read it in a mail.
+                // Staff chose the name, so mails may carry it.
                 sql::prove(tx, now, id)?;
                 account(tx, id)
             })
@@ -1205,7 +1205,7 @@ pub struct NewKey {
     pub expires_at: Option<Timestamp>,
 }
 
-/// Characters of a token that somebody sends in a body.
+/// Longest token in a body, in characters.
 const TOKEN_CHARS_MAX: usize = 100;
 
 /// Refuses what is longer than any token.

@@ -1,11 +1,11 @@
 //! Passwords: what a good one is, argon2id, and who waits how long for its turn to be hashed.
 //!
 //! Invariants: hashing runs off the async threads, a bounded number at once. Who waits does so in one of
-//! three [`Lane`]s, each bounded, and half of it for one client: what strangers cause never fills the lane
-//! of those who are at home here, and a place that gets free goes to the first lane with somebody in it,
-//! but for a share that keeps the others moving. A password of an account that is not there costs as much time as one that is wrong: it
-//! is checked against a dummy hash while there is a free place, and else waits as long as such a check
-//! takes now, so that made-up accounts take no place from real ones.
+//! three [`Lane`]s, each bounded, and half of each for one client, so that strangers never fill the lane of
+//! known places. A free place goes to the first lane in which a caller waits; now and then to another, so that
+//! each lane moves. A password for an account that is not there takes as long as a wrong one: it is checked
+//! against a dummy hash while a place is free, and else waits as long as such a check takes now, so that
+//! made-up accounts take no place from real ones.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -71,7 +71,7 @@ fn verify_now(password: &str, stored: &str) -> bool {
 /// Whose password it is, the most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// A caller from where the account has logged in before, and whoever has shown credentials already.
+    /// Log-ins from places where the account has logged in before, and callers who have shown credentials.
     Known,
     /// A stranger who tries an account that there is.
     Stranger,
@@ -135,7 +135,7 @@ impl Drop for Turn {
             };
             match next.send(Turn(Some(Arc::clone(&turns)))) {
                 Ok(()) => return,
-                // Whoever waited has gone away; the turn comes back without being dropped.
+                // The caller that waited has gone away; the turn comes back without being dropped.
                 Err(mut turn) => turn.0 = None,
             }
         }

@@ -4,8 +4,8 @@
 //! waits behind everyone's log-in. Where addresses are proven, a registration looks nobody up: known and
 //! unknown addresses cost the same and are answered alike, and what differs is said in the mail, to whom
 //! the address belongs. That mail holds nothing that was sent with the registration but the address, and
-//! few go to one address. Its token makes the account only together with the password of the registration,
-//! so that opening somebody else's mail link gives that person no account with a stranger's password.
+//! few go to one address. Its token makes the account only together with the password of the registration:
+//! an owner of the address who opens the link of a stranger's registration gets no account by that.
 
 use super::place::Origin;
 use super::sql::{self, Asked};

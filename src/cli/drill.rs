@@ -94,16 +94,16 @@ impl Attack {
         Self::Searches,
     ];
 
-    /// What it is called in tables.
+    /// What it is called in tables and on the command line.
     pub fn name(self) -> &'static str {
         match self {
-            Self::OddLogins => "odd logins",
+            Self::OddLogins => "odd-logins",
             Self::Guesses => "guesses",
-            Self::LongNames => "long names",
+            Self::LongNames => "long-names",
             Self::Registrations => "registrations",
-            Self::HeldBodies => "held bodies",
-            Self::UnreadAnswers => "unread answers",
-            Self::HalfLogins => "half logins",
+            Self::HeldBodies => "held-bodies",
+            Self::UnreadAnswers => "unread-answers",
+            Self::HalfLogins => "half-logins",
             Self::Searches => "searches",
         }
     }

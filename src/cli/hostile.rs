@@ -39,6 +39,8 @@ pub(super) struct Drills {
     pub(super) addresses: u32,
     /// How long each attack is measured.
     pub(super) time: Duration,
+    /// Which ones are made.
+    pub(super) attacks: Vec<Attack>,
 }
 
 /// What is printed with `--json`.
@@ -64,10 +66,8 @@ pub(super) fn run(common: &Common, copy: &Path, drills: Drills) -> Outcome {
         // With fewer descriptors fewer attackers come.
         let _fewer = setrlimit(Resource::RLIMIT_NOFILE, most, most);
     }
-    let mut settings = common
-        .load_with(vec![("data.dir".to_owned(), copy.display().to_string())])?
-        .settings;
-    settings.data.dir = copy.to_owned();
+    let flags = vec![("data.dir".to_owned(), copy.display().to_string())];
+    let settings = common.load_with(flags)?.settings;
     let login = (
         "drill@rehearsal.invalid".to_owned(),
         Alphanumeric.sample_string(&mut rand::rng(), 24),
@@ -172,7 +172,7 @@ async fn attack(
     tell("Honest visitors alone …");
     let alone = drill::honest(&field, drills.time).await;
     let (mut done, mut broken) = (Vec::new(), Vec::new());
-    for attack in Attack::ALL {
+    for attack in drills.attacks {
         tell(&format!(
             "Beside {} from {} addresses …",
             attack.name(),

@@ -12,10 +12,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::ProgressBar;
 
+use super::drill::Attack;
 use super::{
     Common, EXIT_BROKEN, EXIT_USAGE, Failed, Outcome, existing_database, greeting, print, say,
 };
@@ -58,15 +60,29 @@ pub(super) struct RehearseArgs {
     /// End after the report card instead of serving the copy on
     #[arg(long)]
     exit: bool,
-    /// Attack the copy instead, in all the ways that need no account, and tell what honest visitors see
-    #[arg(long, conflicts_with_all = ["product", "sale", "copy_to"])]
+    /// Attack the copy in eight ways instead, and tell what honest visitors see beside each
+    #[arg(long, conflicts_with_all = ["product", "sale", "buyers", "connections", "port", "copy_to", "exit"])]
     hostile: bool,
+    /// Make this attack alone, with --hostile; may be given several times [default: all]
+    #[arg(long, requires = "hostile", value_parser = attack_names())]
+    attack: Vec<String>,
     /// Addresses that the attackers come from, with --hostile
     #[arg(long, requires = "hostile", default_value_t = 5)]
     addresses: u32,
     /// Seconds of each attack, with --hostile
     #[arg(long, requires = "hostile", default_value_t = 5)]
     seconds: u16,
+}
+
+fn attack_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(Attack::ALL.map(Attack::name))
+}
+
+/// The attacks of these words; all of them if there are no words.
+fn attacks(words: &[String]) -> Vec<Attack> {
+    let is_wanted =
+        |attack: &Attack| words.is_empty() || words.iter().any(|word| word == attack.name());
+    Attack::ALL.into_iter().filter(is_wanted).collect()
 }
 
 /// How many come.
@@ -146,6 +162,7 @@ pub(super) fn rehearse(common: &Common, args: &RehearseArgs) -> Outcome {
         let drills = super::hostile::Drills {
             addresses: args.addresses.max(1),
             time: Duration::from_secs(u64::from(args.seconds.max(1))),
+            attacks: attacks(&args.attack),
         };
         let outcome = super::hostile::run(common, &copy.dir, drills);
         drop(copy);

@@ -65,30 +65,25 @@ pub(super) async fn ready(
 ) -> Result<Response, Problem> {
     let was_made = response.data::<NotMade>().is_none();
     let length = body_length(&mut response);
-    let counted = length.filter(|bytes| {
+    // Tells whether it is held now: what must be told goes out also where there is no room.
+    let hold = |share: &mut Share, bytes| match share.grow(bytes) {
+        Ok(()) => Ok(true),
+        Err(_) if asked.must_be_told() => Ok(false),
+        Err(refused) => Err(refused),
+    };
+    let mut counted = length.filter(|bytes| {
         was_made && (*bytes >= COUNTED_BYTES_MIN || asked.version == Version::HTTP_2)
     });
-    let hold = |share: &mut Share, bytes| match share.grow(bytes) {
-        Err(refused) if !asked.must_be_told() => Err(refused),
-        Err(_) | Ok(()) => Ok(()),
-    };
-    if let Some(bytes) = counted {
-        hold(&mut share, bytes)?;
+    if let Some(bytes) = counted
+        && !hold(&mut share, bytes)?
+    {
+        counted = None;
     }
     let (mut response, is_compressed) =
         compress::apply(response, asked.accept_encoding, compress_bytes_min);
     let at_once = was_made && length.is_some_and(|bytes| bytes <= COMPRESSED_AT_ONCE_MAX);
-    if is_compressed && !at_once {
-        hold(&mut share, COMPRESSOR_BYTES)?;
-        let inner: BoxBody<Bytes, io::Error> = response.take_body().into();
-        response.set_body(poem::Body::from(
-            Held {
-                inner,
-                _share: share,
-            }
-            .boxed(),
-        ));
-    } else if is_compressed || counted.is_some() {
+    let is_streamed = is_compressed && !at_once;
+    if !is_streamed && (is_compressed || counted.is_some()) {
         let body = response.take_body().into_bytes().await;
         let bytes = body.map_err(Problem::internal)?;
         if let Some(before) = counted {
@@ -102,6 +97,18 @@ pub(super) async fn ready(
                 _share: share,
             })
         });
+        return Ok(response);
+    }
+    if is_streamed {
+        hold(&mut share, COMPRESSOR_BYTES)?;
+    }
+    if !share.is_empty() {
+        let inner: BoxBody<Bytes, io::Error> = response.take_body().into();
+        let held = Held {
+            inner,
+            _share: share,
+        };
+        response.set_body(poem::Body::from(held.boxed()));
     }
     Ok(response)
 }
@@ -118,7 +125,7 @@ impl AsRef<[u8]> for HeldBytes {
     }
 }
 
-/// A body that is made as it is sent.
+/// A body that is counted until it is sent: one that is compressed meanwhile, or a stream's.
 struct Held {
     inner: BoxBody<Bytes, io::Error>,
     _share: Share,
@@ -243,5 +250,29 @@ mod tests {
         assert!(streams.len() > 50, "{}", streams.len());
         streams.clear();
         assert!(made(&shares, stream, 100, None).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_brings_a_file_counts_as_well() {
+        let shares = shares();
+        let asked = For {
+            method: &Method::GET,
+            version: Version::HTTP_2,
+            accept_encoding: None,
+        };
+        let mut streams = Vec::new();
+        loop {
+            let mut share = shares.nothing(Resource::AnswerBytes, CLIENT);
+            if asked.begin(&mut share).is_err() {
+                break;
+            }
+            let mut file = Response::builder().body("piece by piece");
+            file.extensions_mut().insert(NotMade);
+            let file = ready(file, &asked, share, 1_024).await;
+            streams.push(file.expect("room"));
+            assert!(streams.len() < 1_000, "without end");
+        }
+        streams.clear();
+        assert!(is_free(&shares, 300_000));
     }
 }

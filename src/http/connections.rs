@@ -59,7 +59,7 @@ impl Seat {
     }
 
     /// Whoever sits here has shown valid credentials.
-    pub fn is_known(&self) {
+    pub fn note_known(&self) {
         if !self.is_known.load(Ordering::Relaxed) {
             self.is_known.store(true, Ordering::Relaxed);
         }
@@ -127,8 +127,8 @@ impl Turn {
     }
 
     /// It came with valid credentials.
-    pub fn is_known(&self) {
-        self.seat.is_known();
+    pub fn note_known(&self) {
+        self.seat.note_known();
     }
 }
 
@@ -373,7 +373,7 @@ mod tests {
         let turn = Turn::new(&working.seat);
         turn.received();
         let known = sit(&table, 2);
-        known.seat.is_known();
+        known.seat.note_known();
         let (idle, fresh) = (sit(&table, 3), sit(&table, 4));
         let newcomer = sit(&table, 5);
         assert!(is_taken(&idle) && !is_taken(&fresh) && !is_taken(&known));

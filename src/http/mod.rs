@@ -26,5 +26,5 @@ pub use json::{
 };
 pub use problem::{Failure, Problem, fails};
 pub use request::{
-    ClientAddr, RequestId, RequestInfo, TraceParent, comes_from, is_known, network_of,
+    ClientAddr, RequestId, RequestInfo, TraceParent, comes_from, network_of, note_known,
 };

@@ -258,6 +258,7 @@ pub mod fails {
         | PAYLOAD_TOO_LARGE
         | UNSUPPORTED_MEDIA_TYPE
         | UNPROCESSABLE
+        | RATE_LIMITED
         | INTERNAL
         | UNAVAILABLE;
 }
@@ -570,7 +571,7 @@ mod tests {
             .iter()
             .filter_map(|response| response.status)
             .collect();
-        assert_eq!(statuses, [400, 404, 408, 409, 413, 415, 422, 500, 503]);
+        assert_eq!(statuses, [400, 404, 408, 409, 413, 415, 422, 429, 500, 503]);
     }
 
     #[test]

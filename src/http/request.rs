@@ -228,9 +228,9 @@ impl<'a> FromRequest<'a> for ClientAddr {
 
 /// Notes that the request came with valid credentials: where connections run short, its own is not
 /// among the first that go.
-pub fn is_known(request: &Request) {
+pub fn note_known(request: &Request) {
     if let Some(turn) = request.data::<Arc<Turn>>() {
-        turn.is_known();
+        turn.note_known();
     }
 }
 

@@ -213,6 +213,34 @@ fn answers_that_nobody_reads_are_bounded_in_sum_and_cut_off() {
 }
 
 #[test]
+fn a_drill_attacks_a_copy_and_tells_what_honest_visitors_saw() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let (sale, server) = Sale::make(Launch::new(&root.path().join("data")), 10);
+    let args = ["--json", "rehearse", "--hostile", "--seconds", "1"];
+    let drill = [&args[..], &["--attack", "guesses", "--addresses", "3"]].concat();
+    let (status, said) = sale.launch.run(&drill, "");
+    // A machine that is too busy breaks the promise, and the command says so.
+    assert!(matches!(status.code(), Some(0 | 1)), "{said}");
+    let report = said.lines().find(|line| line.starts_with('{'));
+    let report: serde_json::Value = serde_json::from_str(report.expect("a report")).expect("JSON");
+    assert!(report["alone"]["served"].as_u64() > Some(0), "{said}");
+    let drills = report["drills"].as_array().expect("a list");
+    assert_eq!(drills.len(), 1, "{said}");
+    assert_eq!(drills[0]["attack"], "guesses");
+    let told = |status: &str| drills[0]["attackers"][status].as_u64();
+    assert!(told("401") > Some(0) && told("429") > Some(0), "{said}");
+    // The shop has neither the drill's account nor its buyers.
+    let users = Client::new(server.address).get_all("/api/v1/users?limit=200", &sale.admin);
+    assert_eq!(users.len(), 1, "{users:?}");
+    let (status, said) = sale.launch.run(&[&args[..], &["--exit"]].concat(), "");
+    assert_eq!(
+        status.code(),
+        Some(2),
+        "what has no meaning here is refused: {said}"
+    );
+}
+
+#[test]
 fn whoever_has_no_credentials_sends_little() {
     let root = tempfile::tempdir().expect("temporary directory");
     let server = Launch::new(&root.path().join("data")).start();

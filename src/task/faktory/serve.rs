@@ -333,7 +333,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         return wire.close().await;
     };
     // Whoever greeted may wait for long, and outlives those who only connect.
-    seat.is_known();
+    seat.note_known();
     let patience = Patience {
         bytes_max: settings.command_bytes_max,
         idle: Duration::from_secs(settings.idle_seconds),
