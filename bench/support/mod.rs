@@ -110,7 +110,7 @@ impl Process {
         Self::start(command)
     }
 
-    /// Starts a server that says `http://ADDRESS/docs` on its standard error.
+    /// Starts a server that says `http://ADDRESS/docs`, or the same with `https`, on its standard error.
     pub fn start(mut command: Command) -> anyhow::Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
@@ -127,7 +127,7 @@ impl Process {
             };
             let line = line?;
             let address = line
-                .split_once("http://")
+                .split_once("://")
                 .and_then(|(_, rest)| rest.split_once("/docs"))
                 .and_then(|(address, _)| address.parse().ok());
             if let Some(address) = address {

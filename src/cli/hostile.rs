@@ -16,7 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rand::distr::{Alphanumeric, SampleString};
 use serde::Serialize;
 
-use super::drill::{self, Attack, Field, Outcome as Drilled, Seen};
+use super::drill::{self, Attack, Field, Outcome as Drilled, Over, Seen};
 use super::{Common, EXIT_BROKEN, EXIT_UNAVAILABLE, Failed, Outcome, print, say};
 use crate::app;
 use crate::auth::{self, AuthError, NewAccount, Role};
@@ -157,6 +157,8 @@ async fn attack(
             true => WORDS.map(str::to_owned).to_vec(),
             false => words,
         }),
+        over: Over::Plain,
+        have_accounts: false,
     };
     if !drill::log_in(&field).await {
         return Err(Failed::new(
@@ -187,7 +189,7 @@ async fn attack(
             None,
             move || resident_mb(pid).unwrap_or_default(),
         )
-        .await;
+        .await?;
         broken.extend(broken_by(&outcome));
         done.push(outcome);
     }

@@ -4,11 +4,12 @@
 //! ([`network_of`]) than its own limit; where seats run short a newcomer gets one from whoever did
 //! least for longest: first from clients that hold more than an equal part of all seats, then from
 //! those that have shown no credentials, and of these from the one whose last answer lies furthest
-//! back; a client that holds its equal part finds room among its own; a request that was received
+//! back; a client that holds its equal part finds room among its own, so many times a second
+//! ([`swaps_max`]), because each costs all others a little; a request that was received
 //! whole and is being worked on is never cut off for a newcomer; the connections of trusted proxies and
 //! of unix sockets stand for many clients, so no equal part is held against them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -22,6 +23,10 @@ use crate::clock::Stopwatch;
 
 /// Seats that are freed in one look at all of them.
 const FREED_AT_ONCE: usize = 16;
+/// Seats of a client that are looked at for the one that it gives up to itself.
+const OWN_LOOKED_AT: usize = 32;
+/// See [`swaps_max`].
+const SWAPS_MIN: u32 = 4;
 /// Connections that have lost their seat and are still open, at most; they have descriptors.
 const LEAVING_MAX: usize = 64;
 /// [`Seat::work`] of a seat that was taken away.
@@ -152,10 +157,28 @@ pub struct Connections {
     left: Notify,
 }
 
+/// How often in a second a client may take a seat from itself.
+fn swaps_max(equal_part: usize) -> u32 {
+    u32::try_from(equal_part / 4).map_or(u32::MAX, |swaps| swaps.max(SWAPS_MIN))
+}
+
+/// What one client has.
+#[derive(Debug, Default)]
+struct Own {
+    /// Seats.
+    count: usize,
+    /// Their keys, those that came or were looked at last behind the others; also some of seats that
+    /// are gone.
+    order: VecDeque<u64>,
+    /// Seats that it took from itself in [`Self::second`].
+    swaps: u32,
+    second: u64,
+}
+
 #[derive(Debug, Default)]
 struct Table {
     seats: HashMap<u64, Arc<Seat>>,
-    clients: HashMap<IpAddr, usize>,
+    clients: HashMap<IpAddr, Own>,
     last_id: u64,
     /// Connections that lost their seat and are still open.
     leaving: usize,
@@ -163,7 +186,21 @@ struct Table {
 
 impl Table {
     fn count(&self, client: IpAddr) -> usize {
-        self.clients.get(&client).copied().unwrap_or_default()
+        self.clients.get(&client).map_or(0, |own| own.count)
+    }
+
+    fn add(&mut self, id: u64, seat: Arc<Seat>) {
+        if let Some(client) = seat.client {
+            let own = self.clients.entry(client).or_default();
+            own.count += 1;
+            own.order.push_back(id);
+            if own.order.len() > 2 * own.count + OWN_LOOKED_AT {
+                let seats = &self.seats;
+                own.order
+                    .retain(|other| *other == id || seats.contains_key(other));
+            }
+        }
+        self.seats.insert(id, seat);
     }
 
     fn remove(&mut self, id: u64) -> bool {
@@ -171,22 +208,62 @@ impl Table {
             return false;
         };
         if let Some(client) = seat.client
-            && let Some(count) = self.clients.get_mut(&client)
+            && let Some(own) = self.clients.get_mut(&client)
         {
-            *count -= 1;
-            if *count == 0 {
+            own.count -= 1;
+            if own.count == 0 {
                 self.clients.remove(&client);
             }
         }
         true
     }
 
-    /// Frees up to `most` seats, among those that `may_go`; answers how many.
-    fn free(&mut self, most: usize, equal_part: usize, may_go: impl Fn(&Seat) -> bool) -> usize {
+    /// Frees the seat that did least for longest of some that `client` has, unless it has had enough of
+    /// that within this second. It costs the same however many there are.
+    fn free_own(&mut self, client: IpAddr, equal_part: usize, now_ms: u64) -> usize {
+        let Some(own) = self.clients.get_mut(&client) else {
+            return 0;
+        };
+        let second = now_ms / 1_000;
+        if own.second != second {
+            (own.second, own.swaps) = (second, 0);
+        }
+        if own.swaps >= swaps_max(equal_part) {
+            return 0;
+        }
+        own.swaps += 1;
+        let mut least: Option<(bool, u64, u64)> = None;
+        for _ in 0..OWN_LOOKED_AT.min(own.order.len()) {
+            let Some(id) = own.order.pop_front() else {
+                break;
+            };
+            let Some(seat) = self.seats.get(&id) else {
+                continue;
+            };
+            own.order.push_back(id);
+            if seat.work.load(Ordering::Relaxed) == 0 {
+                let known = seat.is_known.load(Ordering::Relaxed);
+                let this = (known, seat.moved_ms.load(Ordering::Relaxed), id);
+                least = Some(least.map_or(this, |least| least.min(this)));
+            }
+        }
+        let Some((_, _, id)) = least else {
+            return 0;
+        };
+        let is_taken = self.seats.get(&id).is_some_and(|seat| seat.take());
+        if is_taken {
+            self.remove(id);
+            self.leaving += 1;
+        }
+        usize::from(is_taken)
+    }
+
+    /// Frees up to `most` seats; answers how many.
+    fn free(&mut self, most: usize, equal_part: usize) -> usize {
         let mut candidates: Vec<(bool, bool, u64, u64)> = self
             .seats
             .iter()
-            .filter(|(_, seat)| seat.work.load(Ordering::Relaxed) == 0 && may_go(seat))
+            .filter(|(_, seat)| seat.work.load(Ordering::Relaxed) == 0)
             .map(|(id, seat)| {
                 let is_over = seat
                     .client
@@ -256,6 +333,15 @@ impl Connections {
     /// A seat for a newcomer: with `None` for one that stands for many clients. Answers as well how
     /// many others were sent away for it.
     pub fn admit(this: &Arc<Self>, address: Option<IpAddr>) -> Result<(Place, usize), NoSeat> {
+        let now_ms = u64::try_from(this.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Self::admit_at(this, address, now_ms)
+    }
+
+    fn admit_at(
+        this: &Arc<Self>,
+        address: Option<IpAddr>,
+        now_ms: u64,
+    ) -> Result<(Place, usize), NoSeat> {
         let client = address.map(network_of);
         let mut table = this.table.lock();
         let held = client.map_or(0, |client| table.count(client));
@@ -267,10 +353,8 @@ impl Connections {
             let clients = table.clients.len() + usize::from(held == 0);
             let equal_part = (this.max / clients.max(1)).max(1);
             freed = match client {
-                Some(own) if held >= equal_part => {
-                    table.free(1, equal_part, |seat| seat.client == Some(own))
-                }
-                _ => table.free(FREED_AT_ONCE, equal_part, |_| true),
+                Some(own) if held >= equal_part => table.free_own(own, equal_part, now_ms),
+                _ => table.free(FREED_AT_ONCE, equal_part),
             };
             if freed == 0 {
                 let has_share = client.is_some() && held >= equal_part;
@@ -284,18 +368,14 @@ impl Connections {
         let seat = Arc::new(Seat {
             client,
             work: AtomicUsize::new(0),
-            moved_ms: AtomicU64::new(0),
+            moved_ms: AtomicU64::new(now_ms),
             is_known: AtomicBool::new(false),
             task: OnceLock::new(),
             began: this.began,
         });
-        seat.answered();
         table.last_id += 1;
         let id = table.last_id;
-        table.seats.insert(id, Arc::clone(&seat));
-        if let Some(client) = client {
-            *table.clients.entry(client).or_default() += 1;
-        }
+        table.add(id, Arc::clone(&seat));
         drop(table);
         let place = Place {
             connections: Arc::clone(this),
@@ -361,9 +441,55 @@ mod tests {
         let table = table(10);
         let mine: Vec<Place> = (0..5).map(|_| sit(&table, 1)).collect();
         let others: Vec<Place> = (0..5).map(|_| sit(&table, 2)).collect();
-        let _more: Vec<Place> = (0..5).map(|_| sit(&table, 1)).collect();
-        assert!(mine.iter().all(is_taken));
+        let _more: Vec<Place> = (0..4).map(|_| sit(&table, 1)).collect();
+        assert!(mine[..4].iter().all(is_taken) && !is_taken(&mine[4]));
         assert!(others.iter().all(|place| !is_taken(place)));
+    }
+
+    #[test]
+    fn a_client_takes_seats_from_itself_so_many_times_a_second() {
+        let table = Arc::new(Connections::new(100, 1_000));
+        let _mine: Vec<Place> = (0..100).map(|_| sit(&table, 1)).collect();
+        let second = |at_ms: u64| {
+            let tried = (0..1_000).map(|_| Connections::admit_at(&table, client(1), at_ms));
+            let (mut places, mut refused) = (Vec::new(), 0);
+            for tried in tried {
+                match tried {
+                    Ok((place, _)) => places.push(place),
+                    Err(why) => {
+                        assert_eq!(why, NoSeat::Client);
+                        refused += 1;
+                    }
+                }
+            }
+            let order = table.table.lock().clients[&client(1).expect("one")]
+                .order
+                .len();
+            assert!(order <= 2 * 100 + OWN_LOOKED_AT, "{order}");
+            (places, refused)
+        };
+        let far_ms = 1_000_000;
+        let (first, refused) = second(far_ms);
+        assert_eq!((first.len(), refused), (25, 975));
+        let (next, _) = second(far_ms + 999);
+        assert!(next.is_empty());
+        let (next, _) = second(far_ms + 1_000);
+        assert_eq!(next.len(), 25);
+        // Whoever comes from elsewhere gets in all the same.
+        assert!(Connections::admit_at(&table, client(2), far_ms + 1_000).is_ok());
+    }
+
+    #[test]
+    fn of_its_own_what_did_least_for_longest_goes() {
+        let table = table(10);
+        let mut mine: Vec<Place> = (0..10).map(|_| sit(&table, 1)).collect();
+        mine[0].seat.note_known();
+        let turn = Turn::new(&mine[1].seat);
+        turn.received();
+        mine[2].seat.moved_ms.store(u64::MAX, Ordering::Relaxed);
+        mine.push(sit(&table, 1));
+        assert!(is_taken(&mine[3]));
+        assert!(mine.iter().filter(|place| is_taken(place)).count() == 1);
     }
 
     #[test]

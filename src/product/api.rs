@@ -581,11 +581,13 @@ async fn load_shown(
 
 /// JSON of a [`ProductPage`], of products that are printed already.
 fn print_page<'a>(
-    items: impl Iterator<Item = &'a Ready>,
+    items: impl Iterator<Item = &'a Ready> + Clone,
     next_cursor: Option<&str>,
     missing: &[i64],
 ) -> Printed<ProductPage> {
-    let mut json = Vec::with_capacity(4_096);
+    // The products are nearly all of it; growing towards their length would copy them again and again.
+    let bodies: usize = items.clone().map(|item| item.body().len() + 1).sum();
+    let mut json = Vec::with_capacity(bodies + 128);
     json.extend_from_slice(b"{\"items\":[");
     for (at, item) in items.enumerate() {
         if at > 0 {

@@ -2,14 +2,15 @@
 //! `onrush rehearse --hostile`, and for `cargo bench --bench attack`.
 //!
 //! Invariants: everything goes over real connections from addresses of 127.0.0.0/8, as many as asked
-//! for; attackers come again as soon as they are sent away; what the honest see is measured by
-//! themselves: an answer counts as served if it came within [`PATIENCE`] and is neither a refusal for
+//! for; attackers come again as soon as they are sent away, and run on threads of their own with the
+//! least priority, because in the field they bring their own processors and here they would take the
+//! server's and the honest ones'; what the honest see is measured by themselves: an answer counts as served if it came within [`PATIENCE`] and is neither a refusal for
 //! want of room (429, 503) nor a fault of the server; what attackers hold is dropped at the end of each
 //! drill, and the next begins when the server has let go of it.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,13 +18,16 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::watch;
+use serde_json::json;
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+pub use self::line::Over;
+use self::line::{Asked, Line};
 use crate::clock::Stopwatch;
+
+mod line;
 
 /// Longer than anybody honest waits for a page.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,6 +45,11 @@ const RETRIES: Duration = Duration::from_millis(10);
 const BEGINS: Duration = Duration::from_millis(1_500);
 /// Connections of the sale's buyers.
 const BUYING: usize = 32;
+/// Streams of an attacker on one connection of HTTP/2.
+const STREAMS: usize = 100;
+const ATTACKER_THREADS: usize = 2;
+/// As `nice` has it.
+const LEAST_PRIORITY: i32 = 19;
 /// Longest that a sale is waited for.
 const SALE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -58,6 +67,16 @@ pub struct Field {
     pub products: Arc<Vec<i64>>,
     /// Words that products are found by.
     pub words: Arc<Vec<String>>,
+    /// What everybody's requests travel over.
+    pub over: Over,
+    /// Whether attackers have accounts, and show them.
+    pub have_accounts: bool,
+}
+
+impl Field {
+    async fn line(&self, from: Ipv4Addr) -> io::Result<Line> {
+        Line::open(&self.over, from, self.address, true).await
+    }
 }
 
 /// What attackers do.
@@ -121,41 +140,32 @@ impl Attack {
     }
 
     /// The next request of one attacker; the number grows with each.
-    fn request(self, field: &Field, number: usize) -> Request {
+    fn request(self, field: &Field, number: usize) -> Asked {
         let login = |email: &str, password: &str| {
-            let body = serde_json::json!({"email": email, "password": password}).to_string();
-            Request::new("POST", "/api/v1/auth/login", "", &body)
+            let body = json!({"email": email, "password": password});
+            Asked::post("/api/v1/auth/login", "", &body)
         };
-        match self {
+        let token = &field.tokens[number % field.tokens.len()];
+        let asked = match self {
             Self::OddLogins => login(&format!("@{}", honest_address(HONEST)), "wrong"),
             Self::Guesses => login(&field.login.0, &format!("wrong {number}")),
-            Self::LongNames => Request {
-                fill: 1_000_000,
-                ..Request::cut(
-                    "/api/v1/auth/login",
-                    "",
-                    "{\"email\":\"",
-                    "\",\"password\":\"wrong\"}",
-                    1_000_000,
-                )
-            },
+            Self::LongNames => {
+                let parts = ["{\"email\":\"", "\",\"password\":\"wrong\"}"];
+                Asked::parts("/api/v1/auth/login", "", parts, 1_000_000, 0)
+            }
             Self::Registrations => {
-                let body = serde_json::json!({
+                let body = json!({
                     "email": format!("bot-{number}-{}@example.net", uuid::Uuid::now_v7()),
                     "name": "Hello Click https://example.net/",
                     "password": "a password of a bot",
                 });
-                Request::new("POST", "/api/v1/auth/register", "", &body.to_string())
+                Asked::post("/api/v1/auth/register", "", &body)
             }
-            Self::HeldBodies => {
-                let token = &field.tokens[number % field.tokens.len()];
-                Request {
-                    fill: 999_999,
-                    ..Request::cut("/api/v1/orders", token, "", "", 1_000_000)
-                }
+            Self::HeldBodies => Asked::parts("/api/v1/orders", token, ["", ""], 999_999, 1),
+            Self::UnreadAnswers => Asked::get("/api/v1/products?limit=200", ""),
+            Self::HalfLogins => {
+                Asked::parts("/api/v1/auth/login", "", ["{\"email\":\"a", ""], 0, 100)
             }
-            Self::UnreadAnswers => Request::new("GET", "/api/v1/products?limit=200", "", ""),
-            Self::HalfLogins => Request::cut("/api/v1/auth/login", "", "{\"email\":\"a", "", 100),
             Self::Searches => {
                 let word = |at: usize| &field.words[at % field.words.len()];
                 let path = format!(
@@ -164,8 +174,12 @@ impl Attack {
                     word(number / field.words.len() + number + 1),
                     1 + number % 200
                 );
-                Request::new("GET", &path, "", "")
+                Asked::get(path, "")
             }
+        };
+        match field.have_accounts {
+            true => asked.by(token),
+            false => asked,
         }
     }
 
@@ -222,60 +236,6 @@ pub struct Outcome {
     pub sale: Option<Sold>,
 }
 
-/// The bytes of a request, or of the beginning of one: a thousand attackers can't each have a megabyte.
-#[derive(Default)]
-struct Request {
-    head: Vec<u8>,
-    /// Bytes `a` after the head.
-    fill: usize,
-    tail: Vec<u8>,
-}
-
-impl Request {
-    fn new(method: &str, path: &str, token: &str, body: &str) -> Self {
-        let mut text = format!("{method} {path} HTTP/1.1\r\nHost: shop\r\n");
-        if !token.is_empty() {
-            text.push_str(&format!("Authorization: Bearer {token}\r\n"));
-        }
-        if !body.is_empty() {
-            text.push_str(&format!(
-                "Content-Type: application/json\r\nContent-Length: {}\r\n",
-                body.len()
-            ));
-        }
-        Self {
-            head: format!("{text}\r\n{body}").into_bytes(),
-            ..Self::default()
-        }
-    }
-
-    /// A POST whose body begins and ends so; `between` bytes between them are told, and may be sent.
-    fn cut(path: &str, token: &str, begin: &str, end: &str, between: usize) -> Self {
-        let length = begin.len() + between + end.len();
-        Self {
-            head: format!(
-                "POST {path} HTTP/1.1\r\nHost: shop\r\nAuthorization: Bearer {token}\r\n\
-                 Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{begin}"
-            )
-            .into_bytes(),
-            fill: 0,
-            tail: end.as_bytes().to_vec(),
-        }
-    }
-
-    async fn send(&self, stream: &mut TcpStream) -> io::Result<()> {
-        const PIECE: [u8; 16_384] = [b'a'; 16_384];
-        stream.write_all(&self.head).await?;
-        let mut left = self.fill;
-        while left > 0 {
-            let piece = left.min(PIECE.len());
-            stream.write_all(&PIECE[..piece]).await?;
-            left -= piece;
-        }
-        stream.write_all(&self.tail).await
-    }
-}
-
 fn honest_address(number: usize) -> Ipv4Addr {
     let [.., last] = number.to_be_bytes();
     Ipv4Addr::new(127, 250, 0, last.saturating_add(1))
@@ -284,60 +244,6 @@ fn honest_address(number: usize) -> Ipv4Addr {
 fn attacker_address(number: usize, addresses: u32) -> Ipv4Addr {
     let [_, a, b, c] = (u32::try_from(number).unwrap_or_default() % addresses.max(1)).to_be_bytes();
     Ipv4Addr::new(127, 10 + a, b, c.saturating_add(1))
-}
-
-/// A connection whose answers are read.
-struct Line {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-}
-
-impl Line {
-    async fn open(from: Ipv4Addr, to: SocketAddr, receives: Option<u32>) -> io::Result<Self> {
-        let socket = TcpSocket::new_v4()?;
-        if let Some(bytes) = receives {
-            socket.set_recv_buffer_size(bytes)?;
-        }
-        socket.bind(SocketAddr::new(IpAddr::V4(from), 0))?;
-        let stream = socket.connect(to).await?;
-        stream.set_nodelay(true)?;
-        Ok(Self {
-            stream,
-            buffer: Vec::new(),
-        })
-    }
-
-    /// Sends a request and reads the whole answer: its status and body.
-    async fn ask(&mut self, request: &Request) -> io::Result<(u16, Vec<u8>)> {
-        let sent = request.send(&mut self.stream).await;
-        // It may be answered before all of it was read.
-        self.answer()
-            .await
-            .map_err(|error| sent.err().unwrap_or(error))
-    }
-
-    async fn answer(&mut self) -> io::Result<(u16, Vec<u8>)> {
-        let broken = || io::Error::from(io::ErrorKind::InvalidData);
-        loop {
-            if let Some(head) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
-                let text = String::from_utf8_lossy(&self.buffer[..head]).to_ascii_lowercase();
-                let status = text.get(9..12).and_then(|digits| digits.parse().ok());
-                let length: usize = text
-                    .lines()
-                    .find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok())
-                    .unwrap_or_default();
-                let end = head + 4 + length;
-                if self.buffer.len() >= end {
-                    let body = self.buffer[head + 4..end].to_vec();
-                    self.buffer.drain(..end);
-                    return Ok((status.ok_or_else(broken)?, body));
-                }
-            }
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-    }
 }
 
 /// Counts by a word.
@@ -350,48 +256,52 @@ impl Tally {
     }
 }
 
-async fn attacker(
+/// One of those who attack.
+struct Attacker {
     attack: Attack,
     field: Field,
     from: Ipv4Addr,
-    first: usize,
+    number: usize,
     tally: Arc<Tally>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let receives = (attack == Attack::UnreadAnswers).then_some(4_096);
-    let work = async {
-        let mut number = first;
+    /// What it shares with others who come over the same connection.
+    shared: Arc<tokio::sync::Mutex<Option<Line>>>,
+}
+
+impl Attacker {
+    async fn open(&self) -> io::Result<Line> {
+        let mut shared = self.shared.lock().await;
+        if let Some(line) = shared.as_ref().and_then(Line::another) {
+            return Ok(line);
+        }
+        let reads = self.attack != Attack::UnreadAnswers;
+        let line = Line::open(&self.field.over, self.from, self.field.address, reads).await?;
+        *shared = line.another();
+        Ok(line)
+    }
+
+    async fn run(mut self) {
         loop {
-            if let Ok(mut line) = Line::open(from, field.address, receives).await {
-                loop {
-                    number += attack.connections();
-                    let asked = attack.request(&field, number);
-                    if attack == Attack::UnreadAnswers {
-                        if asked.send(&mut line.stream).await.is_ok() {
-                            // Waits for the end without taking anything.
-                            let _gone = line.stream.ready(tokio::io::Interest::ERROR).await;
-                        }
-                        tally.note("closed");
-                        break;
-                    }
-                    match line.ask(&asked).await {
-                        Ok((status, _)) => tally.note(status.to_string()),
-                        Err(_) => {
-                            tally.note("closed");
-                            break;
-                        }
-                    }
-                    if attack.holds() {
-                        break;
-                    }
-                }
+            if let Ok(mut line) = self.open().await {
+                while self.ask(&mut line).await && !self.attack.holds() {}
             }
             sleep(RETRIES).await;
         }
-    };
-    tokio::select! {
-        () = work => {}
-        _stop = stop.wait_for(|stop| *stop) => {}
+    }
+
+    /// Tells whether it was answered.
+    async fn ask(&mut self, line: &mut Line) -> bool {
+        self.number += self.attack.connections();
+        let asked = self.attack.request(&self.field, self.number);
+        let answer = match self.attack {
+            Attack::UnreadAnswers => line.ask_unread(&asked).await.map(|()| None),
+            _ => line.ask(&asked).await.map(|(status, _)| Some(status)),
+        };
+        let word = match answer {
+            Ok(Some(status)) => status.to_string(),
+            Ok(None) | Err(_) => "closed".to_owned(),
+        };
+        self.tally.note(word);
+        answer.is_ok()
     }
 }
 
@@ -414,14 +324,13 @@ pub async fn honest(field: &Field, time: Duration) -> Seen {
                 let product = field.products[count % field.products.len()];
                 let token = &field.tokens[number % field.tokens.len()];
                 let bytes = match count % 10 {
-                    0 => Request::new("GET", "/api/v1/products?limit=20", "", ""),
-                    1 => Request::new("GET", "/api/v1/me", token, ""),
+                    0 => Asked::get("/api/v1/products?limit=20", ""),
+                    1 => Asked::get("/api/v1/me", token),
                     2 => {
-                        let items =
-                            serde_json::json!({"items": [{"product_id": product, "quantity": 1}]});
-                        Request::new("POST", "/api/v1/orders", token, &items.to_string())
+                        let items = json!({"items": [{"product_id": product, "quantity": 1}]});
+                        Asked::post("/api/v1/orders", token, &items)
                     }
-                    _ => Request::new("GET", &format!("/api/v1/products/{product}"), "", ""),
+                    _ => Asked::get(format!("/api/v1/products/{product}"), ""),
                 };
                 if count % KEEPS == 0 {
                     line = None;
@@ -432,7 +341,7 @@ pub async fn honest(field: &Field, time: Duration) -> Seen {
                 let exchange = async {
                     let mut open = match line.take() {
                         Some(open) => open,
-                        None => Line::open(honest_address(number), field.address, None).await?,
+                        None => field.line(honest_address(number)).await?,
                     };
                     let answer = open.ask(&bytes).await?;
                     line = Some(open);
@@ -482,8 +391,8 @@ fn encoded(word: &str) -> String {
 
 /// Keys of products, and words of their names that a search finds them by.
 pub async fn catalogue(address: SocketAddr) -> io::Result<(Vec<i64>, Vec<String>)> {
-    let mut line = Line::open(honest_address(0), address, None).await?;
-    let asked = Request::new("GET", "/api/v1/products?limit=200", "", "");
+    let mut line = Line::open(&Over::Plain, honest_address(0), address, true).await?;
+    let asked = Asked::get("/api/v1/products?limit=200", "");
     let (_, body) = line.ask(&asked).await?;
     let page: serde_json::Value = serde_json::from_slice(&body).map_err(io::Error::other)?;
     let items = page["items"].as_array().map_or(&[][..], Vec::as_slice);
@@ -511,10 +420,10 @@ pub async fn catalogue(address: SocketAddr) -> io::Result<(Vec<i64>, Vec<String>
 /// Logs the known account in once; also before the drills, so that it is known there.
 pub async fn log_in(field: &Field) -> bool {
     let (email, password) = &field.login;
-    let body = serde_json::json!({"email": email, "password": password}).to_string();
-    let bytes = Request::new("POST", "/api/v1/auth/login", "", &body);
+    let body = json!({"email": email, "password": password});
+    let bytes = Asked::post("/api/v1/auth/login", "", &body);
     let address = honest_address(HONEST);
-    match Line::open(address, field.address, None).await {
+    match field.line(address).await {
         Ok(mut line) => line
             .ask(&bytes)
             .await
@@ -541,16 +450,13 @@ pub async fn sell(field: &Field, sale: i64, units: u64) -> Sold {
                 let Some(token) = field.tokens.get(buyer) else {
                     return;
                 };
-                let bytes = Request::new("POST", &path, token, "{}");
+                let bytes = Asked::post(path.as_str(), token, &json!({}));
                 // A buyer who got no answer asks again.
                 for _ in 0..20 {
                     let exchange = async {
                         let mut open = match line.take() {
                             Some(open) => open,
-                            None => {
-                                Line::open(honest_address(100 + number), field.address, None)
-                                    .await?
-                            }
+                            None => field.line(honest_address(100 + number)).await?,
                         };
                         let answer = open.ask(&bytes).await?;
                         line = Some(open);
@@ -578,6 +484,19 @@ pub async fn sell(field: &Field, sale: i64, units: u64) -> Sold {
     }
 }
 
+/// Threads for attackers.
+fn attackers_runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(ATTACKER_THREADS)
+        .thread_name("attackers")
+        .on_thread_start(|| {
+            // On Linux that is of one thread. Where it is refused they are a little stronger.
+            let _refused = rustix::process::nice(LEAST_PRIORITY);
+        })
+        .enable_all()
+        .build()
+}
+
 /// One attack, the honest beside it for so long, and then the sale. `rss_mb` tells what the server holds.
 pub async fn drill(
     field: &Field,
@@ -586,19 +505,29 @@ pub async fn drill(
     time: Duration,
     sale: Option<(i64, u64)>,
     rss_mb: impl Fn() -> f64 + Send + Sync + 'static,
-) -> Outcome {
-    let (stop, stopped) = watch::channel(false);
+) -> io::Result<Outcome> {
+    let runtime = attackers_runtime()?;
     let tally = Arc::new(Tally::default());
     let mut attackers = JoinSet::new();
+    // Over HTTP/2 an address brings its streams on as few connections as it can.
+    let of_one = match field.over {
+        Over::Plain | Over::Proxy => 1,
+        Over::Http2(_) => attack.connections() / addresses.max(1) as usize,
+    };
+    let mut lines: BTreeMap<(Ipv4Addr, usize), _> = BTreeMap::new();
     for number in 0..attack.connections() {
-        attackers.spawn(attacker(
+        let from = attacker_address(number, addresses);
+        let turn = number / addresses.max(1) as usize;
+        let shared = lines.entry((from, turn / of_one.clamp(1, STREAMS)));
+        let attacker = Attacker {
             attack,
-            field.clone(),
-            attacker_address(number, addresses),
+            field: field.clone(),
+            from,
             number,
-            Arc::clone(&tally),
-            stopped.clone(),
-        ));
+            tally: Arc::clone(&tally),
+            shared: Arc::clone(shared.or_default()),
+        };
+        attackers.spawn_on(attacker.run(), runtime.handle());
     }
     let most = Arc::new(Mutex::new(0.0_f64));
     let weighing = tokio::spawn({
@@ -620,17 +549,17 @@ pub async fn drill(
         Some((sale, units)) => Some(sell(field, sale, units).await),
         None => None,
     };
-    stop.send_replace(true);
-    attackers.join_all().await;
+    attackers.shutdown().await;
+    runtime.shutdown_background();
     weighing.abort();
     let rss_mb = *most.lock();
     let attackers = std::mem::take(&mut *tally.0.lock());
-    Outcome {
+    Ok(Outcome {
         attack: attack.name(),
         addresses,
         honest: seen,
         rss_mb,
         attackers,
         sale,
-    }
+    })
 }
