@@ -6,6 +6,7 @@
 //! to a write is never taken back for want of room, because what it tells has happened.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -20,7 +21,7 @@ use poem::http::{Method, Version};
 use super::compress;
 use super::edge::body_length;
 use super::problem::Problem;
-use super::shares::{Refused, Share};
+use super::shares::{Refused, Resource, Share, Shares};
 
 /// Smaller answers are not counted: connections are bounded, and each has one on its way.
 pub(super) const COUNTED_BYTES_MIN: u64 = 16 * 1_024;
@@ -42,11 +43,26 @@ pub(super) struct For<'a> {
     pub(super) accept_encoding: Option<&'a HeaderValue>,
 }
 
+/// Where its bytes are counted, and whose they are.
+#[derive(Clone, Copy)]
+pub(super) struct Room<'a> {
+    pub(super) shares: &'a Shares,
+    pub(super) client: IpAddr,
+}
+
+impl Room<'_> {
+    /// Takes more; most answers take nothing.
+    fn grow(self, share: &mut Option<Share>, bytes: u64) -> Result<(), Refused> {
+        let nothing = || self.shares.nothing(Resource::AnswerBytes, self.client);
+        share.get_or_insert_with(nothing).grow(bytes)
+    }
+}
+
 impl For<'_> {
     /// What a stream takes of its client's share before it is answered.
-    pub(super) fn begin(&self, share: &mut Share) -> Result<(), Refused> {
+    pub(super) fn begin(&self, room: Room<'_>, share: &mut Option<Share>) -> Result<(), Refused> {
         match self.version {
-            Version::HTTP_2 => share.grow(STREAM_BYTES),
+            Version::HTTP_2 => room.grow(share, STREAM_BYTES),
             _ => Ok(()),
         }
     }
@@ -60,13 +76,13 @@ impl For<'_> {
 pub(super) async fn ready(
     mut response: Response,
     asked: &For<'_>,
-    mut share: Share,
+    (room, mut share): (Room<'_>, Option<Share>),
     compress_bytes_min: usize,
 ) -> Result<Response, Problem> {
     let was_made = response.data::<NotMade>().is_none();
     let length = body_length(&mut response);
     // Tells whether it is held now: what must be told goes out also where there is no room.
-    let hold = |share: &mut Share, bytes| match share.grow(bytes) {
+    let hold = |share: &mut Option<Share>, bytes| match room.grow(share, bytes) {
         Ok(()) => Ok(true),
         Err(_) if asked.must_be_told() => Ok(false),
         Err(refused) => Err(refused),
@@ -86,23 +102,24 @@ pub(super) async fn ready(
     if !is_streamed && (is_compressed || counted.is_some()) {
         let body = response.take_body().into_bytes().await;
         let bytes = body.map_err(Problem::internal)?;
-        if let Some(before) = counted {
+        if let (Some(before), Some(share)) = (counted, &mut share) {
             share.shrink(before.saturating_sub(bytes.len() as u64));
         }
-        response.set_body(if share.is_empty() || bytes.is_empty() {
-            bytes
-        } else {
-            Bytes::from_owner(HeldBytes {
+        response.set_body(match share {
+            Some(share) if !share.is_empty() && !bytes.is_empty() => Bytes::from_owner(HeldBytes {
                 bytes,
                 _share: share,
-            })
+            }),
+            _ => bytes,
         });
         return Ok(response);
     }
     if is_streamed {
         hold(&mut share, COMPRESSOR_BYTES)?;
     }
-    if !share.is_empty() {
+    if let Some(share) = share
+        && !share.is_empty()
+    {
         let inner: BoxBody<Bytes, io::Error> = response.take_body().into();
         let held = Held {
             inner,
@@ -153,11 +170,8 @@ impl HttpBody for Held {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use super::*;
     use crate::config::Settings;
-    use crate::http::shares::{Resource, Shares};
     use crate::monitor::Metrics;
 
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
@@ -181,12 +195,16 @@ mod tests {
             version,
             accept_encoding: coding.as_ref(),
         };
-        let mut share = shares.nothing(Resource::AnswerBytes, CLIENT);
-        asked.begin(&mut share)?;
+        let room = Room {
+            shares,
+            client: CLIENT,
+        };
+        let mut share = None;
+        asked.begin(room, &mut share)?;
         let response = Response::builder()
             .content_type("application/json")
             .body(vec![b'a'; bytes]);
-        ready(response, &asked, share, 1_024).await
+        ready(response, &asked, (room, share), 1_024).await
     }
 
     /// What the client may still have.
@@ -262,13 +280,17 @@ mod tests {
         };
         let mut streams = Vec::new();
         loop {
-            let mut share = shares.nothing(Resource::AnswerBytes, CLIENT);
-            if asked.begin(&mut share).is_err() {
+            let room = Room {
+                shares: &shares,
+                client: CLIENT,
+            };
+            let mut share = None;
+            if asked.begin(room, &mut share).is_err() {
                 break;
             }
             let mut file = Response::builder().body("piece by piece");
             file.extensions_mut().insert(NotMade);
-            let file = ready(file, &asked, share, 1_024).await;
+            let file = ready(file, &asked, (room, share), 1_024).await;
             streams.push(file.expect("room"));
             assert!(streams.len() < 1_000, "without end");
         }

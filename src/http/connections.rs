@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::request::network_of;
-use crate::clock::Stopwatch;
+use crate::clock::coarse_ms;
 
 /// Seats that are freed in one look at all of them.
 const FREED_AT_ONCE: usize = 16;
@@ -47,11 +47,10 @@ pub struct Seat {
     client: Option<IpAddr>,
     /// Requests that were received whole and are not answered, or [`TAKEN`].
     work: AtomicUsize,
-    /// When it was last answered, or came; milliseconds.
+    /// When it was last answered, or came, by [`coarse_ms`].
     moved_ms: AtomicU64,
     is_known: AtomicBool,
     task: OnceLock<AbortHandle>,
-    began: Stopwatch,
 }
 
 impl Seat {
@@ -88,11 +87,7 @@ impl Seat {
     }
 
     fn answered(&self) {
-        self.moved_ms.store(self.now_ms(), Ordering::Relaxed);
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.moved_ms.store(coarse_ms(), Ordering::Relaxed);
     }
 
     /// Takes the seat unless there is work on it.
@@ -152,7 +147,6 @@ pub struct Connections {
     table: Mutex<Table>,
     max: usize,
     client_max: usize,
-    began: Stopwatch,
     /// Told when a connection that lost its seat has closed.
     left: Notify,
 }
@@ -314,7 +308,6 @@ impl Connections {
             table: Mutex::default(),
             max,
             client_max,
-            began: Stopwatch::start(),
             left: Notify::new(),
         }
     }
@@ -333,8 +326,7 @@ impl Connections {
     /// A seat for a newcomer: with `None` for one that stands for many clients. Answers as well how
     /// many others were sent away for it.
     pub fn admit(this: &Arc<Self>, address: Option<IpAddr>) -> Result<(Place, usize), NoSeat> {
-        let now_ms = u64::try_from(this.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Self::admit_at(this, address, now_ms)
+        Self::admit_at(this, address, coarse_ms())
     }
 
     fn admit_at(
@@ -371,7 +363,6 @@ impl Connections {
             moved_ms: AtomicU64::new(now_ms),
             is_known: AtomicBool::new(false),
             task: OnceLock::new(),
-            began: this.began,
         });
         table.last_id += 1;
         let id = table.last_id;

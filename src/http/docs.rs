@@ -324,6 +324,8 @@ pub struct RouteEntry {
     pub allow: String,
     /// Names of the path parameters, in order.
     pub params: Vec<String>,
+    /// Its place among all routes, from 0.
+    pub number: usize,
     /// Names of the query parameters that each method takes, in capitals.
     queries: BTreeMap<String, Vec<String>>,
 }
@@ -401,17 +403,26 @@ impl RouteTable {
                     }
                 })
                 .collect();
-            routes.insert(
-                pattern.join("/"),
-                RouteEntry {
-                    template,
-                    allow: methods.join(", "),
-                    params,
-                    queries,
-                },
-            );
+            let route = RouteEntry {
+                template,
+                allow: methods.join(", "),
+                params,
+                number: routes.len(),
+                queries,
+            };
+            routes.insert(pattern.join("/"), route);
         }
         Self(Arc::new(routes))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The route that poem's router matched.

@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,7 +28,7 @@ use poem_openapi::error::{
 };
 use tracing::Instrument;
 
-use super::answer::{self, COUNTED_BYTES_MIN};
+use super::answer::{self, COUNTED_BYTES_MIN, Room};
 use super::body::{self, BodyFault, GuardedBody, HeldBytes, Moved};
 use super::connections::Turn;
 use super::docs::RouteTable;
@@ -139,6 +139,8 @@ pub struct Edge<E> {
     options: EdgeOptions,
     origins: Vec<HeaderValue>,
     unmatched: Arc<RouteMetrics>,
+    /// The metrics of each known route, once it was asked for.
+    counted: Vec<OnceLock<Arc<RouteMetrics>>>,
 }
 
 impl<E: Endpoint<Output = Response>> Edge<E> {
@@ -151,7 +153,9 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
             .filter_map(|origin| HeaderValue::from_str(origin.trim_end_matches('/')).ok())
             .collect();
         let unmatched = options.metrics.route(NO_ROUTE, || NO_ROUTE.to_owned());
+        let counted = (0..options.routes.len()).map(|_| OnceLock::new()).collect();
         Self {
+            counted,
             app,
             options,
             origins,
@@ -339,17 +343,18 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
             request.set_method(Method::GET);
         }
 
-        let mut share = self
-            .options
-            .shares
-            .nothing(Resource::AnswerBytes, info.client().0);
+        let room = Room {
+            shares: &self.options.shares,
+            client: info.client().0,
+        };
+        let mut share = None;
         let cors_origin = asked
             .origin
             .as_ref()
             .filter(|origin| self.is_allowed_origin(origin));
         let outcome = if asked.is_preflight && cors_origin.is_some() {
             Ok(self.preflight(asked.uri.path()))
-        } else if let Err(refused) = asked.answer().begin(&mut share) {
+        } else if let Err(refused) = asked.answer().begin(room, &mut share) {
             Err(Problem::from(refused).into())
         } else {
             let span = tracing::debug_span!(
@@ -374,12 +379,15 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
             (pattern.is_none() && !not_found)
                 .then(|| self.options.routes.by_path(asked.uri.path()))?
         });
+        let undocumented;
         let route = match (known, pattern) {
-            (Some(known), _) => metrics.route(&known.template, || known.template.clone()),
+            (Some(known), _) => self.counted[known.number]
+                .get_or_init(|| metrics.route(&known.template, || known.template.clone())),
             (None, Some(pattern)) if !not_found => {
-                metrics.route(&pattern.0, || super::docs::template_of(&pattern.0))
+                undocumented = metrics.route(&pattern.0, || super::docs::template_of(&pattern.0));
+                &undocumented
             }
-            (None, _) => Arc::clone(&self.unmatched),
+            (None, _) => &self.unmatched,
         };
 
         let allow = known.map_or(DEFAULT_ALLOW, |route| route.allow.as_str());
@@ -391,7 +399,8 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
 
         let response = not_modified(response, &asked);
         let compress_bytes_min = self.options.server.compress_bytes_min;
-        let ready = answer::ready(response, &asked.answer(), share, compress_bytes_min).await;
+        let ready =
+            answer::ready(response, &asked.answer(), (room, share), compress_bytes_min).await;
         let (mut response, problem) = match ready {
             Ok(response) => (response, problem),
             Err(refused) => refusal(refused, &info),
@@ -406,12 +415,12 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
         }
 
         metrics.observe(
-            &route,
+            route,
             asked.method.as_str(),
             response.status().as_u16(),
             elapsed.as_secs_f64(),
         );
-        self.log(&asked, &info, &route, &response, problem.as_ref(), elapsed);
+        self.log(&asked, &info, route, &response, problem.as_ref(), elapsed);
         Ok(response)
     }
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::future::Either;
 use http_body_util::combinators::BoxBody;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::server::conn::{http1, http2};
@@ -733,21 +734,20 @@ struct Caller {
 
 impl Caller {
     /// Tells the connection's seat of a request; to be kept until it is answered.
-    fn turn(&self, request: &mut hyper::Request<Incoming>) -> Arc<Turn> {
-        let turn = Arc::new(Turn::new(&self.seat));
+    fn turn(&self, request: &mut hyper::Request<Incoming>) -> Either<Turn, Arc<Turn>> {
+        let turn = Turn::new(&self.seat);
         let headers = request.headers();
-        let is_whole = request.body().is_end_stream();
-        if is_whole {
+        if request.body().is_end_stream() {
             turn.received();
+            if !headers.contains_key(header::AUTHORIZATION) && !headers.contains_key(header::COOKIE)
+            {
+                return Either::Left(turn);
+            }
         }
         // Whoever reads the body, or looks at the credentials, has news for the seat.
-        if !is_whole
-            || headers.contains_key(header::AUTHORIZATION)
-            || headers.contains_key(header::COOKIE)
-        {
-            request.extensions_mut().insert(Arc::clone(&turn));
-        }
-        turn
+        let turn = Arc::new(turn);
+        request.extensions_mut().insert(Arc::clone(&turn));
+        Either::Right(turn)
     }
 }
 
