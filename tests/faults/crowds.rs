@@ -6,16 +6,19 @@
 
 use std::io::{BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
+use onrush::cli::drill::{Attack, Field, Over, Siege};
 use onrush::clock::Stopwatch;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
 use super::ask::{Client, read_answer};
-use super::sale::Sale;
+use super::disk::{Mount, fill};
+use super::sale::{Buyer, Crowd, Sale};
 use super::server::{Launch, Server};
-use super::until;
+use super::{skip, until};
 
 /// A connection from another address of this machine, that takes in only so much by itself.
 fn connect(from: [u8; 4], to: SocketAddr, receives: Option<usize>) -> TcpStream {
@@ -256,4 +259,102 @@ fn whoever_has_no_credentials_sends_little() {
         );
         client = Client::new(server.address);
     }
+}
+
+/// Where attackers come to a sale; those with accounts are its buyers.
+fn field(sale: &Sale, server: &Server, buyers: &[Buyer]) -> Field {
+    let login = ("a@example.com", "a long enough password");
+    Field {
+        address: server.address,
+        login: (login.0.to_owned(), login.1.to_owned()),
+        tokens: Arc::new(buyers.iter().map(|buyer| buyer.token.clone()).collect()),
+        products: Arc::new(vec![sale.product]),
+        words: Arc::new(vec!["%E8%80%B3".to_owned(), "%E6%9C%BA".to_owned()]),
+        over: Over::Plain,
+        have_accounts: true,
+    }
+}
+
+fn begin(field: &Field, attack: Attack) -> Siege {
+    let siege = Siege::begin(field, attack, 5).expect("an attack");
+    until("attackers come", || siege.asked() >= 60);
+    siege
+}
+
+fn end(siege: Siege) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime").block_on(siege.end());
+}
+
+#[test]
+fn killed_in_the_middle_of_any_attack_every_accepted_claim_is_there_once() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let (sale, mut server) = Sale::make(Launch::new(&root.path().join("data")), 5_000);
+    let mut fresh = sale.buyers(server.address, Attack::ALL.len() * 100);
+    let mut all = Vec::new();
+    for attack in Attack::ALL {
+        let buyers = fresh.split_off(fresh.len() - 100);
+        let siege = begin(&field(&sale, &server, &buyers), attack);
+        let crowd = Crowd::start(server.address, &sale, buyers, 4);
+        crowd.wait_for_grants(40);
+        server.kill().assert_killed();
+        all.extend(crowd.go_home());
+        end(siege);
+        server = sale.launch.start();
+        sale.assert_kept(server.address, &mut all);
+        sale.assert_orders_and_keys(server.address, &all);
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_in_the_middle_of_an_attack_stops_writing_alone() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let at = root.path().join("disk");
+    let mount = match Mount::make(at, &["-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs"]) {
+        Ok(mount) => mount,
+        Err(reason) => return skip(&reason),
+    };
+    let launch =
+        Launch::new(&mount.at.join("data")).set("ONRUSH_DATABASE__WAL_READY_BYTES", 1_048_576);
+    let (sale, server) = Sale::make(launch, 5_000);
+    let mut buyers = sale.buyers(server.address, 400);
+    let last = buyers.pop().expect("a buyer");
+    // Registrations write as well, and held bodies leave little memory.
+    let (first, second) = buyers.split_at_mut(200);
+    for (attack, buyers) in [(Attack::Registrations, first), (Attack::HeldBodies, second)] {
+        let field = field(&sale, &server, buyers);
+        let siege = begin(&field, attack);
+        let mut client = Client::new(server.address);
+        for buyer in &mut buyers[..20] {
+            buyer.claim(&mut client, &sale.claims());
+            assert!(buyer.holds_a_unit(), "{:?}", buyer.heard);
+        }
+        let filler = mount.at.join("filler");
+        fill(&filler);
+        // The log has some room of its own.
+        let large = json!({"name": "x", "description": "x".repeat(10_000), "unit_amount": 1,
+            "currency": "CNY", "stock": 1});
+        until("the disk is full", || {
+            let answer = client.post("/api/v1/products", &sale.admin, &large);
+            answer.is_some_and(|answer| answer.status == 503)
+        });
+        for path in [&sale.path, "/api/v1/products", "/livez"] {
+            assert_eq!(client.get(path, "").status, 200, "{path}: reading goes on");
+        }
+        std::fs::remove_file(&filler).expect("removed");
+        until("writing works again beside the attack", || {
+            client.get("/readyz?writes", "").status == 200
+        });
+        let buyer = &mut buyers[20];
+        until("somebody buys", || {
+            buyer.claim(&mut client, &sale.claims());
+            buyer.holds_a_unit()
+        });
+        end(siege);
+    }
+    buyers.push(last);
+    sale.assert_kept(server.address, &mut buyers);
+    server.kill().assert_killed();
+    let server = sale.launch.start();
+    sale.assert_kept(server.address, &mut buyers);
 }

@@ -246,13 +246,17 @@ fn attacker_address(number: usize, addresses: u32) -> Ipv4Addr {
     Ipv4Addr::new(127, 10 + a, b, c.saturating_add(1))
 }
 
-/// Counts by a word.
+/// What attackers did and were told.
 #[derive(Default)]
-struct Tally(Mutex<BTreeMap<String, u64>>);
+struct Tally {
+    asked: AtomicU64,
+    /// Answers by status.
+    told: Mutex<BTreeMap<String, u64>>,
+}
 
 impl Tally {
     fn note(&self, word: impl Into<String>) {
-        *self.0.lock().entry(word.into()).or_default() += 1;
+        *self.told.lock().entry(word.into()).or_default() += 1;
     }
 }
 
@@ -291,6 +295,7 @@ impl Attacker {
     /// Tells whether it was answered.
     async fn ask(&mut self, line: &mut Line) -> bool {
         self.number += self.attack.connections();
+        self.tally.asked.fetch_add(1, Ordering::Relaxed);
         let asked = self.attack.request(&self.field, self.number);
         let answer = match self.attack {
             Attack::UnreadAnswers => line.ask_unread(&asked).await.map(|()| None),
@@ -497,6 +502,66 @@ fn attackers_runtime() -> io::Result<Runtime> {
         .build()
 }
 
+/// An attack that is going on. It ends as well when it is dropped.
+pub struct Siege {
+    attackers: JoinSet<()>,
+    tally: Arc<Tally>,
+    runtime: Option<Runtime>,
+}
+
+impl Siege {
+    /// Attackers begin to come from so many addresses.
+    pub fn begin(field: &Field, attack: Attack, addresses: u32) -> io::Result<Self> {
+        let runtime = attackers_runtime()?;
+        let tally = Arc::new(Tally::default());
+        let mut attackers = JoinSet::new();
+        // Over HTTP/2 an address brings its streams on as few connections as it can.
+        let of_one = match field.over {
+            Over::Plain | Over::Proxy => 1,
+            Over::Http2(_) => attack.connections() / addresses.max(1) as usize,
+        };
+        let mut lines: BTreeMap<(Ipv4Addr, usize), _> = BTreeMap::new();
+        for number in 0..attack.connections() {
+            let from = attacker_address(number, addresses);
+            let turn = number / addresses.max(1) as usize;
+            let shared = lines.entry((from, turn / of_one.clamp(1, STREAMS)));
+            let attacker = Attacker {
+                attack,
+                field: field.clone(),
+                from,
+                number,
+                tally: Arc::clone(&tally),
+                shared: Arc::clone(shared.or_default()),
+            };
+            attackers.spawn_on(attacker.run(), runtime.handle());
+        }
+        Ok(Self {
+            attackers,
+            tally,
+            runtime: Some(runtime),
+        })
+    }
+
+    /// Requests that they have begun.
+    pub fn asked(&self) -> u64 {
+        self.tally.asked.load(Ordering::Relaxed)
+    }
+
+    /// They let go of everything. Answers what they were told; see [`Outcome::attackers`].
+    pub async fn end(mut self) -> BTreeMap<String, u64> {
+        self.attackers.shutdown().await;
+        std::mem::take(&mut *self.tally.told.lock())
+    }
+}
+
+impl Drop for Siege {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// One attack, the honest beside it for so long, and then the sale. `rss_mb` tells what the server holds.
 pub async fn drill(
     field: &Field,
@@ -506,29 +571,7 @@ pub async fn drill(
     sale: Option<(i64, u64)>,
     rss_mb: impl Fn() -> f64 + Send + Sync + 'static,
 ) -> io::Result<Outcome> {
-    let runtime = attackers_runtime()?;
-    let tally = Arc::new(Tally::default());
-    let mut attackers = JoinSet::new();
-    // Over HTTP/2 an address brings its streams on as few connections as it can.
-    let of_one = match field.over {
-        Over::Plain | Over::Proxy => 1,
-        Over::Http2(_) => attack.connections() / addresses.max(1) as usize,
-    };
-    let mut lines: BTreeMap<(Ipv4Addr, usize), _> = BTreeMap::new();
-    for number in 0..attack.connections() {
-        let from = attacker_address(number, addresses);
-        let turn = number / addresses.max(1) as usize;
-        let shared = lines.entry((from, turn / of_one.clamp(1, STREAMS)));
-        let attacker = Attacker {
-            attack,
-            field: field.clone(),
-            from,
-            number,
-            tally: Arc::clone(&tally),
-            shared: Arc::clone(shared.or_default()),
-        };
-        attackers.spawn_on(attacker.run(), runtime.handle());
-    }
+    let siege = Siege::begin(field, attack, addresses)?;
     let most = Arc::new(Mutex::new(0.0_f64));
     let weighing = tokio::spawn({
         let most = Arc::clone(&most);
@@ -549,11 +592,9 @@ pub async fn drill(
         Some((sale, units)) => Some(sell(field, sale, units).await),
         None => None,
     };
-    attackers.shutdown().await;
-    runtime.shutdown_background();
+    let attackers = siege.end().await;
     weighing.abort();
     let rss_mb = *most.lock();
-    let attackers = std::mem::take(&mut *tally.0.lock());
     Ok(Outcome {
         attack: attack.name(),
         addresses,
