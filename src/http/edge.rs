@@ -252,7 +252,14 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
             request.set_body(poem::Body::from(body));
         }
         // Pinned where it is: handing a future of this size from wrapper to wrapper copies it each time.
-        let app = pin!(self.app.call(request));
+        let app = pin!(async {
+            if kind == BodyKind::Open {
+                // Anyone may stop in the middle of it; the application's state is larger than the body.
+                let body = request.take_body().into_bytes().await?;
+                request.set_body(body);
+            }
+            self.app.call(request).await
+        });
         let work = AssertUnwindSafe(app).catch_unwind();
         let done = limited(work, ms(server.request_timeout_ms), progress.as_ref()).await;
         drop(held);

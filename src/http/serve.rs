@@ -708,17 +708,29 @@ async fn connection<E: Endpoint + 'static>(
         linger,
         seat,
     };
-    let Some(tls) = tls else {
-        return speak_http1(shared, io, caller).await;
-    };
-    let handshake = tls.accept(io);
-    let Ok(Ok(stream)) = timeout(ms(settings.tls_handshake_timeout_ms), handshake).await else {
-        return refused("tls");
+    // What a connection may become is in a box, or each would be as large as the largest.
+    match tls {
+        Some(tls) => Box::pin(secure(shared, io, tls, caller)).await,
+        None => speak_http1(shared, io, caller).await,
+    }
+}
+
+/// Shakes hands, and speaks what was agreed on.
+async fn secure<E: Endpoint + 'static>(
+    shared: &Arc<Shared<E>>,
+    io: GuardedIo<impl FirstByte>,
+    tls: &Tls,
+    caller: Caller,
+) {
+    let limit = ms(shared.settings.tls_handshake_timeout_ms);
+    let Ok(Ok(stream)) = timeout(limit, tls.accept(io)).await else {
+        let refused = &shared.metrics.http_connections_refused_total;
+        return refused.with_label_values(&["tls"]).inc();
     };
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        speak_http2(shared, stream, caller).await;
+        Box::pin(speak_http2(shared, stream, caller)).await;
     } else {
-        speak_http1(shared, stream, caller).await;
+        Box::pin(speak_http1(shared, stream, caller)).await;
     }
 }
 
@@ -818,7 +830,7 @@ where
     let mut stream = connection.into_parts().io.into_inner().inner;
     let refused = head.lock().refused();
     if let Some((status, method, date)) = refused {
-        let told = tell(shared, &caller, status, method, &date).await;
+        let told = Box::pin(tell(shared, &caller, status, method, &date)).await;
         // It may have gone; the answer was counted and logged all the same.
         let _unheard = stream.write_all(&told).await;
     }
