@@ -132,7 +132,7 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let server = Process::serve(&binary, &shop.data, &[])?;
     lengthen(&server, &shop)?;
     server.stop()?;
-    let time = Duration::from_secs(if options.quick { 3 } else { 10 });
+    let time = Duration::from_secs(if options.quick { 3 } else { 5 });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -326,6 +326,9 @@ section! {
         /// Least bytes a second at which a client sends a body and takes an answer, once it is a whole
         /// `body_timeout_ms` or `write_timeout_ms` behind.
         bytes_per_second_min: u64 = 1_024,
+        /// Refusals (statuses 400, 401, 403, 413, 422, 429, 503 and the like) that a client hears at once in a
+        /// second; further ones come a quarter of a second later. 0 for any number.
+        refusals_per_second: u32 = 20,
         /// Largest request head (line and headers together).
         header_bytes_max: usize = 32_768,
         /// Most header lines of a request.

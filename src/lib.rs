@@ -43,5 +43,6 @@ pub mod schedule;
 pub mod sheet;
 pub mod store;
 pub mod task;
+mod threads;
 pub mod user;
 pub mod zone;

@@ -1,6 +1,6 @@
 //! Passwords: what a good one is, argon2id, and who waits how long for its turn to be hashed.
 //!
-//! Invariants: hashing runs off the async threads, a bounded number at once. Who waits does so in one of
+//! Invariants: hashing runs on threads that give way to others, a bounded number at once. Who waits does so in one of
 //! three [`Lane`]s, each bounded, and half of each for one client, so that strangers never fill the lane of
 //! known places. A free place goes to the first lane in which a caller waits; now and then to another, so that
 //! each lane moves. A password for an account that is not there takes as long as a wrong one: it is checked
@@ -22,6 +22,7 @@ use super::AuthError;
 use crate::clock::Stopwatch;
 use crate::config;
 use crate::http::network_of;
+use crate::threads::Yielding;
 
 const CHARS_MIN: usize = 8;
 pub(super) const BYTES_MAX: usize = 256;
@@ -145,6 +146,7 @@ impl Drop for Turn {
 pub(super) struct Passwords {
     settings: config::Auth,
     turns: Arc<Mutex<Turns>>,
+    threads: Yielding,
     /// Microseconds that the check of a stranger's password takes, its wait included; the newest count most.
     usual_micros: AtomicU64,
     dummy: OnceCell<String>,
@@ -159,6 +161,7 @@ impl Passwords {
         };
         Self {
             settings: settings.clone(),
+            threads: Yielding::new("onrush-hash", running),
             turns: Arc::new(Mutex::new(Turns {
                 free: running,
                 given: 0,
@@ -183,7 +186,8 @@ impl Passwords {
 
     async fn hash_in(&self, turn: Turn, password: &str) -> Result<String, AuthError> {
         let (password, settings) = (password.to_owned(), self.settings.clone());
-        run(turn, move || hash_now(&password, &settings)).await?
+        self.run(turn, move || hash_now(&password, &settings))
+            .await?
     }
 
     /// Whether the password is the stored one. `client` is who waits for it.
@@ -196,7 +200,7 @@ impl Passwords {
     ) -> Result<bool, AuthError> {
         let watch = Stopwatch::start();
         let turn = self.turn(lane, client).await?;
-        let is_right = verify_in(turn, password, stored).await?;
+        let is_right = self.verify_in(turn, password, stored).await?;
         if lane == Lane::Stranger {
             self.note(watch);
         }
@@ -212,7 +216,7 @@ impl Passwords {
         };
         match self.dummy.get() {
             Some(dummy) => {
-                verify_in(turn, password, dummy.clone()).await?;
+                self.verify_in(turn, password, dummy.clone()).await?;
                 self.note(watch);
             }
             None => {
@@ -224,6 +228,30 @@ impl Passwords {
             }
         }
         Ok(())
+    }
+
+    async fn verify_in(
+        &self,
+        turn: Turn,
+        password: &str,
+        stored: String,
+    ) -> Result<bool, AuthError> {
+        let password = password.to_owned();
+        self.run(turn, move || verify_now(&password, &stored)).await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        turn: Turn,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, AuthError> {
+        let work = self.threads.run(move || {
+            let result = work();
+            drop(turn);
+            result
+        });
+        work.await
+            .map_err(|error| AuthError::Hash(error.to_string()))
     }
 
     fn note(&self, watch: Stopwatch) {
@@ -275,24 +303,6 @@ impl Passwords {
         };
         turn.await.map_err(|_| AuthError::Overloaded)
     }
-}
-
-async fn verify_in(turn: Turn, password: &str, stored: String) -> Result<bool, AuthError> {
-    let password = password.to_owned();
-    run(turn, move || verify_now(&password, &stored)).await
-}
-
-async fn run<T: Send + 'static>(
-    turn: Turn,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, AuthError> {
-    tokio::task::spawn_blocking(move || {
-        let result = work();
-        drop(turn);
-        result
-    })
-    .await
-    .map_err(|error| AuthError::Hash(error.to_string()))
 }
 
 #[cfg(test)]

@@ -26,9 +26,9 @@ const FREED_AT_ONCE: usize = 16;
 /// Seats of a client that are looked at for the one that it gives up to itself.
 const OWN_LOOKED_AT: usize = 32;
 /// See [`swaps_max`].
-const SWAPS_MIN: u32 = 4;
+const SWAPS_MIN: u32 = 2;
 /// Connections that have lost their seat and are still open, at most; they have descriptors.
-const LEAVING_MAX: usize = 64;
+pub(super) const LEAVING_MAX: usize = 256;
 /// [`Seat::work`] of a seat that was taken away.
 const TAKEN: usize = usize::MAX;
 
@@ -432,8 +432,8 @@ mod tests {
         let table = table(10);
         let mine: Vec<Place> = (0..5).map(|_| sit(&table, 1)).collect();
         let others: Vec<Place> = (0..5).map(|_| sit(&table, 2)).collect();
-        let _more: Vec<Place> = (0..4).map(|_| sit(&table, 1)).collect();
-        assert!(mine[..4].iter().all(is_taken) && !is_taken(&mine[4]));
+        let _more: Vec<Place> = (0..SWAPS_MIN).map(|_| sit(&table, 1)).collect();
+        assert!(mine[..2].iter().all(is_taken) && !is_taken(&mine[2]));
         assert!(others.iter().all(|place| !is_taken(place)));
     }
 

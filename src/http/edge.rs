@@ -36,6 +36,7 @@ use super::pace::Pace;
 use super::problem::{Problem, title};
 use super::request::{self, Info, Peer, RequestId, RequestInfo, TraceParent};
 use super::shares::{Resource, Shares};
+use super::tarpit::{HeldBack, Tarpit};
 use crate::clock::{Clock, Stopwatch};
 use crate::config::{self, ms};
 use crate::monitor::statements::called_by;
@@ -141,6 +142,7 @@ pub struct Edge<E> {
     unmatched: Arc<RouteMetrics>,
     /// The metrics of each known route, once it was asked for.
     counted: Vec<OnceLock<Arc<RouteMetrics>>>,
+    tarpit: Tarpit,
 }
 
 impl<E: Endpoint<Output = Response>> Edge<E> {
@@ -154,7 +156,10 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
             .collect();
         let unmatched = options.metrics.route(NO_ROUTE, || NO_ROUTE.to_owned());
         let counted = (0..options.routes.len()).map(|_| OnceLock::new()).collect();
+        let held_back = options.metrics.http_refusals_held_back_total.clone();
+        let tarpit = Tarpit::new(options.server.refusals_per_second, held_back);
         Self {
+            tarpit,
             counted,
             app,
             options,
@@ -428,6 +433,9 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
             elapsed.as_secs_f64(),
         );
         self.log(&asked, &info, route, &response, problem.as_ref(), elapsed);
+        if let Some(wait) = self.tarpit.holds_back(response.status(), room.client) {
+            response.extensions_mut().insert(HeldBack(wait));
+        }
         Ok(response)
     }
 }

@@ -20,6 +20,7 @@ pub mod problem;
 pub mod request;
 pub mod serve;
 pub mod shares;
+mod tarpit;
 
 pub use json::{
     Body, Created, CsvBody, NoContent, OptionalBody, Printed, PrintedTagged, Tagged, read_cursor,

@@ -45,12 +45,13 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::server::TlsStream;
 
-use super::connections::{Connections, NoSeat, Seat, Turn};
+use super::connections::{Connections, LEAVING_MAX, NoSeat, Seat, Turn};
 use super::edge::{AmbiguousLength, RefusedHead};
 use super::pace::Pace;
 use super::problem::PROBLEM_JSON;
 use super::request::RequestId;
 use super::shares::NowAndThen;
+use super::tarpit::HeldBack;
 use crate::clock::Clock;
 use crate::config::{self, ms};
 use crate::monitor::Metrics;
@@ -60,7 +61,7 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often the certificate's files are looked at.
 const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
 /// Descriptors that connections must leave to the database, logs and files.
-const DESCRIPTORS_RESERVED: u64 = 128;
+const DESCRIPTORS_RESERVED: u64 = 128 + LEAVING_MAX as u64;
 /// After an early refusal the rest of a body is read and thrown away for this long, at most this
 /// much: closing at once would reset the connection and the client might never see the answer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -796,11 +797,13 @@ where
                     .headers_mut()
                     .insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            if has_body && response.status().is_client_error() {
-                caller.linger.store(true, Ordering::Release);
-            }
             head.lock().begin_head();
             drop(turn);
+            let is_held_back = hold_back(&response).await;
+            // Whoever is refused again and again need not hear it; taking what they send would cost more.
+            if has_body && response.status().is_client_error() && !is_held_back {
+                caller.linger.store(true, Ordering::Release);
+            }
             Ok::<_, Infallible>(response)
         })
     });
@@ -901,6 +904,7 @@ where
             let response = answer(&shared.app, request).await;
             drop((running, turn));
             let response: hyper::Response<BoxBody<Bytes, io::Error>> = response.into();
+            hold_back(&response).await;
             Ok::<_, Infallible>(response.map(|inner| Watched { inner, activity }))
         }
     });
@@ -973,6 +977,15 @@ fn to_poem(request: hyper::Request<Incoming>, caller: &Caller) -> poem::Request 
 
 async fn answer(app: &impl Endpoint, request: poem::Request) -> Response {
     app.get_response(request).await
+}
+
+/// Waits where the edge wants an answer to come late; tells whether it did.
+async fn hold_back<B>(response: &hyper::Response<B>) -> bool {
+    let Some(HeldBack(wait)) = response.extensions().get() else {
+        return false;
+    };
+    sleep(*wait).await;
+    true
 }
 
 /// What moves on an HTTP/2 connection.

@@ -71,6 +71,8 @@ pub struct Handles {
     /// Connections refused or given up, by reason: `address_limit`, `full`, `evicted` (for a newcomer),
     /// `first_byte`, `tls`.
     pub http_connections_refused_total: IntCounterVec,
+    /// Refusals that came late, because their client got many.
+    pub http_refusals_held_back_total: IntCounter,
 
     shares_used: IntGaugeVec,
     shares_limit: IntGaugeVec,
@@ -205,6 +207,11 @@ impl Metrics {
                 "http_connections_refused_total",
                 "Connections refused or given up.",
                 &["reason"],
+            )?,
+            http_refusals_held_back_total: int_counter(
+                r,
+                "http_refusals_held_back_total",
+                "Refusals that came late, because their client got many.",
             )?,
             shares_used: int_gauge_vec(
                 r,

@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 
 use super::StoreError;
 use crate::config::{Database, ms};
+use crate::threads::Yielding;
 
 /// What a read costs, and so with whom it shares readers. What has no lane is a look-up by key, or the
 /// program's own.
@@ -85,6 +87,8 @@ impl Turns {
 pub(super) struct Lanes {
     list: Turns,
     search: Turns,
+    /// What searches read on.
+    search_threads: Yielding,
 }
 
 impl Lanes {
@@ -93,6 +97,19 @@ impl Lanes {
         Self {
             list: Turns::new(list, settings, settings.statement_timeout_ms),
             search: Turns::new(search, settings, settings.search_timeout_ms),
+            search_threads: Yielding::new("onrush-search", search as usize),
+        }
+    }
+
+    /// Runs what reads in this lane.
+    pub(super) fn run<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        match lane {
+            Lane::List => tokio::task::spawn_blocking(work),
+            Lane::Search => self.search_threads.run(work),
         }
     }
 

@@ -154,6 +154,8 @@ impl Shop {
         settings.server.port = 0;
         settings.server.shutdown_notice_ms = 0;
         settings.server.connections_per_address_max = 10_000;
+        // All that is tried in vain comes from one address.
+        settings.server.refusals_per_second = 0;
         settings.auth.argon2_memory_kib = 8;
         settings.auth.argon2_passes = 1;
         // The clock of a test does not wake anybody.

@@ -1,0 +1,150 @@
+//! Refusals, held back from whoever gets many of them.
+//!
+//! A client that is refused and comes again at once costs as much as one that is served. So a client
+//! ([`network_of`]) hears so many refusals a second at once, and each further one a little later; whoever
+//! waits for its answer before it asks again is slowed down to a few requests a second and connection.
+//!
+//! Invariants: only refusals are held back, and only for [`HELD_BACK`]; the connection counts as idle
+//! meanwhile, so that it may be closed for a newcomer; of clients a bounded number is remembered, for a second.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use poem::http::StatusCode;
+use prometheus::IntCounter;
+
+use super::request::network_of;
+use super::shares::NowAndThen;
+use crate::clock::coarse_ms;
+
+/// For how long a refusal is held back.
+const HELD_BACK: Duration = Duration::from_millis(250);
+/// Clients that are remembered.
+const CLIENTS_MAX: usize = 65_536;
+
+/// Mark of an answer that is to be sent so much later.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeldBack(pub(super) Duration);
+
+/// Who was refused how often.
+pub(super) struct Tarpit {
+    /// Refusals of a second that a client hears at once; 0 for any number.
+    at_once: u32,
+    now: Mutex<Second>,
+    held_back: IntCounter,
+    told: NowAndThen,
+}
+
+#[derive(Default)]
+struct Second {
+    number: u64,
+    refusals: HashMap<IpAddr, u32>,
+}
+
+impl Tarpit {
+    pub(super) fn new(at_once: u32, held_back: IntCounter) -> Self {
+        Self {
+            at_once,
+            now: Mutex::default(),
+            held_back,
+            told: NowAndThen::default(),
+        }
+    }
+
+    /// Whether the answer of this status to `address` is to be held back, and for how long.
+    pub(super) fn holds_back(&self, status: StatusCode, address: IpAddr) -> Option<Duration> {
+        if self.at_once == 0 || !is_refusal(status) {
+            return None;
+        }
+        let client = network_of(address);
+        if !self.note(client, coarse_ms() / 1_000) {
+            return None;
+        }
+        self.held_back.inc();
+        if let Some(answers) = self.told.note(1) {
+            tracing::warn!(client = %client, answers, "refusals are held back from clients that get many");
+        }
+        Some(HELD_BACK)
+    }
+
+    /// Counts a refusal; tells whether it is one too many within this second.
+    fn note(&self, client: IpAddr, second: u64) -> bool {
+        let mut now = self.now.lock();
+        if now.number != second {
+            now.number = second;
+            now.refusals.clear();
+        }
+        if now.refusals.len() >= CLIENTS_MAX && !now.refusals.contains_key(&client) {
+            return false;
+        }
+        let count = now.refusals.entry(client).or_default();
+        *count = count.saturating_add(1);
+        *count > self.at_once
+    }
+}
+
+/// Whether the client should not have asked, or not now. What it can't know beforehand, such as that
+/// something is sold out or gone, is none.
+fn is_refusal(status: StatusCode) -> bool {
+    matches!(
+        status.as_u16(),
+        400 | 401 | 403 | 408 | 413 | 414 | 415 | 422 | 429 | 431 | 503
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+
+    fn tarpit(at_once: u32) -> Tarpit {
+        let counter = IntCounter::new("held_back", "test").expect("a counter");
+        Tarpit::new(at_once, counter)
+    }
+
+    #[test]
+    fn the_first_of_a_second_are_heard_at_once_and_each_client_for_itself() {
+        let tarpit = tarpit(3);
+        for second in [7, 8] {
+            let late: Vec<bool> = (0..5).map(|_| tarpit.note(CLIENT, second)).collect();
+            assert_eq!(late, [false, false, false, true, true]);
+            assert!(!tarpit.note(OTHER, second));
+        }
+    }
+
+    #[test]
+    fn what_is_no_refusal_is_never_held_back() {
+        let tarpit = tarpit(1);
+        for _ in 0..10 {
+            for status in [
+                StatusCode::OK,
+                StatusCode::NOT_FOUND,
+                StatusCode::CONFLICT,
+                StatusCode::NOT_MODIFIED,
+            ] {
+                assert_eq!(tarpit.holds_back(status, CLIENT), None);
+            }
+        }
+        let refused = StatusCode::TOO_MANY_REQUESTS;
+        // The second may change in between.
+        let held = (0..10).filter(|_| tarpit.holds_back(refused, CLIENT).is_some());
+        let held = held.count();
+        assert!(held >= 7, "{held}");
+        assert_eq!(tarpit.held_back.get(), held as u64);
+        let never = self::tarpit(0);
+        assert!((0..100).all(|_| never.holds_back(refused, CLIENT).is_none()));
+    }
+
+    #[test]
+    fn a_bounded_number_is_remembered() {
+        let tarpit = tarpit(1);
+        for number in 0..(CLIENTS_MAX as u32 + 100) {
+            tarpit.note(IpAddr::from(number.to_be_bytes()), 1);
+        }
+        assert_eq!(tarpit.now.lock().refusals.len(), CLIENTS_MAX);
+    }
+}
