@@ -370,6 +370,7 @@ impl From<StoreError> for Problem {
             StoreError::Io(_) | StoreError::Stopped => unavailable("unavailable", "The server is restarting.", 5).cause(&error),
             StoreError::Corrupt(_) => unavailable("database_damaged", "The database is damaged: nothing is written to it any more, and what can be read is served. The operator has to restore a backup; the server's log says more.", 300).cause(&error),
             StoreError::Constraint(_)
+            | StoreError::Unique(_)
             | StoreError::Foreign(_)
             | StoreError::Unavailable(_)
             | StoreError::Panicked(_)

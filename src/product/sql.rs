@@ -7,7 +7,7 @@ use super::{
 };
 use crate::clock::Timestamp;
 use crate::sql;
-use crate::store::{Param, Row, StoreError, Tx, value_rows};
+use crate::store::{Param, Row, StoreError, Tx, padded_rows, value_rows};
 
 const COLUMNS: &str = "id, sku, name, description, category, unit_amount, currency, stock, set_aside, popularity, \
      created_at, last_updated";
@@ -560,6 +560,45 @@ pub(super) fn insert_movement(tx: &mut Tx<'_>, row: &LedgerRow) -> Result<(), St
     Ok(())
 }
 
+/// Writes many rows in one statement.
+pub(super) fn insert_movements(tx: &mut Tx<'_>, rows: &[LedgerRow]) -> Result<(), StoreError> {
+    if let [row] = rows {
+        return insert_movement(tx, row);
+    }
+    let params = rows.iter().flat_map(|row| {
+        [
+            row.product_id.into(),
+            row.seq.into(),
+            row.sale_id.into(),
+            row.order_id.into(),
+            row.reason.into(),
+            row.quantity.into(),
+            row.delta.into(),
+            row.balance_after.into(),
+            row.at.into(),
+            Param::Text(&row.prev_hash),
+            Param::Text(&row.hash),
+        ]
+    });
+    let (values, params) = padded_rows(
+        params.collect(),
+        &[
+            "bigint", "bigint", "bigint", "bigint", "text", "bigint", "bigint", "bigint", "bigint",
+            "text", "text",
+        ],
+    );
+    tx.execute(
+        sql!(&format!(
+            "WITH moved (product_id, seq, sale_id, order_id, reason, quantity, delta, balance_after, at, prev_hash, hash) \
+             AS (VALUES {values}) INSERT INTO stock_movements (product_id, seq, sale_id, order_id, reason, quantity, \
+             delta, balance_after, at, prev_hash, hash) SELECT product_id, seq, sale_id, order_id, reason, quantity, \
+             delta, balance_after, at, prev_hash, hash FROM moved WHERE product_id IS NOT NULL"
+        )),
+        &params,
+    )?;
+    Ok(())
+}
+
 /// Shows each row with its product and number; `None` for one whose fields can't be read.
 pub(super) fn each_movement(
     tx: &mut Tx<'_>,
@@ -615,7 +654,7 @@ pub(super) fn each_allotted(
     mut visit: impl FnMut(ProductId, i64),
 ) -> Result<(), StoreError> {
     tx.each(
-        sql!("SELECT product_id, SUM(remaining) FROM flash_sales WHERE remaining > 0 GROUP BY product_id"),
+        sql!("SELECT product_id, CAST(SUM(remaining) AS bigint) FROM flash_sales WHERE remaining > 0 GROUP BY product_id"),
         &[],
         |row| {
             visit(row.get(0)?, row.get(1)?);
@@ -630,8 +669,8 @@ pub(super) fn each_ordered(
     mut visit: impl FnMut(ProductId, i64, i64),
 ) -> Result<(), StoreError> {
     tx.each(
-        sql!("SELECT i.product_id, SUM(CASE WHEN o.status = 'pending_payment' THEN i.quantity ELSE 0 END), \
-         SUM(CASE WHEN o.status <> 'pending_payment' THEN i.quantity ELSE 0 END) \
+        sql!("SELECT i.product_id, CAST(SUM(CASE WHEN o.status = 'pending_payment' THEN i.quantity ELSE 0 END) AS bigint), \
+         CAST(SUM(CASE WHEN o.status <> 'pending_payment' THEN i.quantity ELSE 0 END) AS bigint) \
          FROM orders o JOIN order_items i ON i.order_id = o.id \
          WHERE o.external_id IS NULL AND o.status IN ('pending_payment', 'paid', 'processed', 'fulfilled') \
          GROUP BY i.product_id"),

@@ -57,8 +57,8 @@ fn schedule(row: &Row<'_>) -> Result<Schedule, StoreError> {
 /// `cron` and `interval_seconds`, of which one is NULL.
 fn when(spec: &Spec) -> (Param<'_>, Param<'_>) {
     match &spec.when {
-        When::Cron(text) => (text.into(), Param::Null),
-        When::Every(seconds) => (Param::Null, (*seconds).into()),
+        When::Cron(text) => (text.into(), Param::NullInt),
+        When::Every(seconds) => (Param::NullText, (*seconds).into()),
     }
 }
 

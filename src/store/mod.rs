@@ -11,6 +11,7 @@ mod checkpoint;
 mod condition;
 mod damage;
 mod dir;
+mod gather;
 mod lane;
 mod migrate;
 mod sqlite;
@@ -30,9 +31,10 @@ use tokio::sync::{Semaphore, oneshot};
 pub use belong::Mark;
 pub use condition::Condition;
 pub use dir::{DataDir, DirError, Left, database_in};
+pub use gather::{GATHERED_MAX, Gather};
 pub use lane::Lane;
 pub use statement::Sql;
-pub use tx::{Column, Param, Row, Rows, Topic, Tx, value_rows};
+pub use tx::{Column, Nullable, Param, Row, Rows, Topic, Tx, padded_rows, value_rows};
 
 use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
@@ -75,6 +77,9 @@ pub enum StoreError {
     /// A constraint of the schema refused the write.
     #[error("a constraint refused the write: {0}")]
     Constraint(String),
+    /// There is a row with the same in these columns: `table.column`, separated by commas.
+    #[error("there is a row already with the same {0}")]
+    Unique(String),
     /// The store is shutting down.
     #[error("the database is shutting down")]
     Stopped,
@@ -101,7 +106,7 @@ impl StoreError {
 
     /// Whether a unique constraint over `column` (`table.column`) refused the write.
     pub fn is_unique_violation(&self, column: &str) -> bool {
-        matches!(self, StoreError::Constraint(text) if text.starts_with("UNIQUE") && text.contains(column))
+        matches!(self, StoreError::Unique(columns) if columns == column)
     }
 }
 
@@ -126,6 +131,7 @@ struct Inner {
     readers_peak: AtomicU32,
     /// Writes waiting from which on a patient caller blocks for room instead of trying.
     patience_from: usize,
+    write_queue_max: usize,
 }
 
 /// Connections in use and idle, and writes that wait.
@@ -303,6 +309,7 @@ impl Store {
             readers_in_use: AtomicU32::new(0),
             readers_peak: AtomicU32::new(0),
             patience_from: settings.write_queue_max / 2,
+            write_queue_max: settings.write_queue_max,
         })))
     }
 
@@ -672,16 +679,16 @@ impl Store {
         let (store, caller, limit) = (self.clone(), caller(), turns.statement_timeout);
         let wanted = Arc::new(AtomicBool::new(true));
         let _waiting = Waiting(Arc::clone(&wanted));
-        tokio::task::spawn_blocking(move || {
+        let read = move || {
             // Held until the statement has ended, not until its caller has gone.
             let _place = place;
             if !wanted.load(Ordering::Acquire) {
                 return Err(E::from(StoreError::Stopped));
             }
             sqlite::while_wanted(wanted, || store.read_for(caller, limit, work))
-        })
-        .await
-        .unwrap_or_else(|error| Err(E::from(StoreError::Panicked(error.to_string()))))
+        };
+        let done = self.0.lanes.run(lane, read).await;
+        done.unwrap_or_else(|error| Err(E::from(StoreError::Panicked(error.to_string()))))
     }
 
     /// [`Store::read`] on the calling thread, which must not be an async one.

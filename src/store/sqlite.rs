@@ -530,7 +530,16 @@ impl From<rusqlite::Error> for StoreError {
         };
         let text = message.clone().unwrap_or_else(|| error.to_string());
         match code.code {
-            ErrorCode::ConstraintViolation => StoreError::Constraint(text),
+            ErrorCode::ConstraintViolation => match code.extended_code {
+                ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY => {
+                    // Which it is, SQLite says nowhere else: "UNIQUE constraint failed: users.email".
+                    let columns = text
+                        .rsplit_once(": ")
+                        .map(|(_, columns)| columns.to_owned());
+                    StoreError::Unique(columns.unwrap_or(text))
+                }
+                _ => StoreError::Constraint(text),
+            },
             ErrorCode::DiskFull => StoreError::StorageFull,
             // The shared-memory file of the WAL could not grow: a full disk as well.
             ErrorCode::SystemIoFailure if code.extended_code == ffi::SQLITE_IOERR_SHMSIZE => {

@@ -21,8 +21,10 @@ use crate::monitor::statements::{Called, SlowCall, Statement, Statements};
 /// A value for a placeholder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Param<'a> {
-    /// SQL NULL.
-    Null,
+    /// NULL where a bigint may stand: PostgreSQL has to know of what type a parameter is.
+    NullInt,
+    /// NULL where a text may stand.
+    NullText,
     /// A bigint.
     Int(i64),
     /// Text.
@@ -36,7 +38,7 @@ impl Param<'_> {
     /// The value for people, shortened.
     fn shown(&self) -> String {
         match self {
-            Param::Null => "NULL".to_owned(),
+            Param::NullInt | Param::NullText => "NULL".to_owned(),
             Param::Int(value) => value.to_string(),
             Param::Text(text) => {
                 let mut shown: String = text.chars().take(SHOWN_MAX).collect();
@@ -52,7 +54,7 @@ impl Param<'_> {
 impl rusqlite::ToSql for Param<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(match self {
-            Param::Null => ToSqlOutput::Owned(SqlValue::Null),
+            Param::NullInt | Param::NullText => ToSqlOutput::Owned(SqlValue::Null),
             Param::Int(value) => ToSqlOutput::Owned(SqlValue::Integer(*value)),
             Param::Text(text) => ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes())),
         })
@@ -89,9 +91,31 @@ impl<'a> From<&'a String> for Param<'a> {
     }
 }
 
-impl<'a, T: Into<Param<'a>>> From<Option<T>> for Param<'a> {
+/// What may be absent from a column, and is then a NULL of that column's type.
+pub trait Nullable {
+    /// The absent value.
+    const NULL: Param<'static>;
+}
+
+/// Types that are a bigint in the database.
+macro_rules! bigints {
+    ($($name:ty),+) => { $(impl Nullable for $name {
+        const NULL: Param<'static> = Param::NullInt;
+    })+ };
+}
+bigints!(i64, u32, Timestamp);
+
+impl Nullable for &str {
+    const NULL: Param<'static> = Param::NullText;
+}
+
+impl Nullable for &String {
+    const NULL: Param<'static> = Param::NullText;
+}
+
+impl<'a, T: Nullable + Into<Param<'a>>> From<Option<T>> for Param<'a> {
     fn from(value: Option<T>) -> Self {
-        value.map_or(Param::Null, Into::into)
+        value.map_or(T::NULL, Into::into)
     }
 }
 
@@ -105,7 +129,7 @@ impl Column for i64 {
     fn read(value: Param<'_>) -> Option<Self> {
         match value {
             Param::Int(value) => Some(value),
-            Param::Null | Param::Text(_) => None,
+            Param::NullInt | Param::NullText | Param::Text(_) => None,
         }
     }
 }
@@ -132,7 +156,7 @@ impl Column for String {
     fn read(value: Param<'_>) -> Option<Self> {
         match value {
             Param::Text(text) => Some(text.to_owned()),
-            Param::Null | Param::Int(_) => None,
+            Param::NullInt | Param::NullText | Param::Int(_) => None,
         }
     }
 }
@@ -140,7 +164,7 @@ impl Column for String {
 impl<T: Column> Column for Option<T> {
     fn read(value: Param<'_>) -> Option<Self> {
         match value {
-            Param::Null => Some(None),
+            Param::NullInt | Param::NullText => Some(None),
             other => T::read(other).map(Some),
         }
     }
@@ -177,6 +201,10 @@ macro_rules! id_type {
             fn from(id: $name) -> Self {
                 $crate::store::Param::Int(id.0)
             }
+        }
+
+        impl $crate::store::Nullable for $name {
+            const NULL: $crate::store::Param<'static> = $crate::store::Param::NullInt;
         }
 
         impl $crate::store::Column for $name {
@@ -217,11 +245,15 @@ macro_rules! word_type {
             }
         }
 
+        impl $crate::store::Nullable for $name {
+            const NULL: $crate::store::Param<'static> = $crate::store::Param::NullText;
+        }
+
         impl $crate::store::Column for $name {
             fn read(value: $crate::store::Param<'_>) -> Option<Self> {
                 match value {
                     $crate::store::Param::Text(word) => $name::from_word(word),
-                    $crate::store::Param::Null | $crate::store::Param::Int(_) => None,
+                    _ => None,
                 }
             }
         }
@@ -238,7 +270,7 @@ impl Row<'_> {
     /// The value of the column at `index`, from 0.
     pub fn get<T: Column>(&self, index: usize) -> Result<T, StoreError> {
         let value = match self.row.get_ref(index)? {
-            ValueRef::Null => Param::Null,
+            ValueRef::Null => Param::NullInt,
             ValueRef::Integer(value) => Param::Int(value),
             ValueRef::Text(bytes) => Param::Text(std::str::from_utf8(bytes).map_err(|_| {
                 // All that was written was text.
@@ -276,6 +308,21 @@ pub fn value_rows(rows: usize, types: &[&str]) -> String {
         text.push(')');
     }
     text
+}
+
+/// Text and parameters of a `VALUES` of these rows, as [`value_rows`] has it. Their number is rounded up to a
+/// power of two, so that few texts fill the cache of prepared statements; what is added is NULL in each
+/// column, and the statement leaves it out.
+pub fn padded_rows<'a>(mut params: Vec<Param<'a>>, types: &[&str]) -> (String, Vec<Param<'a>>) {
+    let rows = params.len() / types.len().max(1);
+    let places = rows.next_power_of_two();
+    for _ in rows..places {
+        params.extend(types.iter().map(|kind| match *kind {
+            "text" => Param::NullText,
+            _ => Param::NullInt,
+        }));
+    }
+    (value_rows(places, types), params)
 }
 
 /// A transaction: everything done through it commits together or not at all.

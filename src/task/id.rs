@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::store::{Column, Param};
+use crate::store::{Column, Nullable, Param};
 
 /// Key of a task.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -53,11 +53,15 @@ impl<'a> From<&'a Text> for Param<'a> {
     }
 }
 
+impl Nullable for &Text {
+    const NULL: Param<'static> = Param::NullText;
+}
+
 impl Column for TaskId {
     fn read(value: Param<'_>) -> Option<Self> {
         match value {
             Param::Text(text) => text.parse().ok(),
-            Param::Null | Param::Int(_) => None,
+            Param::NullInt | Param::NullText | Param::Int(_) => None,
         }
     }
 }

@@ -338,7 +338,9 @@ async fn finish(
             Err(TaskError::Store(StoreError::Stopped)) => return,
             Err(TaskError::Store(error)) => {
                 tracing::warn!(%error, task = %id, "a failed run could not be noted; it is tried again");
-                if let StoreError::Constraint(_) | StoreError::Bug(_) = error {
+                if let StoreError::Constraint(_) | StoreError::Unique(_) | StoreError::Bug(_) =
+                    error
+                {
                     // Whatever is wrong with the text, the failure itself must be noted.
                     failure.error = "it failed, and its error could not be written".to_owned();
                     lines = None;
