@@ -11,6 +11,8 @@ pub mod gate;
 mod model;
 pub mod rehearsal;
 pub mod service;
+#[cfg(test)]
+mod sets;
 mod sql;
 pub mod tasks;
 
