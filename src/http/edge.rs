@@ -156,8 +156,7 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
             .collect();
         let unmatched = options.metrics.route(NO_ROUTE, || NO_ROUTE.to_owned());
         let counted = (0..options.routes.len()).map(|_| OnceLock::new()).collect();
-        let held_back = options.metrics.http_refusals_held_back_total.clone();
-        let tarpit = Tarpit::new(options.server.refusals_per_second, held_back);
+        let tarpit = Tarpit::new(options.server.refusals_per_second, &options.metrics);
         Self {
             tarpit,
             counted,

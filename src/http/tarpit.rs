@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use poem::http::StatusCode;
-use prometheus::IntCounter;
 
 use super::request::network_of;
 use super::shares::NowAndThen;
 use crate::clock::coarse_ms;
+use crate::monitor::Metrics;
 
 /// For how long a refusal is held back.
 const HELD_BACK: Duration = Duration::from_millis(250);
@@ -33,7 +33,7 @@ pub(super) struct Tarpit {
     /// Refusals of a second that a client hears at once; 0 for any number.
     at_once: u32,
     now: Mutex<Second>,
-    held_back: IntCounter,
+    metrics: Metrics,
     told: NowAndThen,
 }
 
@@ -44,11 +44,11 @@ struct Second {
 }
 
 impl Tarpit {
-    pub(super) fn new(at_once: u32, held_back: IntCounter) -> Self {
+    pub(super) fn new(at_once: u32, metrics: &Metrics) -> Self {
         Self {
             at_once,
             now: Mutex::default(),
-            held_back,
+            metrics: metrics.clone(),
             told: NowAndThen::default(),
         }
     }
@@ -62,7 +62,7 @@ impl Tarpit {
         if !self.note(client, coarse_ms() / 1_000) {
             return None;
         }
-        self.held_back.inc();
+        self.metrics.http_refusals_held_back_total.inc();
         if let Some(answers) = self.told.note(1) {
             tracing::warn!(client = %client, answers, "refusals are held back from clients that get many");
         }
@@ -102,8 +102,7 @@ mod tests {
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
     fn tarpit(at_once: u32) -> Tarpit {
-        let counter = IntCounter::new("held_back", "test").expect("a counter");
-        Tarpit::new(at_once, counter)
+        Tarpit::new(at_once, &Metrics::new().expect("unique names"))
     }
 
     #[test]
@@ -134,7 +133,8 @@ mod tests {
         let held = (0..10).filter(|_| tarpit.holds_back(refused, CLIENT).is_some());
         let held = held.count();
         assert!(held >= 7, "{held}");
-        assert_eq!(tarpit.held_back.get(), held as u64);
+        let counted = tarpit.metrics.http_refusals_held_back_total.get();
+        assert_eq!(counted, held as u64);
         let never = self::tarpit(0);
         assert!((0..100).all(|_| never.holds_back(refused, CLIENT).is_none()));
     }
