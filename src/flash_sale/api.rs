@@ -18,7 +18,7 @@ use crate::config::Settings;
 use crate::http::{Body, Created, Failure, OptionalBody, Problem, fails, read_cursor};
 use crate::monitor::Metrics;
 use crate::order::api::rate_limited;
-use crate::order::{FollowUps, OrderError, SALE_CHANGED};
+use crate::order::{FollowUps, SALE_CHANGED};
 use crate::product::ProductId;
 use crate::product::stock::StockError;
 use crate::store::{Gather, Lane, Rows, Store, StoreError};
@@ -697,26 +697,18 @@ impl FlashSaleApi {
         let claim_id = id.0.clone();
         let found = self
             .store
-            .point(move |tx| {
-                let claim = super::sql::claim(tx, &claim_id)?
-                    .filter(|(_, buyer, ..)| owner.is_none_or(|owner| owner == *buyer));
-                let Some((sale, _, order, quantity, created_at)) = claim else {
-                    return Ok(None);
-                };
-                let order = crate::order::get(tx, order, None)?;
-                Ok::<_, OrderError>(Some((sale, order, quantity, created_at)))
-            })
+            .point(move |tx| super::claim_on_record(tx, &claim_id, owner))
             .await
             .map_err(Problem::from)?;
-        let (sale, order, quantity, created_at) =
+        let claim =
             found.ok_or_else(|| Problem::not_found("claim_not_found", "there is no such claim"))?;
         Ok(Body(ClaimView {
             claim_id: id.0,
-            sale_id: sale.0,
-            order_id: order.id.0,
-            quantity,
-            state: order.status.word().to_owned(),
-            created_at,
+            sale_id: claim.sale_id.0,
+            order_id: claim.order_id.0,
+            quantity: claim.quantity,
+            state: claim.state.word().to_owned(),
+            created_at: claim.created_at,
         }))
     }
 }

@@ -717,6 +717,33 @@ pub fn units_ordered(tx: &mut Tx<'_>, id: SaleId) -> Result<i64, StoreError> {
     sql::units_ordered(tx, id)
 }
 
+/// A claim that was granted, as it stands now.
+#[derive(Clone, Debug)]
+pub struct ClaimOnRecord {
+    /// In which sale.
+    pub sale_id: SaleId,
+    /// To whom.
+    pub user_id: UserId,
+    /// The order that it became.
+    pub order_id: OrderId,
+    /// Units.
+    pub quantity: u32,
+    /// When.
+    pub created_at: Timestamp,
+    /// The order's state.
+    pub state: OrderStatus,
+}
+
+/// A claim; another's is as absent as none. `owner` is `None` for staff.
+pub fn claim_on_record(
+    tx: &mut Tx<'_>,
+    claim_id: &str,
+    owner: Option<UserId>,
+) -> Result<Option<ClaimOnRecord>, SaleError> {
+    let claim = sql::claim(tx, claim_id)?;
+    Ok(claim.filter(|claim| owner.is_none_or(|owner| owner == claim.user_id)))
+}
+
 /// Whether an accepted claim is on record with its order.
 pub fn is_on_record(tx: &mut Tx<'_>, claim_id: &str, order_id: i64) -> Result<bool, StoreError> {
     sql::claim_has_order(tx, claim_id, order_id)

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{ClaimRequest, NewSale, Sale, SaleId, SaleStatus};
+use super::{ClaimOnRecord, ClaimRequest, NewSale, Sale, SaleId, SaleStatus};
 use crate::auth::UserId;
 use crate::clock::Timestamp;
 use crate::order::{OrderId, SALE_CHANGED};
@@ -275,22 +275,21 @@ pub(super) fn insert_claim(
     )? == 1)
 }
 
-/// Sale, buyer, order, units and time of a claim.
-pub(super) type ClaimRow = (SaleId, UserId, OrderId, u32, Timestamp);
-
-/// One claim.
-pub(super) fn claim(tx: &mut Tx<'_>, id: &str) -> Result<Option<ClaimRow>, StoreError> {
+/// One claim, as it stands now.
+pub(super) fn claim(tx: &mut Tx<'_>, id: &str) -> Result<Option<ClaimOnRecord>, StoreError> {
     tx.row(
-        sql!("SELECT sale_id, user_id, order_id, quantity, created_at FROM claims WHERE id = $1"),
+        sql!("SELECT c.sale_id, c.user_id, c.order_id, c.quantity, c.created_at, o.status FROM claims c \
+         JOIN orders o ON o.id = c.order_id WHERE c.id = $1"),
         &[id.into()],
         |row| {
-            Ok((
-                row.get(0)?,
-                row.get(1)?,
-                row.get(2)?,
-                row.get(3)?,
-                row.get(4)?,
-            ))
+            Ok(ClaimOnRecord {
+                sale_id: row.get(0)?,
+                user_id: row.get(1)?,
+                order_id: row.get(2)?,
+                quantity: row.get(3)?,
+                created_at: row.get(4)?,
+                state: row.get(5)?,
+            })
         },
     )
 }

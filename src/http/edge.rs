@@ -219,8 +219,16 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
             BodyKind::Open => server.open_body_bytes_max.min(server.body_bytes_max),
             BodyKind::Import => server.import_bytes_max,
         } as u64;
-        if declared_length(request.headers()).is_some_and(|length| length > bytes_max) {
-            return Err(BodyFault::TooLarge { bytes_max }.problem().into());
+        if let Some(length) = declared_length(request.headers()) {
+            if length > bytes_max {
+                return Err(BodyFault::TooLarge { bytes_max }.problem().into());
+            }
+            if kind != BodyKind::Import {
+                // Reading what can't be held costs as much as reading what can.
+                shares
+                    .unless_short(Resource::BodyBytes, client, length)
+                    .map_err(Problem::from)?;
+            }
         }
         let progress = (kind == BodyKind::Import).then(Moved::default);
         // Held until the request is over, for as long as what was made of the body may be.

@@ -80,6 +80,9 @@ const H2_CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
 const REFUSAL: &[u8] = b"HTTP/1.1 4";
 /// Longest answer that hyper writes by itself.
 const REFUSAL_BYTES_MAX: usize = 512;
+/// Connections that are accepted before requests that are there have their turn: a crowd that only comes
+/// and goes must not keep those waiting who are in.
+const ACCEPTED_AT_ONCE: u32 = 16;
 
 /// Why the server could not start to listen.
 #[derive(Debug, thiserror::Error)]
@@ -439,7 +442,13 @@ where
     let (alive, mut all_gone) = mpsc::channel::<Infallible>(1);
 
     let accepting = async {
+        let mut accepted_at_once = 0;
         loop {
+            if accepted_at_once == ACCEPTED_AT_ONCE {
+                accepted_at_once = 0;
+                tokio::task::yield_now().await;
+            }
+            accepted_at_once += 1;
             shared.connections.may_accept().await;
             match listeners.accept().await {
                 Ok(accepted) => admit(&shared, accepted, alive.clone()),

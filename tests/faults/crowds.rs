@@ -358,3 +358,31 @@ fn a_disk_that_fills_up_in_the_middle_of_an_attack_stops_writing_alone() {
     let server = sale.launch.start();
     sale.assert_kept(server.address, &mut buyers);
 }
+
+#[test]
+fn whoever_is_refused_again_and_again_hears_it_late_and_the_others_at_once() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let launch =
+        Launch::new(&root.path().join("data")).set("ONRUSH_SERVER__REFUSALS_PER_SECOND", 3);
+    let server = launch.start();
+    let held_back = || figure(&server, "http_refusals_held_back_total ");
+    let mut client = Client::new(server.address);
+    for _ in 0..20 {
+        let gone = client.get("/api/v1/products/999999", "");
+        assert_eq!(
+            gone.status, 404,
+            "what is not there is no refusal: {gone:?}"
+        );
+    }
+    assert_eq!(held_back(), 0.0);
+    let nothing = json!({});
+    until("refusals are held back", || {
+        let refused = client.post("/api/v1/auth/login", "", &nothing);
+        let refused = refused.expect("each of them is answered in the end");
+        assert_eq!(refused.status, 422, "{refused:?}");
+        held_back() >= 2.0
+    });
+    let before = held_back();
+    assert_eq!(client.get("/api/v1/products", "").status, 200);
+    assert_eq!(held_back(), before, "what is served is not");
+}
