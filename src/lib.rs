@@ -21,10 +21,9 @@
 //! | [`sheet`] | tables as spreadsheet programs write and read them |
 //! | [`config`], [`zone`], [`check`], [`clock`], `threads` | settings, time zones, input checks, time, work that gives way |
 //!
-//! One claim, in one direction: `flash_sale/api.rs` asks the gate, which may refuse early; then it joins
-//! those that wait for the same sale (`store/gather.rs`), and `flash_sale::claim_many` decides them in
-//! order; one conditional update in `flash_sale/sql.rs` takes their units; ledger rows, claims and
-//! orders join the same transaction; the writer commits for everyone who
+//! One claim, in one direction: `flash_sale/api.rs` asks the gate, which may refuse early; then one
+//! `store.write` runs `flash_sale::claim`, whose conditional update in `flash_sale/sql.rs` decides;
+//! ledger row, claim and order join the same transaction; the writer commits for everyone who
 //! waits; after the commit the gate is told, and the answer goes out.
 
 pub mod app;

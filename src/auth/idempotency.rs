@@ -100,58 +100,6 @@ impl Key {
         }
     }
 
-    /// [`Key::look_up`] for many callers, with one statement: in the order of `asked`, and `None` where no key
-    /// was given.
-    pub fn look_up_all(
-        tx: &mut Tx<'_>,
-        asked: &[(Timestamp, UserId, Option<&Key>)],
-    ) -> Result<Vec<Option<Stored>>, StoreError> {
-        let given: Vec<(UserId, &str)> = asked
-            .iter()
-            .filter_map(|(_, caller, key)| Some((*caller, key.as_ref()?.key.as_str())))
-            .collect();
-        if given.is_empty() {
-            return Ok(vec![None; asked.len()]);
-        }
-        let kept = sql::stored_all(tx, &given)?;
-        let of = |(now, caller, key): &(Timestamp, UserId, Option<&Key>)| {
-            let key = (*key)?;
-            let (at, stored) = kept.get(&(caller.to_string(), key.key.clone()))?;
-            (*at > now.plus_seconds(-key.seconds)).then(|| stored.clone())
-        };
-        Ok(asked.iter().map(of).collect())
-    }
-
-    /// Whether an answer is that to what is asked under this key.
-    pub fn fits(&self, stored: &Stored) -> bool {
-        self.fingerprint == stored.fingerprint
-    }
-
-    /// What tells it apart from others of its caller.
-    pub fn text(&self) -> &str {
-        &self.key
-    }
-
-    /// [`Key::keep`] of many, with one statement; each key once.
-    pub fn keep_all(
-        tx: &mut Tx<'_>,
-        kept: &[(Timestamp, UserId, &Key, &Stored)],
-    ) -> Result<(), StoreError> {
-        if kept.is_empty() {
-            return Ok(());
-        }
-        sql::store_all(tx, kept)
-    }
-
-    /// What is kept of an answer to this key.
-    pub fn stored(&self, location: String, body: String) -> Stored {
-        Stored {
-            fingerprint: self.fingerprint.clone(),
-            location,
-            body,
-        }
-    }
-
     /// Keeps an answer.
     pub fn keep(
         &self,
@@ -161,7 +109,11 @@ impl Key {
         location: String,
         body: String,
     ) -> Result<(), StoreError> {
-        let stored = self.stored(location, body);
+        let stored = Stored {
+            fingerprint: self.fingerprint.clone(),
+            location,
+            body,
+        };
         sql::store(tx, now, caller, &self.key, &stored)
     }
 }

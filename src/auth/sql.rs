@@ -1,14 +1,12 @@
 //! Every statement about accounts' credentials, sessions and API keys.
 
-use std::collections::HashMap;
-
-use super::idempotency::{Key, Stored};
+use super::idempotency::Stored;
 use super::place::PlaceKind;
 use super::{Account, ApiKey, Carrier, KeyId, KeyRow, Recipient, Role, Scope, SessionRow, UserId};
 use crate::clock::Timestamp;
 use crate::config::Language;
 use crate::sql;
-use crate::store::{Param, Row, StoreError, Tx, padded_rows, value_rows};
+use crate::store::{Param, Row, StoreError, Tx, value_rows};
 
 pub(super) fn account_by_id(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Account>, StoreError> {
     tx.row(
@@ -338,74 +336,6 @@ pub(super) fn store(
             (&stored.body).into(),
             now.into(),
         ],
-    )?;
-    Ok(())
-}
-
-/// Answers by caller and key, and when they were given.
-pub(super) type Kept = HashMap<(String, String), (Timestamp, Stored)>;
-
-/// Answers that were given to callers under these keys.
-pub(super) fn stored_all(tx: &mut Tx<'_>, given: &[(UserId, &str)]) -> Result<Kept, StoreError> {
-    let callers: Vec<String> = given.iter().map(|(caller, _)| caller.to_string()).collect();
-    let params = callers
-        .iter()
-        .zip(given)
-        .flat_map(|(caller, (_, key))| [Param::Text(caller), Param::Text(key)]);
-    let (values, params) = padded_rows(params.collect(), &["text", "text"]);
-    let kept = tx.rows(
-        sql!(&format!(
-            "WITH given (caller, key) AS (VALUES {values}) SELECT k.caller, k.key, k.created_at, k.fingerprint, \
-             k.location, k.body FROM given CROSS JOIN idempotency_keys k WHERE k.caller = given.caller AND k.key = given.key"
-        )),
-        &params,
-        |row| {
-            let stored = Stored {
-                fingerprint: row.get(3)?,
-                location: row.get(4)?,
-                body: row.get(5)?,
-            };
-            Ok(((row.get(0)?, row.get(1)?), (row.get(2)?, stored)))
-        },
-    )?;
-    Ok(kept.into_iter().collect())
-}
-
-/// [`store`] of many in one statement.
-pub(super) fn store_all(
-    tx: &mut Tx<'_>,
-    kept: &[(Timestamp, UserId, &Key, &Stored)],
-) -> Result<(), StoreError> {
-    let callers: Vec<String> = kept
-        .iter()
-        .map(|(_, caller, ..)| caller.to_string())
-        .collect();
-    let params = callers
-        .iter()
-        .zip(kept)
-        .flat_map(|(caller, (now, _, key, stored))| {
-            [
-                Param::Text(caller),
-                Param::Text(key.text()),
-                (&stored.fingerprint).into(),
-                (&stored.location).into(),
-                (&stored.body).into(),
-                (*now).into(),
-            ]
-        });
-    let (values, params) = padded_rows(
-        params.collect(),
-        &["text", "text", "text", "text", "text", "bigint"],
-    );
-    tx.execute(
-        sql!(&format!(
-            "WITH kept (caller, key, fingerprint, location, body, created_at) AS (VALUES {values}) \
-             INSERT INTO idempotency_keys (caller, key, fingerprint, location, body, created_at) \
-             SELECT caller, key, fingerprint, location, body, created_at FROM kept WHERE caller IS NOT NULL \
-             ON CONFLICT (caller, key) DO UPDATE SET fingerprint = excluded.fingerprint, \
-             location = excluded.location, body = excluded.body, created_at = excluded.created_at"
-        )),
-        &params,
     )?;
     Ok(())
 }

@@ -11,12 +11,8 @@ pub mod gate;
 mod model;
 pub mod rehearsal;
 pub mod service;
-#[cfg(test)]
-mod sets;
 mod sql;
 pub mod tasks;
-
-use std::collections::HashMap;
 
 use uuid::Uuid;
 
@@ -361,7 +357,7 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     let quantity = request.quantity;
     let sale_id = request.sale_id;
     let Some(sale) = sql::take(tx, sale_id, quantity, now)? else {
-        return Err(why_not(sql::get(tx, sale_id)?.as_ref(), sale_id, now));
+        return Err(refusal(tx, sale_id, now)?);
     };
     fail::fail_point!("claim.units_taken");
     let amount = sale.unit_amount.saturating_mul(i64::from(quantity));
@@ -425,262 +421,14 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     }))
 }
 
-/// Grants claims of one sale that wait together, each decided as if they had come one after the other, with a
-/// number of statements that does not grow with theirs. `Err` undoes all of it.
-pub fn claim_many(
-    tx: &mut Tx<'_>,
-    sale_id: SaleId,
-    asked: &[(Timestamp, &ClaimRequest)],
-) -> Result<Vec<Result<Claim, SaleError>>, SaleError> {
-    if let [(now, request)] = asked {
-        return claim(tx, *now, request).map(|claim| vec![Ok(claim)]);
-    }
-    let keys: Vec<(Timestamp, UserId, Option<&Key>)> = asked
-        .iter()
-        .map(|(now, request)| (*now, request.user_id, request.key.as_ref()))
-        .collect();
-    let kept = Key::look_up_all(tx, &keys)?;
-    let sale = sql::lock(tx, sale_id)?;
-    let buyers: Vec<UserId> = asked.iter().map(|(_, request)| request.user_id).collect();
-    let mut decided = Decided::new(sale, sql::units_of(tx, sale_id, &buyers)?);
-    for ((now, request), stored) in asked.iter().zip(kept) {
-        decided.decide(*now, request, stored)?;
-    }
-    fail::fail_point!("claim.decided");
-    decided.write(tx, sale_id, asked)
-}
-
-/// Claims of one sale that are decided together.
-struct Decided {
-    /// As it will be after those that were granted.
-    sale: Option<Sale>,
-    /// Units of each buyer, those included.
-    units: HashMap<UserId, i64>,
-    /// What was answered under a key within these.
-    kept: HashMap<(UserId, String), Stored>,
-    outcomes: Vec<Result<Claim, SaleError>>,
-    granted: Vec<Grant>,
-}
-
-/// One that was granted.
-struct Grant {
-    /// Its place among all that were asked for.
-    at: usize,
-    claim_id: Uuid,
-    /// Units left in the sale right after.
-    remaining: i64,
-    status: OrderStatus,
-    expires_at: Option<Timestamp>,
-    amount: i64,
-}
-
-impl Decided {
-    fn new(sale: Option<Sale>, units: HashMap<UserId, i64>) -> Self {
-        Self {
-            sale,
-            units,
-            kept: HashMap::new(),
-            outcomes: Vec::new(),
-            granted: Vec::new(),
-        }
-    }
-
-    /// Decides the next one; `stored` is what was answered under its key before.
-    fn decide(
-        &mut self,
-        now: Timestamp,
-        request: &ClaimRequest,
-        stored: Option<Stored>,
-    ) -> Result<(), StoreError> {
-        let of_key = |key: &Key| (request.user_id, key.text().to_owned());
-        if let Some(key) = &request.key
-            && let Some(stored) = self.kept.get(&of_key(key)).cloned().or(stored)
-        {
-            self.outcomes.push(match key.fits(&stored) {
-                true => Ok(Claim::Replayed(stored)),
-                false => Err(KeyError::Reused.into()),
-            });
-            return Ok(());
-        }
-        let quantity = i64::from(request.quantity);
-        let sale = match &mut self.sale {
-            Some(sale) if sale.grants(now) && sale.remaining >= quantity => sale,
-            sale => {
-                let why = why_not(sale.as_ref(), request.sale_id, now);
-                self.outcomes.push(Err(why));
-                return Ok(());
-            }
-        };
-        let units = self.units.entry(request.user_id).or_default();
-        if *units + quantity > sale.per_user_limit {
-            let limit = sale.per_user_limit;
-            self.outcomes.push(Err(SaleError::LimitReached(limit)));
-            return Ok(());
-        }
-        *units += quantity;
-        sale.remaining -= quantity;
-        let amount = sale.unit_amount.saturating_mul(quantity);
-        let (status, expires_at) = order::payment_terms(now, sale.payment_window_seconds, amount);
-        let grant = Grant {
-            at: self.outcomes.len(),
-            claim_id: Uuid::now_v7(),
-            remaining: sale.remaining,
-            status,
-            expires_at,
-            amount,
-        };
-        // Its order has no key yet; the answer is printed again once it has.
-        let stored = grant.answer(OrderId(0), request)?;
-        if let Some(key) = &request.key {
-            self.kept.insert(of_key(key), stored.clone());
-        }
-        self.outcomes.push(Ok(Claim::Granted(stored)));
-        self.granted.push(grant);
-        Ok(())
-    }
-
-    /// Writes what was granted, and answers all.
-    fn write(
-        mut self,
-        tx: &mut Tx<'_>,
-        sale_id: SaleId,
-        asked: &[(Timestamp, &ClaimRequest)],
-    ) -> Result<Vec<Result<Claim, SaleError>>, SaleError> {
-        let (Some(sale), Some(first)) = (self.sale, self.granted.first()) else {
-            return Ok(self.outcomes);
-        };
-        let times = self.granted.iter().map(|grant| asked[grant.at].0);
-        let window = times.fold((asked[first.at].0, asked[first.at].0), |(a, b), at| {
-            (a.min(at), b.max(at))
-        });
-        let units = |grant: &Grant| i64::from(asked[grant.at].1.quantity);
-        let all: i64 = self.granted.iter().map(units).sum();
-        if !sql::take_all(tx, sale_id, all, window)? {
-            // It was locked: nobody else can have changed it.
-            return Err(StoreError::Bug(format!("sale {sale_id} changed under its lock")).into());
-        }
-        fail::fail_point!("claim.units_taken");
-        let new = self
-            .granted
-            .iter()
-            .map(|grant| {
-                let (now, request) = asked[grant.at];
-                let item = OrderItem {
-                    product_id: sale.product_id,
-                    quantity: request.quantity,
-                    unit_amount: sale.unit_amount,
-                    amount: grant.amount,
-                };
-                let order = NewOrder {
-                    user_id: request.user_id,
-                    status: grant.status,
-                    total_amount: grant.amount,
-                    currency: sale.currency.clone(),
-                    sale_id: Some(sale_id.0),
-                    expires_at: grant.expires_at,
-                };
-                (now, order, item)
-            })
-            .collect();
-        let reason = match first.status {
-            OrderStatus::Paid => Reason::ClaimSell,
-            _ => Reason::ClaimHold,
-        };
-        let (_, now) = window;
-        let follow_ups = &asked[first.at].1.follow_ups;
-        let orders = order::insert_all(tx, now, follow_ups, sale.product_id, new, reason)?;
-        fail::fail_point!("claim.order_written");
-        let rows: Vec<sql::GrantedRow> = self
-            .granted
-            .iter()
-            .zip(&orders)
-            .map(|(grant, order)| {
-                let (at, request) = asked[grant.at];
-                sql::GrantedRow {
-                    claim_id: grant.claim_id.to_string(),
-                    user_id: request.user_id,
-                    order_id: *order,
-                    quantity: request.quantity,
-                    at,
-                }
-            })
-            .collect();
-        sql::insert_claims(tx, sale_id, &rows)?;
-        fail::fail_point!("claim.claim_written");
-        if sale.remaining == 0 {
-            follow_ups.sale_sold_out(tx, now, sale_id.0, sale.product_id)?;
-        }
-        let mut answers = HashMap::with_capacity(orders.len());
-        for (grant, order) in self.granted.iter().zip(&orders) {
-            let stored = grant.answer(*order, asked[grant.at].1)?;
-            answers.insert(stored.location.clone(), stored);
-        }
-        for outcome in &mut self.outcomes {
-            let (Ok(Claim::Granted(stored)) | Ok(Claim::Replayed(stored))) = outcome else {
-                continue;
-            };
-            if let Some(known) = answers.get(&stored.location) {
-                stored.clone_from(known);
-            }
-        }
-        let keys: Vec<(Timestamp, UserId, &Key, &Stored)> = self
-            .granted
-            .iter()
-            .filter_map(|grant| {
-                let (now, request) = asked[grant.at];
-                let stored = answers.get(&grant.location())?;
-                Some((now, request.user_id, request.key.as_ref()?, stored))
-            })
-            .collect();
-        Key::keep_all(tx, &keys)?;
-        fail::fail_point!("claim.key_kept");
-        Ok(self.outcomes)
-    }
-}
-
-impl Grant {
-    fn location(&self) -> String {
-        format!("{CLAIMS}{}", self.claim_id)
-    }
-
-    /// What its buyer is told.
-    fn answer(&self, order_id: OrderId, request: &ClaimRequest) -> Result<Stored, StoreError> {
-        let claimed = Claimed {
-            claim_id: self.claim_id,
-            order_id,
-            state: self.status,
-            remaining: self.remaining,
-            expires_at: self.expires_at,
-        };
-        let body =
-            serde_json::to_string(&claimed).map_err(|error| StoreError::Bug(error.to_string()))?;
-        let location = self.location();
-        Ok(match &request.key {
-            Some(key) => key.stored(location, body),
-            None => Stored {
-                fingerprint: String::new(),
-                location,
-                body,
-            },
-        })
-    }
-}
-
-impl Sale {
-    /// Whether it is open, and in its window.
-    fn grants(&self, now: Timestamp) -> bool {
-        self.status == SaleStatus::Open && self.starts_at <= now && now < self.ends_at
-    }
-}
-
-/// Why a sale grants no claim, as it is.
-fn why_not(sale: Option<&Sale>, id: SaleId, now: Timestamp) -> SaleError {
-    match sale {
+/// Why the conditional update took nothing.
+fn refusal(tx: &mut Tx<'_>, id: SaleId, now: Timestamp) -> Result<SaleError, StoreError> {
+    Ok(match sql::get(tx, id)? {
         None => SaleError::NotFound(id),
         Some(sale) if sale.status != SaleStatus::Open || now >= sale.ends_at => SaleError::Ended,
         Some(sale) if now < sale.starts_at => SaleError::NotStarted,
         Some(sale) => SaleError::SoldOut(sale.remaining),
-    }
+    })
 }
 
 /// Closes a sale; what is left goes back to the free stock. `None` when it was closed already.

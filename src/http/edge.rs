@@ -440,7 +440,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
             elapsed.as_secs_f64(),
         );
         self.log(&asked, &info, route, &response, problem.as_ref(), elapsed);
-        if let Some(wait) = self.tarpit.holds_back(response.status(), room.client) {
+        if let Some(wait) = self.tarpit.holds_back(&response, room.client) {
             response.extensions_mut().insert(HeldBack(wait));
         }
         Ok(response)

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use poem::Response;
 use poem::http::StatusCode;
 
 use super::request::network_of;
@@ -53,9 +54,11 @@ impl Tarpit {
         }
     }
 
-    /// Whether the answer of this status to `address` is to be held back, and for how long.
-    pub(super) fn holds_back(&self, status: StatusCode, address: IpAddr) -> Option<Duration> {
-        if self.at_once == 0 || !is_refusal(status) {
+    /// Whether this answer to `address` is to be held back, and for how long.
+    pub(super) fn holds_back(&self, answer: &Response, address: IpAddr) -> Option<Duration> {
+        // Whoever is told a limit of their own was refused before anything was done for them.
+        let tells_limit = answer.headers().contains_key("ratelimit-policy");
+        if self.at_once == 0 || tells_limit || !is_refusal(answer.status()) {
             return None;
         }
         let client = network_of(address);
@@ -96,10 +99,16 @@ fn is_refusal(status: StatusCode) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use poem::http::HeaderValue;
+
     use super::*;
 
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+
+    fn answer(status: StatusCode) -> Response {
+        Response::builder().status(status).finish()
+    }
 
     fn tarpit(at_once: u32) -> Tarpit {
         Tarpit::new(at_once, &Metrics::new().expect("unique names"))
@@ -125,10 +134,14 @@ mod tests {
                 StatusCode::CONFLICT,
                 StatusCode::NOT_MODIFIED,
             ] {
-                assert_eq!(tarpit.holds_back(status, CLIENT), None);
+                assert_eq!(tarpit.holds_back(&answer(status), CLIENT), None);
             }
+            let mut limited = answer(StatusCode::TOO_MANY_REQUESTS);
+            let policy = HeaderValue::from_static("\"attempts\";q=5;w=60");
+            limited.headers_mut().insert("ratelimit-policy", policy);
+            assert_eq!(tarpit.holds_back(&limited, CLIENT), None);
         }
-        let refused = StatusCode::TOO_MANY_REQUESTS;
+        let refused = &answer(StatusCode::TOO_MANY_REQUESTS);
         // The second may change in between.
         let held = (0..10).filter(|_| tarpit.holds_back(refused, CLIENT).is_some());
         let held = held.count();

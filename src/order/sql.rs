@@ -1,13 +1,11 @@
 //! Every statement about orders and their lines.
 
-use std::collections::{HashMap, VecDeque};
-
 use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, SALE_CHANGED};
 use crate::auth::{Account, UserId};
 use crate::clock::Timestamp;
 use crate::product::ProductId;
 use crate::sql;
-use crate::store::{Param, Row, StoreError, Tx, padded_rows};
+use crate::store::{Row, StoreError, Tx};
 
 fn order(row: &Row<'_>) -> Result<Order, StoreError> {
     order_at(row, 0)
@@ -67,83 +65,6 @@ pub(super) fn insert(
             (new.status == OrderStatus::Paid).then_some(now).into(),
         ],
     )
-}
-
-/// Writes many orders in one statement; answers their keys in the order of `new`.
-pub(super) fn insert_all(
-    tx: &mut Tx<'_>,
-    new: &[(Timestamp, NewOrder)],
-) -> Result<Vec<OrderId>, StoreError> {
-    let params = new.iter().flat_map(|(now, new)| {
-        [
-            new.user_id.into(),
-            new.status.into(),
-            new.total_amount.into(),
-            Param::Text(&new.currency),
-            new.sale_id.into(),
-            (*now).into(),
-            new.expires_at.into(),
-            (new.status == OrderStatus::Paid).then_some(*now).into(),
-        ]
-    });
-    let (values, params) = padded_rows(
-        params.collect(),
-        &[
-            "bigint", "text", "bigint", "text", "bigint", "bigint", "bigint", "bigint",
-        ],
-    );
-    let mut made: Vec<(OrderId, UserId, i64, Timestamp)> = tx.rows(
-        sql!(&format!(
-            "WITH made (user_id, status, total_amount, currency, sale_id, created_at, expires_at, paid_at) AS (VALUES {values}) \
-             INSERT INTO orders (user_id, status, total_amount, currency, sale_id, created_at, updated_at, expires_at, \
-             paid_at) SELECT user_id, status, total_amount, currency, sale_id, created_at, created_at, expires_at, paid_at \
-             FROM made WHERE user_id IS NOT NULL RETURNING id, user_id, total_amount, created_at"
-        )),
-        &params,
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
-    )?;
-    // In which order rows are made, and told, is the database's affair; those alike in all of this are alike.
-    made.sort_unstable();
-    let mut of: HashMap<(UserId, i64, Timestamp), VecDeque<OrderId>> = HashMap::new();
-    for (id, user, amount, at) in made {
-        of.entry((user, amount, at)).or_default().push_back(id);
-    }
-    new.iter()
-        .map(|(now, new)| {
-            of.get_mut(&(new.user_id, new.total_amount, *now))
-                .and_then(VecDeque::pop_front)
-                .ok_or_else(|| StoreError::Bug("an order was not made".to_owned()))
-        })
-        .collect()
-}
-
-/// Writes the only line of each of many orders in one statement.
-pub(super) fn insert_single_items<'a>(
-    tx: &mut Tx<'_>,
-    lines: impl Iterator<Item = (OrderId, &'a OrderItem)>,
-) -> Result<(), StoreError> {
-    let params = lines.flat_map(|(order, item)| {
-        [
-            order.into(),
-            item.product_id.into(),
-            item.quantity.into(),
-            item.unit_amount.into(),
-            Param::Int(item.amount),
-        ]
-    });
-    let (values, params) = padded_rows(
-        params.collect(),
-        &["bigint", "bigint", "bigint", "bigint", "bigint"],
-    );
-    tx.execute(
-        sql!(&format!(
-            "WITH line (order_id, product_id, quantity, unit_amount, amount) AS (VALUES {values}) \
-             INSERT INTO order_items (order_id, line, product_id, quantity, unit_amount, amount) \
-             SELECT order_id, 1, product_id, quantity, unit_amount, amount FROM line WHERE order_id IS NOT NULL"
-        )),
-        &params,
-    )?;
-    Ok(())
 }
 
 pub(super) fn insert_item(

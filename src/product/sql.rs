@@ -7,7 +7,7 @@ use super::{
 };
 use crate::clock::Timestamp;
 use crate::sql;
-use crate::store::{Param, Row, StoreError, Tx, padded_rows, value_rows};
+use crate::store::{Param, Row, StoreError, Tx, value_rows};
 
 const COLUMNS: &str = "id, sku, name, description, category, unit_amount, currency, stock, set_aside, popularity, \
      created_at, last_updated";
@@ -556,45 +556,6 @@ pub(super) fn insert_movement(tx: &mut Tx<'_>, row: &LedgerRow) -> Result<(), St
             (&row.prev_hash).into(),
             (&row.hash).into(),
         ],
-    )?;
-    Ok(())
-}
-
-/// Writes many rows in one statement.
-pub(super) fn insert_movements(tx: &mut Tx<'_>, rows: &[LedgerRow]) -> Result<(), StoreError> {
-    if let [row] = rows {
-        return insert_movement(tx, row);
-    }
-    let params = rows.iter().flat_map(|row| {
-        [
-            row.product_id.into(),
-            row.seq.into(),
-            row.sale_id.into(),
-            row.order_id.into(),
-            row.reason.into(),
-            row.quantity.into(),
-            row.delta.into(),
-            row.balance_after.into(),
-            row.at.into(),
-            Param::Text(&row.prev_hash),
-            Param::Text(&row.hash),
-        ]
-    });
-    let (values, params) = padded_rows(
-        params.collect(),
-        &[
-            "bigint", "bigint", "bigint", "bigint", "text", "bigint", "bigint", "bigint", "bigint",
-            "text", "text",
-        ],
-    );
-    tx.execute(
-        sql!(&format!(
-            "WITH moved (product_id, seq, sale_id, order_id, reason, quantity, delta, balance_after, at, prev_hash, hash) \
-             AS (VALUES {values}) INSERT INTO stock_movements (product_id, seq, sale_id, order_id, reason, quantity, \
-             delta, balance_after, at, prev_hash, hash) SELECT product_id, seq, sale_id, order_id, reason, quantity, \
-             delta, balance_after, at, prev_hash, hash FROM moved WHERE product_id IS NOT NULL"
-        )),
-        &params,
     )?;
     Ok(())
 }

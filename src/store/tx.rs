@@ -310,21 +310,6 @@ pub fn value_rows(rows: usize, types: &[&str]) -> String {
     text
 }
 
-/// Text and parameters of a `VALUES` of these rows, as [`value_rows`] has it. Their number is rounded up to a
-/// power of two, so that few texts fill the cache of prepared statements; what is added is NULL in each
-/// column, and the statement leaves it out.
-pub fn padded_rows<'a>(mut params: Vec<Param<'a>>, types: &[&str]) -> (String, Vec<Param<'a>>) {
-    let rows = params.len() / types.len().max(1);
-    let places = rows.next_power_of_two();
-    for _ in rows..places {
-        params.extend(types.iter().map(|kind| match *kind {
-            "text" => Param::NullText,
-            _ => Param::NullInt,
-        }));
-    }
-    (value_rows(places, types), params)
-}
-
 /// A transaction: everything done through it commits together or not at all.
 ///
 /// `Ok` from the closure that was given it commits, `Err` rolls back; nothing else does.

@@ -38,33 +38,17 @@ const AWAKE_PER_CPU: usize = 2;
 const WAKING_WAIT: Duration = Duration::from_millis(20);
 
 /// Work for the writer thread.
-pub(super) trait Job: Send {
+trait Job: Send {
     /// Whether nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;
     /// In whose name it runs.
     fn take_caller(&mut self) -> Option<Called>;
     /// Runs inside a savepoint; `true` keeps what was written.
     fn run(&mut self, tx: &mut Tx<'_>) -> bool;
-    /// What is to run right behind it, in the same transaction.
-    fn rest(&mut self) -> Option<Box<dyn Job>> {
-        None
-    }
-    /// Callers who wait for it, for the figures.
-    fn size(&self) -> usize {
-        1
-    }
     /// Learns whether the commit that holds the work has succeeded, and calls what comes after.
     fn settle(&mut self, commit: Result<(), StoreError>);
-    /// Hands over what its callers are to be told, in their order.
-    fn letters(self: Box<Self>, to: &mut VecDeque<Box<dyn Letter>>);
-}
-
-/// An answer on its way to one caller.
-pub(super) trait Letter: Send {
-    /// Whether nobody waits for it any more.
-    fn is_abandoned(&self) -> bool;
     /// Tells the caller, who gives the turn back on waking.
-    fn deliver(self: Box<Self>, turn: Option<Turn>);
+    fn answer(self: Box<Self>, turn: Option<Turn>);
 }
 
 /// A closure, its result, its caller, and what is to be done between the commit and the answer.
@@ -84,13 +68,6 @@ pub(super) struct Answer<T, E> {
 }
 
 impl<T, E> Answer<T, E> {
-    pub(super) fn new(result: Result<T, E>, turn: Option<Turn>) -> Self {
-        Self {
-            result,
-            _turn: turn,
-        }
-    }
-
     /// What the work came to. The next caller is woken.
     pub(super) fn result(self) -> Result<T, E> {
         self.result
@@ -99,10 +76,10 @@ impl<T, E> Answer<T, E> {
 
 impl<F, A, T, E> Job for Call<F, A, T, E>
 where
-    F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-    A: FnOnce(&Result<T, E>) + Send + 'static,
-    T: Send + 'static,
-    E: From<StoreError> + Send + 'static,
+    F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send,
+    A: FnOnce(&Result<T, E>) + Send,
+    T: Send,
+    E: From<StoreError> + Send,
 {
     fn is_abandoned(&self) -> bool {
         self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
@@ -136,29 +113,17 @@ where
         self.result = Some(result);
     }
 
-    fn letters(self: Box<Self>, to: &mut VecDeque<Box<dyn Letter>>) {
-        to.push_back(self);
-    }
-}
-
-impl<F, A, T, E> Letter for Call<F, A, T, E>
-where
-    F: Send,
-    A: Send,
-    T: Send,
-    E: Send,
-{
-    fn is_abandoned(&self) -> bool {
-        self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
-    }
-
-    fn deliver(self: Box<Self>, turn: Option<Turn>) {
+    fn answer(self: Box<Self>, turn: Option<Turn>) {
         let Some(result) = self.result else {
             return; // never settled, and so never to be answered
         };
+        let answer = Answer {
+            result,
+            _turn: turn,
+        };
         if let Some(reply) = self.reply {
             // A caller that went away does not want to know.
-            drop(reply.send(Answer::new(result, turn)));
+            drop(reply.send(answer));
         }
     }
 }
@@ -177,14 +142,14 @@ pub(super) fn unless_it_panics<T, E: From<StoreError>>(
     })
 }
 
-/// Answers whose callers are to be woken, a few at once.
+/// Settled jobs whose callers are to be woken, a few at once.
 struct Outbox {
     letters: Mutex<Letters>,
     awake_max: usize,
 }
 
 struct Letters {
-    waiting: VecDeque<Box<dyn Letter>>,
+    waiting: VecDeque<Box<dyn Job>>,
     awake: usize,
     last_waking: Stopwatch,
 }
@@ -203,10 +168,7 @@ impl Outbox {
     }
 
     fn post(self: &Arc<Self>, jobs: impl Iterator<Item = Box<dyn Job>>) {
-        {
-            let mut letters = self.letters.lock();
-            jobs.for_each(|job| job.letters(&mut letters.waiting));
-        }
+        self.letters.lock().waiting.extend(jobs);
         self.wake();
     }
 
@@ -233,23 +195,23 @@ impl Outbox {
             if letters.awake >= self.awake_max {
                 return;
             }
-            let Some(letter) = letters.waiting.pop_front() else {
+            let Some(job) = letters.waiting.pop_front() else {
                 return;
             };
-            if letter.is_abandoned() {
+            if job.is_abandoned() {
                 continue;
             }
             letters.awake += 1;
             letters.last_waking = Stopwatch::start();
             drop(letters);
-            letter.deliver(Some(Turn(Arc::clone(self))));
+            job.answer(Some(Turn(Arc::clone(self))));
         }
     }
 }
 
 /// One of the few turns in which a woken caller goes on. Dropped, wherever that happens, it is the
 /// next caller's.
-pub(super) struct Turn(Arc<Outbox>);
+struct Turn(Arc<Outbox>);
 
 impl Drop for Turn {
     fn drop(&mut self) {
@@ -385,11 +347,6 @@ impl Writer {
             caller,
             reply,
         });
-        self.send(patience, job);
-    }
-
-    /// Queues a job; one that can't be queued is refused.
-    pub(super) fn send(&self, patience: bool, job: Box<dyn Job>) {
         if self.broken.load(Ordering::Acquire) {
             refuse(job, StoreError::Stopped);
             return;
@@ -453,11 +410,7 @@ impl Writer {
 /// Answers a job that was not begun, at once.
 fn refuse(mut job: Box<dyn Job>, error: StoreError) {
     job.settle(Err(error));
-    let mut letters = VecDeque::new();
-    job.letters(&mut letters);
-    for letter in letters {
-        letter.deliver(None);
-    }
+    job.answer(None);
 }
 
 /// What the thread is asked to do.
@@ -574,15 +527,14 @@ impl Loop {
         if outcome.is_err() || self.conn.total_changes() != before {
             self.condition.wrote(&outcome);
         }
-        let size: usize = batch.iter().map(|job| job.size()).sum();
-        self.metrics.db_write_batch_size.observe(size as f64);
+        self.metrics.db_write_batch_size.observe(batch.len() as f64);
         if let Err(error) = &outcome {
             if !self.conn.is_autocommit() && self.conn.execute_batch("ROLLBACK").is_err() {
                 tracing::error!("the failed batch could not be rolled back");
             }
             // Of a database that nothing is written to any more, that was said when it came to that.
             if self.condition.sealed().is_none() {
-                tracing::error!(%error, writes = size, "a batch of writes failed; none of it was kept");
+                tracing::error!(%error, writes = batch.len(), "a batch of writes failed; none of it was kept");
             }
         }
         if outcome.is_ok() && !self.touched.is_empty() {
@@ -639,9 +591,8 @@ impl Loop {
             } else {
                 run(&mut prepared("ROLLBACK TO job")?)?;
             }
-            let rest = job.rest();
             run(&mut release)?;
-            match rest.or_else(|| self.inbox.next_of_batch(batch.len())) {
+            match self.inbox.next_of_batch(batch.len()) {
                 Some(job) => batch.push(job),
                 None => break,
             }

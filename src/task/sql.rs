@@ -1,7 +1,6 @@
 //! Every statement about tasks, their attempts, logs, locks, edges, batches and queues.
 
-use super::enqueue::{NewTask, Placed};
-use super::id::Text;
+use super::enqueue::Placed;
 use super::life::{Ended, Started, plus_ms};
 use super::{
     Attempt, AttemptOutcome, BatchState, Counted, Entry, LogLevel, LogLine, RetryPolicy, Task,
@@ -9,7 +8,7 @@ use super::{
 };
 use crate::clock::Timestamp;
 use crate::sql;
-use crate::store::{Param, Row, StoreError, Tx, padded_rows};
+use crate::store::{Row, StoreError, Tx};
 
 /// A stored policy. A text that this version does not know counts as the default.
 fn policy(text: Option<String>) -> Option<RetryPolicy> {
@@ -21,94 +20,45 @@ pub(super) fn insert(
     now: Timestamp,
     placed: &Placed<'_>,
 ) -> Result<(), StoreError> {
-    let policy = policy_text(placed.new)?;
-    let id = placed.id.text();
+    let new = placed.new;
+    let policy = new
+        .retry_policy
+        .map(|policy| serde_json::to_string(&policy))
+        .transpose()
+        .map_err(|error| StoreError::Bug(error.to_string()))?;
+    let finished = placed.state.is_final().then_some(now);
     tx.execute(
         sql!("INSERT INTO tasks (id, name, queue, state, priority, run_at, created_at, max_attempts, waiting_on, \
          timeout_ms, args, metadata, traceparent, soft_timeout_ms, retry_policy, expires_at, lock_key, batch_id, \
          result_seconds, error, finished_at, external_id, lock_until) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
          $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)"),
-        &columns(now, placed, &id, policy.as_deref()),
-    )?;
-    Ok(())
-}
-
-/// [`insert`] of many in one statement.
-pub(super) fn insert_all(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-    placed: &[Placed<'_>],
-) -> Result<(), StoreError> {
-    let texts = placed
-        .iter()
-        .map(|placed| Ok((placed.id.text(), policy_text(placed.new)?)))
-        .collect::<Result<Vec<_>, StoreError>>()?;
-    let params = placed
-        .iter()
-        .zip(&texts)
-        .flat_map(|(placed, (id, policy))| columns(now, placed, id, policy.as_deref()));
-    let (values, params) = padded_rows(
-        params.collect(),
         &[
-            "text", "text", "text", "text", "bigint", "bigint", "bigint", "bigint", "bigint",
-            "bigint", "text", "text", "text", "bigint", "text", "bigint", "text", "text", "bigint",
-            "text", "bigint", "text", "text",
+            (&placed.id.text()).into(),
+            (&*new.name).into(),
+            (&*new.queue).into(),
+            placed.state.into(),
+            i64::from(new.priority).into(),
+            placed.run_at.into(),
+            now.into(),
+            new.max_attempts.into(),
+            placed.waiting_on.into(),
+            new.timeout_ms.into(),
+            (&new.args).into(),
+            new.metadata.as_ref().into(),
+            placed.traceparent.into(),
+            new.soft_timeout_ms.into(),
+            policy.as_ref().into(),
+            new.expires_at.into(),
+            placed.lock.map(|(key, _)| key).into(),
+            placed.batch_id.into(),
+            new.result_seconds.into(),
+            placed.error.into(),
+            finished.into(),
+            new.external_id.as_ref().into(),
+            placed.lock.map(|(_, until)| until).into(),
         ],
-    );
-    const COLUMNS: &str = "id, name, queue, state, priority, run_at, created_at, max_attempts, waiting_on, timeout_ms, \
-         args, metadata, traceparent, soft_timeout_ms, retry_policy, expires_at, lock_key, batch_id, result_seconds, \
-         error, finished_at, external_id, lock_until";
-    tx.execute(
-        sql!(&format!(
-            "WITH placed ({COLUMNS}) AS (VALUES {values}) INSERT INTO tasks ({COLUMNS}) \
-             SELECT {COLUMNS} FROM placed WHERE id IS NOT NULL"
-        )),
-        &params,
     )?;
     Ok(())
-}
-
-fn policy_text(new: &NewTask) -> Result<Option<String>, StoreError> {
-    new.retry_policy
-        .map(|policy| serde_json::to_string(&policy))
-        .transpose()
-        .map_err(|error| StoreError::Bug(error.to_string()))
-}
-
-/// What [`insert`] and [`insert_all`] write of a task.
-fn columns<'a>(
-    now: Timestamp,
-    placed: &'a Placed<'_>,
-    id: &'a Text,
-    policy: Option<&'a str>,
-) -> [Param<'a>; 23] {
-    let new = placed.new;
-    let finished = placed.state.is_final().then_some(now);
-    [
-        id.into(),
-        (&*new.name).into(),
-        (&*new.queue).into(),
-        placed.state.into(),
-        i64::from(new.priority).into(),
-        placed.run_at.into(),
-        now.into(),
-        new.max_attempts.into(),
-        placed.waiting_on.into(),
-        new.timeout_ms.into(),
-        (&new.args).into(),
-        new.metadata.as_ref().into(),
-        placed.traceparent.into(),
-        new.soft_timeout_ms.into(),
-        policy.into(),
-        new.expires_at.into(),
-        placed.lock.map(|(key, _)| key).into(),
-        placed.batch_id.into(),
-        new.result_seconds.into(),
-        placed.error.into(),
-        finished.into(),
-        new.external_id.as_ref().into(),
-        placed.lock.map(|(_, until)| until).into(),
-    ]
 }
 
 /// The task that came with this id of its maker's own.

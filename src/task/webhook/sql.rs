@@ -7,7 +7,7 @@ use super::{
 use crate::check;
 use crate::clock::Timestamp;
 use crate::sql;
-use crate::store::{Param, Row, StoreError, Tx, padded_rows};
+use crate::store::{Row, StoreError, Tx};
 
 /// Endpoints that are read at most, whatever the settings have allowed before.
 const ENDPOINTS_READ_MAX: u32 = 10_000;
@@ -172,22 +172,15 @@ pub(super) fn disable(
     )? == 1)
 }
 
-pub(super) fn insert_events(tx: &mut Tx<'_>, events: &[Event]) -> Result<(), StoreError> {
-    let params = events.iter().flat_map(|event| {
-        [
-            Param::Text(&event.id),
+pub(super) fn insert_event(tx: &mut Tx<'_>, event: &Event) -> Result<(), StoreError> {
+    tx.execute(
+        sql!("INSERT INTO webhook_events (id, kind, body, created_at) VALUES ($1, $2, $3, $4)"),
+        &[
+            (&event.id).into(),
             event.kind.into(),
             (&event.body).into(),
             event.created_at.into(),
-        ]
-    });
-    let (values, params) = padded_rows(params.collect(), &["text", "text", "text", "bigint"]);
-    tx.execute(
-        sql!(&format!(
-            "WITH event (id, kind, body, created_at) AS (VALUES {values}) INSERT INTO webhook_events \
-             (id, kind, body, created_at) SELECT id, kind, body, created_at FROM event WHERE id IS NOT NULL"
-        )),
-        &params,
+        ],
     )?;
     Ok(())
 }
