@@ -350,6 +350,9 @@ fn check_unpaid(
         let reason = format!("an unpaid order may hold at most {units_max} units of a product");
         return Err(OrderError::Invalid(vec![FieldError::new(field, reason)]));
     }
+    if rules.unpaid_orders_max == 0 && rules.unpaid_units_max == 0 {
+        return Ok(());
+    }
     let Some((count, first_expires_at)) = sql::unpaid_orders(tx, user_id)? else {
         return Ok(());
     };
