@@ -476,7 +476,7 @@ pub struct ClaimOnRecord {
     pub order_id: OrderId,
     /// Units.
     pub quantity: u32,
-    /// When.
+    /// When it was granted.
     pub created_at: Timestamp,
     /// The order's state.
     pub state: OrderStatus,

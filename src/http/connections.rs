@@ -466,7 +466,7 @@ mod tests {
         assert!(next.is_empty());
         let (next, _) = second(far_ms + 1_000);
         assert_eq!(next.len(), 25);
-        // Whoever comes from elsewhere gets in all the same.
+        // Another client still gets a seat.
         assert!(Connections::admit_at(&table, client(2), far_ms + 1_000).is_ok());
     }
 

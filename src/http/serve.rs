@@ -809,7 +809,7 @@ where
             head.lock().begin_head();
             drop(turn);
             let is_held_back = hold_back(&response).await;
-            // Whoever is refused again and again need not hear it; taking what they send would cost more.
+            // A client that is refused again and again may miss the answer: reading its body would cost more.
             if has_body && response.status().is_client_error() && !is_held_back {
                 caller.linger.store(true, Ordering::Release);
             }

@@ -1,8 +1,8 @@
-//! Refusals, held back from whoever gets many of them.
+//! Refusals to clients that get many of them are sent late.
 //!
-//! A client that is refused and comes again at once costs as much as one that is served. So a client
-//! ([`network_of`]) hears so many refusals a second at once, and each further one a little later; whoever
-//! waits for its answer before it asks again is slowed down to a few requests a second and connection.
+//! A client that is refused and asks again at once costs as much as one that is served. So the first
+//! refusals of each second are sent to a client ([`network_of`]) at once, and each further one is held
+//! back; a connection that waits for its answer then makes four requests a second.
 //!
 //! Invariants: only refusals are held back, and only for [`HELD_BACK`]; the connection counts as idle
 //! meanwhile, so that it may be closed for a newcomer; of clients a bounded number is remembered, for a second.
@@ -56,7 +56,7 @@ impl Tarpit {
 
     /// Whether this answer to `address` is to be held back, and for how long.
     pub(super) fn holds_back(&self, answer: &Response, address: IpAddr) -> Option<Duration> {
-        // Whoever is told a limit of their own was refused before anything was done for them.
+        // An answer that tells the client's own limit was given before any work was done.
         let tells_limit = answer.headers().contains_key("ratelimit-policy");
         if self.at_once == 0 || tells_limit || !is_refusal(answer.status()) {
             return None;

@@ -184,7 +184,7 @@ pub(super) enum Line {
 }
 
 impl Line {
-    /// A new connection. Whoever `reads` takes what comes.
+    /// A new connection. With `reads` the client takes answers as they come; without, as little as it can.
     pub(super) async fn open(
         over: &Over,
         from: Ipv4Addr,
