@@ -90,6 +90,11 @@ pub(super) fn insert_item(
     Ok(())
 }
 
+/// How many of a buyer's newest orders are looked at for what waits for payment, from the oldest order of the
+/// shop that does on: it bounds the work, and only who orders this often within the time for payment, and has
+/// paid all but a few, gets beyond it.
+const NEWEST_LOOKED_AT: i64 = 1_000;
+
 /// How many orders of a buyer wait for payment, those of flash sales left out, and when the first of them
 /// expires; `None` where there are none.
 pub(super) fn unpaid_orders(
@@ -97,9 +102,11 @@ pub(super) fn unpaid_orders(
     buyer: UserId,
 ) -> Result<Option<(i64, Timestamp)>, StoreError> {
     let found = tx.row(
-        sql!("SELECT COUNT(*), COALESCE(MIN(expires_at), 0) FROM orders WHERE user_id = $1 AND status = 'pending_payment' \
-         AND sale_id IS NULL"),
-        &[buyer.into()],
+        sql!("SELECT COUNT(*), COALESCE(MIN(expires_at), 0) FROM (SELECT status, sale_id, expires_at FROM orders \
+         WHERE user_id = $1 AND id >= (SELECT MIN(id) FROM orders WHERE status = 'pending_payment' AND status <> 'paid' \
+         AND status <> 'processed' AND status <> 'fulfilled') ORDER BY id DESC LIMIT $2) own \
+         WHERE status = 'pending_payment' AND sale_id IS NULL"),
+        &[buyer.into(), NEWEST_LOOKED_AT.into()],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
     Ok(found.filter(|(count, _)| *count > 0))
@@ -111,10 +118,12 @@ pub(super) fn unpaid_units(
     buyer: UserId,
 ) -> Result<Vec<(ProductId, i64, Timestamp)>, StoreError> {
     tx.rows(
-        sql!("SELECT i.product_id, CAST(SUM(i.quantity) AS bigint), COALESCE(MIN(o.expires_at), 0) FROM orders o \
-         JOIN order_items i ON i.order_id = o.id WHERE o.user_id = $1 AND o.status = 'pending_payment' \
-         AND o.sale_id IS NULL GROUP BY i.product_id"),
-        &[buyer.into()],
+        sql!("SELECT i.product_id, CAST(SUM(i.quantity) AS bigint), COALESCE(MIN(own.expires_at), 0) FROM \
+         (SELECT id, status, sale_id, expires_at FROM orders WHERE user_id = $1 AND id >= (SELECT MIN(id) FROM orders \
+         WHERE status = 'pending_payment' AND status <> 'paid' AND status <> 'processed' AND status <> 'fulfilled') \
+         ORDER BY id DESC LIMIT $2) own JOIN order_items i ON i.order_id = own.id \
+         WHERE own.status = 'pending_payment' AND own.sale_id IS NULL GROUP BY i.product_id"),
+        &[buyer.into(), NEWEST_LOOKED_AT.into()],
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )
 }

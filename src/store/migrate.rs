@@ -70,6 +70,10 @@ const MIGRATIONS: &[(&str, &str)] = &[
         "V17__what_costs_what_it_brings",
         include_str!("migrations/0017_what_costs_what_it_brings.sql"),
     ),
+    (
+        "V18__unpaid_orders",
+        include_str!("migrations/0018_unpaid_orders.sql"),
+    ),
 ];
 
 /// What SQLite alone needs of the eighth.
