@@ -82,7 +82,7 @@ impl Key {
         now: Timestamp,
         caller: UserId,
     ) -> Result<Option<String>, StoreError> {
-        let stored = sql::stored(tx, caller, &self.key, now.plus_seconds(-self.seconds))?;
+        let stored = sql::stored(tx, caller, &self.key, self.since(now))?;
         Ok(stored.map(|stored| stored.location))
     }
 
@@ -93,29 +93,106 @@ impl Key {
         now: Timestamp,
         caller: UserId,
     ) -> Result<Option<Stored>, KeyError> {
-        match sql::stored(tx, caller, &self.key, now.plus_seconds(-self.seconds))? {
-            Some(stored) if stored.fingerprint == self.fingerprint => Ok(Some(stored)),
-            Some(_) => Err(KeyError::Reused),
-            None => Ok(None),
-        }
+        let stored = sql::stored(tx, caller, &self.key, self.since(now))?;
+        stored.map(|stored| self.fitting(stored)).transpose()
     }
 
-    /// Keeps an answer.
-    pub fn keep(
+    /// Takes the key for what is to be done in this transaction, which ends it with [`Key::keep`]; or the answer
+    /// given before. Another transaction that has taken the key is waited for, so two never do the same.
+    pub fn begin(
         &self,
         tx: &mut Tx<'_>,
         now: Timestamp,
         caller: UserId,
-        location: String,
-        body: String,
-    ) -> Result<(), StoreError> {
-        let stored = Stored {
+    ) -> Result<Option<Stored>, KeyError> {
+        let asked = KeyAsked {
+            now,
+            caller,
+            key: self,
+        };
+        let stored = Self::begin_all(tx, &[asked])?.pop().flatten();
+        stored.map(|stored| self.fitting(stored)).transpose()
+    }
+
+    /// [`Key::begin`] of many, no two alike: in their order, `None` for each that was taken, and the answer
+    /// given before for each other, whatever was asked then.
+    pub fn begin_all(
+        tx: &mut Tx<'_>,
+        asked: &[KeyAsked<'_>],
+    ) -> Result<Vec<Option<Stored>>, StoreError> {
+        if asked.is_empty() || sql::begin_keys(tx, asked)? == asked.len() as u64 {
+            return Ok(vec![None; asked.len()]);
+        }
+        sql::answered(tx, asked)
+    }
+
+    /// The answer, if it is one to what is asked under this key.
+    pub fn fitting(&self, stored: Stored) -> Result<Stored, KeyError> {
+        match stored.fingerprint == self.fingerprint {
+            true => Ok(stored),
+            false => Err(KeyError::Reused),
+        }
+    }
+
+    /// What tells it apart from others of its caller.
+    pub fn text(&self) -> &str {
+        &self.key
+    }
+
+    /// From when on an answer is still given again at `now`.
+    pub(super) fn since(&self, now: Timestamp) -> Timestamp {
+        now.plus_seconds(-self.seconds)
+    }
+
+    /// An answer to what is asked under this key.
+    pub fn answer(&self, location: String, body: String) -> Stored {
+        Stored {
             fingerprint: self.fingerprint.clone(),
             location,
             body,
-        };
-        sql::store(tx, now, caller, &self.key, &stored)
+        }
     }
+
+    /// Keeps the answer under the key that this transaction has taken.
+    pub fn keep(
+        &self,
+        tx: &mut Tx<'_>,
+        caller: UserId,
+        location: String,
+        body: String,
+    ) -> Result<(), StoreError> {
+        Self::keep_all(tx, &[(caller, self, &self.answer(location, body))])
+    }
+
+    /// [`Key::keep`] of many.
+    pub fn keep_all(
+        tx: &mut Tx<'_>,
+        kept: &[(UserId, &Key, &Stored)],
+    ) -> Result<(), StoreError> {
+        if kept.is_empty() || sql::keep_answers(tx, kept)? == kept.len() as u64 {
+            return Ok(());
+        }
+        Err(StoreError::Bug("an answer has no key".to_owned()))
+    }
+
+    /// Gives up keys that this transaction has taken and has no answer for.
+    pub fn give_up_all(tx: &mut Tx<'_>, keys: &[(UserId, &Key)]) -> Result<(), StoreError> {
+        match keys.is_empty() {
+            true => Ok(()),
+            false => sql::give_up_keys(tx, keys),
+        }
+    }
+}
+
+/// Who asks for something under a key, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyAsked<'a> {
+    /// The time of the request.
+    pub now: Timestamp,
+    /// Whose key it is.
+    pub caller: UserId,
+    /// The key.
+    pub key: &'a Key,
 }
 
 fn fingerprint(asked: &str) -> String {

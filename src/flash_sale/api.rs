@@ -7,7 +7,7 @@ use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
-use super::gate::{Gate, Refusal};
+use super::gate::{Gate, Place, Refusal};
 use super::{Claim, ClaimRequest, NewSale, Sale, SaleError, SaleId, SaleStatus, sql};
 use crate::auth::api::{Access, Tag};
 use crate::auth::idempotency::Key;
@@ -21,7 +21,7 @@ use crate::order::api::rate_limited;
 use crate::order::{FollowUps, SALE_CHANGED};
 use crate::product::ProductId;
 use crate::product::stock::StockError;
-use crate::store::{Lane, Rows, Store, StoreError};
+use crate::store::{Gather, Lane, Rows, Store, StoreError};
 
 impl From<SaleError> for Problem {
     fn from(error: SaleError) -> Self {
@@ -334,12 +334,39 @@ enum Wanted {
 #[derive(Clone)]
 pub struct FlashSaleApi {
     store: Store,
+    claims: Claims,
     ready: ReadySales,
     clock: Clock,
     settings: Arc<Settings>,
     metrics: Metrics,
     gate: Gate,
     follow_ups: FollowUps,
+}
+
+/// A claim that the gate let in.
+struct Seated {
+    now: Timestamp,
+    request: ClaimRequest,
+    place: Place,
+}
+
+/// Claims of each sale, granted together.
+type Claims = Gather<SaleId, Seated, Claim, SaleError>;
+
+fn gathered(store: &Store) -> Claims {
+    store.gather(
+        |tx, sale, seated: &[Seated]| {
+            let asked: Vec<(Timestamp, &ClaimRequest)> =
+                seated.iter().map(|one| (one.now, &one.request)).collect();
+            super::claim_many(tx, *sale, &asked)
+        },
+        |_, seated, done| match done {
+            Ok(Claim::Granted(_)) => seated.place.decide(true),
+            Err(SaleError::LimitReached(_)) => seated.place.limit_reached(seated.request.user_id),
+            // A replay took no units now: its place is free again.
+            Ok(Claim::Replayed(_)) | Err(_) => seated.place.decide(false),
+        },
+    )
 }
 
 impl FlashSaleApi {
@@ -354,6 +381,7 @@ impl FlashSaleApi {
     ) -> Self {
         Self {
             store: ready.store.clone(),
+            claims: gathered(&ready.store),
             ready,
             clock,
             settings,
@@ -459,18 +487,12 @@ impl FlashSaleApi {
             quantity,
             key,
         };
-        let claim = self
-            .store
-            .write_then(
-                move |tx| super::claim(tx, now, &request),
-                move |done| match done {
-                    Ok(Claim::Granted(_)) => place.decide(true),
-                    Err(SaleError::LimitReached(_)) => place.limit_reached(user_id),
-                    // A replay took no units now: its place is free again.
-                    Ok(Claim::Replayed(_)) | Err(_) => place.decide(false),
-                },
-            )
-            .await?;
+        let seated = Seated {
+            now,
+            request,
+            place,
+        };
+        let claim = self.claims.write(&self.store, sale_id, seated).await?;
         Ok(match claim {
             Claim::Granted(answer) => Created::printed(answer.body, answer.location),
             Claim::Replayed(answer) => Created::replay(answer.body, answer.location),

@@ -11,8 +11,12 @@ pub mod gate;
 mod model;
 pub mod rehearsal;
 pub mod service;
+#[cfg(test)]
+mod sets;
 mod sql;
 pub mod tasks;
+
+use std::collections::HashMap;
 
 use uuid::Uuid;
 
@@ -21,7 +25,7 @@ use crate::check::{Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::order::{
     self, FollowUps, NewOrder, OrderError, OrderId, OrderItem, OrderStatus, Stored,
-    idempotency::{Key, KeyError},
+    idempotency::{KeyAsked, Key, KeyError},
 };
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::product::{ProductId, UNIT_AMOUNT_MAX};
@@ -279,19 +283,19 @@ pub fn open_sales(tx: &mut Tx<'_>) -> Result<Vec<Sale>, StoreError> {
 }
 
 /// A claim that was granted.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Claimed {
+#[derive(serde::Serialize)]
+struct Claimed<'a> {
     /// UUIDv7.
-    pub claim_id: Uuid,
+    claim_id: &'a str,
     /// The order that it became.
-    pub order_id: OrderId,
+    order_id: OrderId,
     /// The order's state: `paid`, or `pending_payment` until `expires_at`.
-    pub state: OrderStatus,
+    state: OrderStatus,
     /// Units left in the sale right after.
-    pub remaining: i64,
+    remaining: i64,
     /// Until when it must be paid.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub expires_at: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
 }
 
 /// What a claim came to.
@@ -350,14 +354,14 @@ pub fn granted_before(
 /// Grants units, or says why not. All of it or nothing.
 pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<Claim, SaleError> {
     if let Some(key) = &request.key
-        && let Some(stored) = key.look_up(tx, now, request.user_id)?
+        && let Some(stored) = key.begin(tx, now, request.user_id)?
     {
         return Ok(Claim::Replayed(stored));
     }
     let quantity = request.quantity;
     let sale_id = request.sale_id;
     let Some(sale) = sql::take(tx, sale_id, quantity, now)? else {
-        return Err(refusal(tx, sale_id, now)?);
+        return Err(why_not(sql::get(tx, sale_id)?.as_ref(), sale_id, now));
     };
     fail::fail_point!("claim.units_taken");
     let amount = sale.unit_amount.saturating_mul(i64::from(quantity));
@@ -383,11 +387,11 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     };
     let order = order::insert(tx, now, &request.follow_ups, &new, vec![item], reason)?;
     fail::fail_point!("claim.order_written");
-    let claim_id = Uuid::now_v7();
+    let claim_id = Uuid::now_v7().to_string();
     if !sql::insert_claim(
         tx,
         now,
-        &claim_id.to_string(),
+        &claim_id,
         request,
         sale.per_user_limit,
         order.id,
@@ -400,35 +404,335 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
             .follow_ups
             .sale_sold_out(tx, now, sale_id.0, sale.product_id)?;
     }
-    let claimed = Claimed {
-        claim_id,
-        order_id: order.id,
-        state: status,
+    let grant = Grant {
+        at: 0,
         remaining: sale.remaining,
+        status,
         expires_at,
+        amount,
     };
-    let body =
-        serde_json::to_string(&claimed).map_err(|error| StoreError::Bug(error.to_string()))?;
-    let location = format!("{CLAIMS}{claim_id}");
+    let answer = grant.answer(order.id, &claim_id, request.key.as_ref())?;
     if let Some(key) = &request.key {
-        key.keep(tx, now, request.user_id, location.clone(), body.clone())?;
+        Key::keep_all(tx, &[(request.user_id, key, &answer)])?;
         fail::fail_point!("claim.key_kept");
     }
-    Ok(Claim::Granted(Stored {
-        fingerprint: String::new(),
-        location,
-        body,
-    }))
+    Ok(Claim::Granted(answer))
 }
 
-/// Why the conditional update took nothing.
-fn refusal(tx: &mut Tx<'_>, id: SaleId, now: Timestamp) -> Result<SaleError, StoreError> {
-    Ok(match sql::get(tx, id)? {
+/// Grants claims of one sale that wait together, each decided as if they had come one after the other, with a
+/// number of statements that does not grow with theirs. `Err` undoes all of it.
+pub fn claim_many(
+    tx: &mut Tx<'_>,
+    sale_id: SaleId,
+    asked: &[(Timestamp, &ClaimRequest)],
+) -> Result<Vec<Result<Claim, SaleError>>, SaleError> {
+    if let [(now, request)] = asked {
+        return claim(tx, *now, request).map(|claim| vec![Ok(claim)]);
+    }
+    let mut keys = Keys::begin(tx, asked)?;
+    let sale = sql::lock(tx, sale_id)?;
+    let mut buyers: Vec<UserId> = asked.iter().map(|(_, request)| request.user_id).collect();
+    buyers.sort_unstable();
+    buyers.dedup();
+    let units = sql::units_of(tx, sale_id, &buyers)?;
+    let mut set = Set {
+        sale,
+        units: buyers.into_iter().zip(units).collect(),
+        granted: Vec::new(),
+    };
+    let mut decisions = Vec::with_capacity(asked.len());
+    for (at, (now, request)) in asked.iter().enumerate() {
+        let key = request.key.as_ref();
+        decisions.push(match key.and_then(|key| keys.known(request.user_id, key)) {
+            Some(Known::Answer(stored)) => Decision::Before(stored.clone()),
+            Some(Known::Granted(grant)) => Decision::Again(*grant),
+            None => match set.grant(at, *now, request) {
+                Ok(grant) => {
+                    if let Some(key) = key {
+                        keys.granted(request.user_id, key, grant);
+                    }
+                    Decision::Granted(grant)
+                }
+                Err(why) => Decision::Refused(why),
+            },
+        });
+    }
+    fail::fail_point!("claim.decided");
+    let answers = set.write(tx, sale_id, asked)?;
+    keys.end(tx, asked, &set.granted, &answers)?;
+    fail::fail_point!("claim.key_kept");
+    let told = |(decision, (_, request)): (Decision, &(Timestamp, &ClaimRequest))| {
+        let fitting = |stored: Stored| match &request.key {
+            Some(key) => Ok(Claim::Replayed(key.fitting(stored)?)),
+            None => Ok(Claim::Replayed(stored)),
+        };
+        match decision {
+            Decision::Granted(grant) => Ok(Claim::Granted(answers[grant].clone())),
+            Decision::Again(grant) => fitting(answers[grant].clone()),
+            Decision::Before(stored) => fitting(stored),
+            Decision::Refused(why) => Err(why),
+        }
+    };
+    Ok(decisions.into_iter().zip(asked).map(told).collect())
+}
+
+/// What one of many claims came to; a number is that of a grant.
+enum Decision {
+    Granted(usize),
+    /// The key has been granted a claim earlier in this set.
+    Again(usize),
+    /// The key was answered before this set.
+    Before(Stored),
+    Refused(SaleError),
+}
+
+/// What is known of a key.
+enum Known {
+    Answer(Stored),
+    /// The number of the grant in this set.
+    Granted(usize),
+}
+
+/// The keys of a set of claims, all of which this transaction has taken or found answered.
+struct Keys<'a>(HashMap<(UserId, &'a str), (KeyAsked<'a>, Option<Known>)>);
+
+impl<'a> Keys<'a> {
+    /// In one order for all sets, so that two that share keys wait for each other and not in a circle.
+    fn begin(
+        tx: &mut Tx<'_>,
+        asked: &[(Timestamp, &'a ClaimRequest)],
+    ) -> Result<Self, StoreError> {
+        let with_key = |(now, request): &(Timestamp, &'a ClaimRequest)| request.asked_key(*now);
+        let mut keys: Vec<KeyAsked<'a>> = asked.iter().filter_map(with_key).collect();
+        // Of two alike the earlier stays.
+        keys.sort_by_key(|asked| (asked.caller, asked.key.text()));
+        keys.dedup_by_key(|asked| (asked.caller, asked.key.text()));
+        let stored = Key::begin_all(tx, &keys)?;
+        let known = keys.into_iter().zip(stored).map(|(asked, stored)| {
+            let name = (asked.caller, asked.key.text());
+            (name, (asked, stored.map(Known::Answer)))
+        });
+        Ok(Self(known.collect()))
+    }
+
+    fn known(&self, user: UserId, key: &'a Key) -> Option<&Known> {
+        self.0.get(&(user, key.text()))?.1.as_ref()
+    }
+
+    fn granted(&mut self, user: UserId, key: &'a Key, grant: usize) {
+        if let Some((_, known)) = self.0.get_mut(&(user, key.text())) {
+            *known = Some(Known::Granted(grant));
+        }
+    }
+
+    /// Keeps what was answered, and gives up the keys of those that were refused.
+    fn end(
+        self,
+        tx: &mut Tx<'_>,
+        asked: &[(Timestamp, &'a ClaimRequest)],
+        granted: &[Grant],
+        answers: &[Stored],
+    ) -> Result<(), StoreError> {
+        let (mut kept, mut given_up, mut taken_later) = (Vec::new(), Vec::new(), Vec::new());
+        for ((user, _), (begun, known)) in self.0 {
+            match known {
+                None => given_up.push((user, begun.key)),
+                Some(Known::Answer(_)) => {}
+                Some(Known::Granted(grant)) => {
+                    let (now, request) = asked[granted[grant].at];
+                    kept.push((user, begun.key, &answers[grant]));
+                    // The first that came with the key was refused: its age counts from this one.
+                    if now != begun.now {
+                        given_up.push((user, begun.key));
+                        taken_later.extend(request.asked_key(now));
+                    }
+                }
+            }
+        }
+        Key::give_up_all(tx, &given_up)?;
+        Key::begin_all(tx, &taken_later)?;
+        Key::keep_all(tx, &kept)
+    }
+}
+
+impl ClaimRequest {
+    fn asked_key(&self, now: Timestamp) -> Option<KeyAsked<'_>> {
+        Some(KeyAsked {
+            now,
+            caller: self.user_id,
+            key: self.key.as_ref()?,
+        })
+    }
+}
+
+/// Claims of one sale that are decided together.
+struct Set {
+    /// As it will be after those that were granted.
+    sale: Option<Sale>,
+    /// Units of each buyer, those included.
+    units: HashMap<UserId, i64>,
+    granted: Vec<Grant>,
+}
+
+/// One that was granted.
+struct Grant {
+    /// Its place among all that were asked for.
+    at: usize,
+    /// Units left in the sale right after.
+    remaining: i64,
+    status: OrderStatus,
+    expires_at: Option<Timestamp>,
+    amount: i64,
+}
+
+impl Set {
+    /// Grants what the claim at this place asks for, or says why not; answers the grant's number.
+    fn grant(
+        &mut self,
+        at: usize,
+        now: Timestamp,
+        request: &ClaimRequest,
+    ) -> Result<usize, SaleError> {
+        let quantity = i64::from(request.quantity);
+        let sale = match &mut self.sale {
+            Some(sale) if sale.grants(now) && sale.remaining >= quantity => sale,
+            sale => return Err(why_not(sale.as_ref(), request.sale_id, now)),
+        };
+        let units = self.units.entry(request.user_id).or_default();
+        if *units + quantity > sale.per_user_limit {
+            return Err(SaleError::LimitReached(sale.per_user_limit));
+        }
+        *units += quantity;
+        sale.remaining -= quantity;
+        let amount = sale.unit_amount.saturating_mul(quantity);
+        let (status, expires_at) = order::payment_terms(now, sale.payment_window_seconds, amount);
+        self.granted.push(Grant {
+            at,
+            remaining: sale.remaining,
+            status,
+            expires_at,
+            amount,
+        });
+        Ok(self.granted.len() - 1)
+    }
+
+    /// Writes what was granted; answers what each of those buyers is told.
+    fn write(
+        &self,
+        tx: &mut Tx<'_>,
+        sale_id: SaleId,
+        asked: &[(Timestamp, &ClaimRequest)],
+    ) -> Result<Vec<Stored>, SaleError> {
+        let (Some(sale), [first, ..]) = (&self.sale, self.granted.as_slice()) else {
+            return Ok(Vec::new());
+        };
+        let times = self.granted.iter().map(|grant| asked[grant.at].0);
+        let window = times.fold((asked[first.at].0, asked[first.at].0), |(a, b), at| {
+            (a.min(at), b.max(at))
+        });
+        let units = |grant: &Grant| i64::from(asked[grant.at].1.quantity);
+        let all: i64 = self.granted.iter().map(units).sum();
+        if !sql::take_all(tx, sale_id, all, window)? {
+            // It was locked: nobody else can have changed it.
+            return Err(StoreError::Bug(format!("sale {sale_id} changed under its lock")).into());
+        }
+        fail::fail_point!("claim.units_taken");
+        let order = |grant: &Grant| {
+            let (now, request) = asked[grant.at];
+            let item = OrderItem {
+                product_id: sale.product_id,
+                quantity: request.quantity,
+                unit_amount: sale.unit_amount,
+                amount: grant.amount,
+            };
+            let order = NewOrder {
+                user_id: request.user_id,
+                status: grant.status,
+                total_amount: grant.amount,
+                currency: sale.currency.clone(),
+                sale_id: Some(sale_id.0),
+                expires_at: grant.expires_at,
+            };
+            (now, order, item)
+        };
+        let new = self.granted.iter().map(order).collect();
+        let reason = match first.status {
+            OrderStatus::Paid => Reason::ClaimSell,
+            _ => Reason::ClaimHold,
+        };
+        let (_, now) = window;
+        let follow_ups = &asked[first.at].1.follow_ups;
+        let orders = order::insert_all(tx, now, follow_ups, sale.product_id, new, reason)?;
+        fail::fail_point!("claim.order_written");
+        let row = |(grant, order): (&Grant, &OrderId)| {
+            let (at, request) = asked[grant.at];
+            sql::GrantedRow {
+                claim_id: Uuid::now_v7().to_string(),
+                user_id: request.user_id,
+                order_id: *order,
+                quantity: request.quantity,
+                at,
+            }
+        };
+        let rows: Vec<sql::GrantedRow> = self.granted.iter().zip(&orders).map(row).collect();
+        sql::insert_claims(tx, sale_id, &rows)?;
+        fail::fail_point!("claim.claim_written");
+        if sale.remaining == 0 {
+            follow_ups.sale_sold_out(tx, now, sale_id.0, sale.product_id)?;
+        }
+        let answer = |(grant, row): (&Grant, &sql::GrantedRow)| {
+            let key = asked[grant.at].1.key.as_ref();
+            grant.answer(row.order_id, &row.claim_id, key)
+        };
+        let answers = self.granted.iter().zip(&rows).map(answer);
+        Ok(answers.collect::<Result<_, _>>()?)
+    }
+}
+
+impl Grant {
+    /// What its buyer is told.
+    fn answer(
+        &self,
+        order_id: OrderId,
+        claim_id: &str,
+        key: Option<&Key>,
+    ) -> Result<Stored, StoreError> {
+        let claimed = Claimed {
+            claim_id,
+            order_id,
+            state: self.status,
+            remaining: self.remaining,
+            expires_at: self.expires_at,
+        };
+        let body =
+            serde_json::to_string(&claimed).map_err(|error| StoreError::Bug(error.to_string()))?;
+        let location = format!("{CLAIMS}{claim_id}");
+        Ok(match key {
+            Some(key) => key.answer(location, body),
+            None => Stored {
+                fingerprint: String::new(),
+                location,
+                body,
+            },
+        })
+    }
+}
+
+impl Sale {
+    /// Whether it is open, and in its window.
+    fn grants(&self, now: Timestamp) -> bool {
+        self.status == SaleStatus::Open && self.starts_at <= now && now < self.ends_at
+    }
+}
+
+/// Why a sale grants no claim, as it is.
+fn why_not(sale: Option<&Sale>, id: SaleId, now: Timestamp) -> SaleError {
+    match sale {
         None => SaleError::NotFound(id),
         Some(sale) if sale.status != SaleStatus::Open || now >= sale.ends_at => SaleError::Ended,
         Some(sale) if now < sale.starts_at => SaleError::NotStarted,
         Some(sale) => SaleError::SoldOut(sale.remaining),
-    })
+    }
 }
 
 /// Closes a sale; what is left goes back to the free stock. `None` when it was closed already.

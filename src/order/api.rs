@@ -363,7 +363,7 @@ impl OrderApi {
             .write(move |tx| {
                 if let Some(stored) = key
                     .as_ref()
-                    .map(|key| key.look_up(tx, now, caller.user_id))
+                    .map(|key| key.begin(tx, now, caller.user_id))
                     .transpose()?
                     .flatten()
                 {
@@ -374,7 +374,7 @@ impl OrderApi {
                 let text = serde_json::to_string(&OrderView::from(order))
                     .map_err(|error| crate::store::StoreError::Bug(error.to_string()))?;
                 if let Some(key) = &key {
-                    key.keep(tx, now, caller.user_id, location.clone(), text.clone())?;
+                    key.keep(tx, caller.user_id, location.clone(), text.clone())?;
                 }
                 Ok::<_, OrderError>(Created::printed(text, location))
             })

@@ -353,20 +353,15 @@ fn take(
         &first.currency,
         first.at,
     )?;
-    for (line, (product_id, quantity, amount)) in (1..).zip(lines) {
-        let unit_amount = amount / i64::from(quantity);
-        sql::insert_item(
-            tx,
-            order,
-            line,
-            &super::OrderItem {
-                product_id,
-                quantity,
-                unit_amount,
-                amount,
-            },
-        )?;
-    }
+    let item = |(product_id, quantity, amount)| super::OrderItem {
+        product_id,
+        quantity,
+        unit_amount: amount / i64::from(quantity),
+        amount,
+    };
+    let items: Vec<super::OrderItem> = lines.into_iter().map(item).collect();
+    let lines = (1..).zip(&items).map(|(line, item)| (order, line, item));
+    sql::insert_items(tx, lines)?;
     Ok(Taken::Created)
 }
 

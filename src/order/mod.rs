@@ -397,8 +397,8 @@ pub fn insert(
 ) -> Result<Order, OrderError> {
     let id = sql::insert(tx, now, new)?;
     fail::fail_point!("order.row_written");
-    for (line, item) in (1..).zip(&items) {
-        sql::insert_item(tx, id, line, item)?;
+    sql::insert_items(tx, (1..).zip(&items).map(|(line, item)| (id, line, item)))?;
+    for item in &items {
         let movement = Movement {
             product_id: item.product_id,
             sale_id: new.sale_id,
@@ -408,24 +408,72 @@ pub fn insert(
         };
         stock::append(tx, now, &movement)?;
     }
-    let order = Order {
-        id,
-        user_id: new.user_id,
-        status: new.status,
-        total_amount: new.total_amount,
-        currency: new.currency.clone(),
-        sale_id: new.sale_id,
-        created_at: now,
-        expires_at: new.expires_at,
-        paid_at: (new.status == OrderStatus::Paid).then_some(now),
-        processed_at: None,
-        items,
-    };
+    let order = new.clone().made(id, now, items);
     tasks::follow(tx, now, follow_ups, &order, EventKind::OrderCreated)?;
     if order.status == OrderStatus::Paid {
         tasks::follow(tx, now, follow_ups, &order, EventKind::OrderPaid)?;
     }
     Ok(order)
+}
+
+/// [`insert`] of many orders of one product with one line each, all paid or none, with a number of statements
+/// that does not grow with theirs. Answers their keys in the order of `new`.
+pub fn insert_all(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    follow_ups: &FollowUps,
+    product_id: ProductId,
+    new: Vec<(Timestamp, NewOrder, OrderItem)>,
+    reason: Reason,
+) -> Result<Vec<OrderId>, OrderError> {
+    let ids = sql::insert_all(tx, new.iter().map(|(at, new, _)| (*at, new)))?;
+    fail::fail_point!("order.row_written");
+    let lines = ids.iter().zip(&new);
+    sql::insert_items(tx, lines.map(|(id, (.., item))| (*id, 1, item)))?;
+    let movement = |(id, (at, new, item)): (&OrderId, &(Timestamp, NewOrder, OrderItem))| {
+        let movement = Movement {
+            product_id,
+            sale_id: new.sale_id,
+            order_id: Some(id.0),
+            reason,
+            quantity: item.quantity,
+        };
+        (*at, movement)
+    };
+    let movements: Vec<(Timestamp, Movement)> = ids.iter().zip(&new).map(movement).collect();
+    stock::append_all(tx, product_id, &movements)?;
+    let orders: Vec<Order> = ids
+        .iter()
+        .zip(new)
+        .map(|(id, (at, new, item))| new.made(*id, at, vec![item]))
+        .collect();
+    tasks::follow_all(tx, now, follow_ups, &orders, EventKind::OrderCreated)?;
+    if orders
+        .first()
+        .is_some_and(|order| order.status == OrderStatus::Paid)
+    {
+        tasks::follow_all(tx, now, follow_ups, &orders, EventKind::OrderPaid)?;
+    }
+    Ok(ids)
+}
+
+impl NewOrder {
+    /// The order that it has become.
+    fn made(self, id: OrderId, now: Timestamp, items: Vec<OrderItem>) -> Order {
+        Order {
+            id,
+            user_id: self.user_id,
+            status: self.status,
+            total_amount: self.total_amount,
+            currency: self.currency,
+            sale_id: self.sale_id,
+            created_at: now,
+            expires_at: self.expires_at,
+            paid_at: (self.status == OrderStatus::Paid).then_some(now),
+            processed_at: None,
+            items,
+        }
+    }
 }
 
 /// One order; another's is as absent as none. `owner` is `None` for staff.
@@ -907,7 +955,7 @@ mod tests {
         let past = store
             .write_blocking::<_, StoreError>(move |tx| {
                 let id = sql::insert_past(tx, START, "A-1", user, 1_400, "CNY", START)?;
-                sql::insert_item(tx, id, 1, &item)?;
+                sql::insert_items(tx, std::iter::once((id, 1, &item)))?;
                 Ok(id)
             })
             .expect("a past order");

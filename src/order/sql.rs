@@ -51,41 +51,53 @@ pub(super) fn insert(
     now: Timestamp,
     new: &NewOrder,
 ) -> Result<OrderId, StoreError> {
-    tx.insert(
+    let made = insert_all(tx, std::iter::once((now, new)))?.pop();
+    made.ok_or_else(|| StoreError::Bug("an order was not made".to_owned()))
+}
+
+/// Writes orders; answers their keys in the order of `new`.
+pub(super) fn insert_all<'a>(
+    tx: &mut Tx<'_>,
+    new: impl Iterator<Item = (Timestamp, &'a NewOrder)>,
+) -> Result<Vec<OrderId>, StoreError> {
+    tx.insert_each(
         sql!("INSERT INTO orders (user_id, status, total_amount, currency, sale_id, created_at, updated_at, expires_at, \
          paid_at) VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8)"),
-        &[
-            new.user_id.into(),
-            new.status.into(),
-            new.total_amount.into(),
-            (&new.currency).into(),
-            new.sale_id.into(),
-            now.into(),
-            new.expires_at.into(),
-            (new.status == OrderStatus::Paid).then_some(now).into(),
-        ],
+        new.map(|(now, new)| {
+            [
+                new.user_id.into(),
+                new.status.into(),
+                new.total_amount.into(),
+                (&new.currency).into(),
+                new.sale_id.into(),
+                now.into(),
+                new.expires_at.into(),
+                (new.status == OrderStatus::Paid).then_some(now).into(),
+            ]
+        }),
     )
 }
 
-pub(super) fn insert_item(
+/// Writes lines of orders, each with its number in its order, from 1.
+pub(super) fn insert_items<'a>(
     tx: &mut Tx<'_>,
-    order: OrderId,
-    line: i64,
-    item: &OrderItem,
+    lines: impl Iterator<Item = (OrderId, i64, &'a OrderItem)>,
 ) -> Result<(), StoreError> {
-    tx.execute(
+    tx.execute_each(
         sql!(
             "INSERT INTO order_items (order_id, line, product_id, quantity, unit_amount, amount) \
          VALUES ($1, $2, $3, $4, $5, $6)"
         ),
-        &[
-            order.into(),
-            line.into(),
-            item.product_id.into(),
-            item.quantity.into(),
-            item.unit_amount.into(),
-            item.amount.into(),
-        ],
+        lines.map(|(order, line, item)| {
+            [
+                order.into(),
+                line.into(),
+                item.product_id.into(),
+                item.quantity.into(),
+                item.unit_amount.into(),
+                item.amount.into(),
+            ]
+        }),
     )?;
     Ok(())
 }

@@ -58,13 +58,38 @@ pub(super) fn follow(
     order: &Order,
     what: EventKind,
 ) -> Result<(), StoreError> {
-    follow_ups
-        .events
-        .emit(tx, now, what, || letters::described(order))?;
+    follow_all(tx, now, follow_ups, std::slice::from_ref(order), what)
+}
+
+/// [`follow`] of many orders to which the same has happened.
+pub(super) fn follow_all(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    follow_ups: &FollowUps,
+    orders: &[Order],
+    what: EventKind,
+) -> Result<(), StoreError> {
+    let described = orders.iter().map(letters::described);
+    follow_ups.events.emit_all(tx, now, what, described)?;
+    let tasks = orders
+        .iter()
+        .filter_map(|order| task_after(follow_ups, order, what))
+        .collect::<Result<Vec<NewTask>, StoreError>>()?;
+    enqueue_all(tx, now, &tasks)
+}
+
+/// The task that follows from what happened to an order, if one does.
+fn task_after(
+    follow_ups: &FollowUps,
+    order: &Order,
+    what: EventKind,
+) -> Option<Result<NewTask, StoreError>> {
     let id = order.id;
     if what == EventKind::OrderPaid && follow_ups.process {
         // The mail comes from there: a claim is paid for with one task, not two.
-        return enqueue::<ProcessOrder>(tx, now, &ProcessOrderArgs { order_id: id.0 });
+        return Some(NewTask::of::<ProcessOrder>(&ProcessOrderArgs {
+            order_id: id.0,
+        }));
     }
     let about = match what {
         EventKind::OrderCreated if order.status == OrderStatus::PendingPayment => About::Placed,
@@ -72,9 +97,23 @@ pub(super) fn follow(
         EventKind::OrderCancelled => About::Cancelled,
         EventKind::OrderExpired => About::Expired,
         EventKind::OrderRefundDue => About::RefundDue,
-        _ => return Ok(()), // nothing to write to a customer about
+        _ => return None, // nothing to write to a customer about
     };
-    write_to_customer(tx, now, follow_ups, id, about)
+    letter(follow_ups, id, about)
+}
+
+fn letter(
+    follow_ups: &FollowUps,
+    id: OrderId,
+    about: About,
+) -> Option<Result<NewTask, StoreError>> {
+    let args = SendOrderEmailArgs {
+        order_id: id.0,
+        about,
+    };
+    follow_ups
+        .mail
+        .then(|| NewTask::of::<SendOrderEmail>(&args))
 }
 
 fn write_to_customer(
@@ -84,19 +123,14 @@ fn write_to_customer(
     id: OrderId,
     about: About,
 ) -> Result<(), StoreError> {
-    if !follow_ups.mail {
-        return Ok(());
+    match letter(follow_ups, id, about) {
+        Some(task) => enqueue_all(tx, now, &[task?]),
+        None => Ok(()),
     }
-    let args = SendOrderEmailArgs {
-        order_id: id.0,
-        about,
-    };
-    enqueue::<SendOrderEmail>(tx, now, &args)
 }
 
-fn enqueue<H: Handler>(tx: &mut Tx<'_>, now: Timestamp, args: &H::Args) -> Result<(), StoreError> {
-    let task = NewTask::of::<H>(args)?;
-    task::enqueue(tx, now, &task).map_err(|error| match error {
+fn enqueue_all(tx: &mut Tx<'_>, now: Timestamp, tasks: &[NewTask]) -> Result<(), StoreError> {
+    task::enqueue_all(tx, now, tasks).map_err(|error| match error {
         TaskError::Store(error) => error,
         other => StoreError::Bug(other.to_string()),
     })?;

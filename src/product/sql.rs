@@ -539,23 +539,26 @@ pub(super) fn ledger_head(
     )
 }
 
-pub(super) fn insert_movement(tx: &mut Tx<'_>, row: &LedgerRow) -> Result<(), StoreError> {
-    tx.execute(
+/// Writes rows of the ledger.
+pub(super) fn insert_movements(tx: &mut Tx<'_>, rows: &[LedgerRow]) -> Result<(), StoreError> {
+    tx.execute_each(
         sql!("INSERT INTO stock_movements (product_id, seq, sale_id, order_id, reason, quantity, delta, balance_after, at, \
          prev_hash, hash) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
-        &[
-            row.product_id.into(),
-            row.seq.into(),
-            row.sale_id.into(),
-            row.order_id.into(),
-            row.reason.into(),
-            row.quantity.into(),
-            row.delta.into(),
-            row.balance_after.into(),
-            row.at.into(),
-            (&row.prev_hash).into(),
-            (&row.hash).into(),
-        ],
+        rows.iter().map(|row| {
+            [
+                row.product_id.into(),
+                row.seq.into(),
+                row.sale_id.into(),
+                row.order_id.into(),
+                row.reason.into(),
+                row.quantity.into(),
+                row.delta.into(),
+                row.balance_after.into(),
+                row.at.into(),
+                (&row.prev_hash).into(),
+                (&row.hash).into(),
+            ]
+        }),
     )?;
     Ok(())
 }

@@ -165,24 +165,40 @@ fn hex(bytes: &[u8]) -> String {
 /// Appends a row. The caller changes the stock itself in the same transaction, with [`take`],
 /// [`give_back`] or the sale's own counters.
 pub fn append(tx: &mut Tx<'_>, now: Timestamp, movement: &Movement) -> Result<(), StoreError> {
-    let (seq, balance, prev_hash) =
-        sql::ledger_head(tx, movement.product_id)?.unwrap_or_else(|| (0, 0, GENESIS.to_owned()));
-    let quantity = i64::from(movement.quantity);
-    let mut row = LedgerRow {
-        product_id: movement.product_id,
-        seq: seq + 1,
-        sale_id: movement.sale_id,
-        order_id: movement.order_id,
-        reason: movement.reason,
-        quantity,
-        delta: movement.reason.delta(quantity),
-        balance_after: balance + movement.reason.change_of_free(quantity),
-        at: now,
-        prev_hash,
-        hash: String::new(),
-    };
-    row.hash = row.digest();
-    sql::insert_movement(tx, &row)
+    append_all(tx, movement.product_id, &[(now, *movement)])
+}
+
+/// Appends rows of one product in their order, with two statements however many they are.
+pub fn append_all(
+    tx: &mut Tx<'_>,
+    product_id: ProductId,
+    movements: &[(Timestamp, Movement)],
+) -> Result<(), StoreError> {
+    let (mut seq, mut balance, mut prev_hash) =
+        sql::ledger_head(tx, product_id)?.unwrap_or_else(|| (0, 0, GENESIS.to_owned()));
+    let mut rows = Vec::with_capacity(movements.len());
+    for (at, movement) in movements {
+        let quantity = i64::from(movement.quantity);
+        seq += 1;
+        balance += movement.reason.change_of_free(quantity);
+        let mut row = LedgerRow {
+            product_id,
+            seq,
+            sale_id: movement.sale_id,
+            order_id: movement.order_id,
+            reason: movement.reason,
+            quantity,
+            delta: movement.reason.delta(quantity),
+            balance_after: balance,
+            at: *at,
+            prev_hash,
+            hash: String::new(),
+        };
+        row.hash = row.digest();
+        prev_hash = row.hash.clone();
+        rows.push(row);
+    }
+    sql::insert_movements(tx, &rows)
 }
 
 /// What was taken, at what price.

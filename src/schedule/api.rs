@@ -586,7 +586,7 @@ impl ScheduleApi {
             .schedules
             .change(move |tx, now, basis| {
                 if let Some(key) = &key
-                    && let Some(stored) = key.look_up(tx, now, user)?
+                    && let Some(stored) = key.begin(tx, now, user)?
                 {
                     return Ok(Accepted::replay(stored.body, stored.location));
                 }
@@ -599,7 +599,7 @@ impl ScheduleApi {
                 let text = serde_json::to_string(&view)
                     .map_err(|error| StoreError::Bug(error.to_string()))?;
                 if let Some(key) = &key {
-                    key.keep(tx, now, user, location.clone(), text.clone())?;
+                    key.keep(tx, user, location.clone(), text.clone())?;
                 }
                 Ok(Accepted::printed(text, location))
             })

@@ -11,6 +11,7 @@ mod checkpoint;
 mod condition;
 mod damage;
 mod dir;
+mod gather;
 mod lane;
 mod migrate;
 mod sqlite;
@@ -30,6 +31,7 @@ use tokio::sync::{Semaphore, oneshot};
 pub use belong::Mark;
 pub use condition::Condition;
 pub use dir::{DataDir, DirError, Left, database_in};
+pub use gather::{GATHERED_MAX, Gather};
 pub use lane::Lane;
 pub use statement::Sql;
 pub use tx::{Column, Nullable, Param, Row, Rows, Topic, Tx, value_rows};
@@ -129,6 +131,7 @@ struct Inner {
     readers_peak: AtomicU32,
     /// Writes waiting from which on a patient caller blocks for room instead of trying.
     patience_from: usize,
+    write_queue_max: usize,
 }
 
 /// Connections in use and idle, and writes that wait.
@@ -306,6 +309,7 @@ impl Store {
             readers_in_use: AtomicU32::new(0),
             readers_peak: AtomicU32::new(0),
             patience_from: settings.write_queue_max / 2,
+            write_queue_max: settings.write_queue_max,
         })))
     }
 

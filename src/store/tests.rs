@@ -528,3 +528,150 @@ async fn the_log_is_given_room_keeps_it_and_starts_anew_under_load() {
     copy.close();
     store.close();
 }
+
+/// Writes words in sets of those that wait together; tells how large each was.
+fn words(store: &Store) -> (Gather<u8, &'static str, usize, TestError>, Arc<Sizes>) {
+    let sizes = Arc::new(Sizes::default());
+    let seen = Arc::clone(&sizes);
+    let told = Arc::clone(&sizes);
+    let gathered = store.gather(
+        move |tx, _: &u8, words: &[&'static str]| {
+            seen.sets.lock().push(words.len());
+            let mut outcomes = Vec::new();
+            for (at, word) in words.iter().enumerate() {
+                match *word {
+                    "refused" => outcomes.push(Err(TestError::Refused)),
+                    "panics" => panic!("on purpose"),
+                    "fails" => return Err(TestError::Refused),
+                    word => {
+                        insert(tx, word)?;
+                        outcomes.push(Ok(at));
+                    }
+                }
+            }
+            Ok(outcomes)
+        },
+        move |_, word, outcome: &Result<usize, TestError>| {
+            told.outcomes.lock().push((word, outcome.is_ok()));
+        },
+    );
+    (gathered, sizes)
+}
+
+#[derive(Default)]
+struct Sizes {
+    sets: parking_lot::Mutex<Vec<usize>>,
+    outcomes: parking_lot::Mutex<Vec<(&'static str, bool)>>,
+}
+
+/// Holds up the writer until the answer is dropped.
+fn hold_up(store: &Store) -> oneshot::Sender<()> {
+    let (release, released) = oneshot::channel();
+    store.begin_write::<_, StoreError>(
+        move |_| {
+            let _gone = released.blocking_recv();
+            Ok(())
+        },
+        |_| (),
+    );
+    release
+}
+
+#[tokio::test]
+async fn what_waits_together_is_written_as_one_set_in_order_and_told_apart() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    let (gathered, sizes) = words(&store);
+    let release = hold_up(&store);
+    let (a, refused, b, other, ()) = tokio::join!(
+        gathered.write(&store, 1, "a"),
+        gathered.write(&store, 1, "refused"),
+        gathered.write(&store, 1, "b"),
+        gathered.write(&store, 2, "other"),
+        async move { drop(release) },
+    );
+    assert!(matches!((a, b, other), (Ok(0), Ok(2), Ok(0))));
+    assert!(matches!(refused, Err(TestError::Refused)));
+    assert_eq!(*sizes.sets.lock(), [3, 1]);
+    let told = [
+        ("a", true),
+        ("refused", false),
+        ("b", true),
+        ("other", true),
+    ];
+    assert_eq!(*sizes.outcomes.lock(), told);
+    assert_eq!(store.read(keys).await.expect("read"), ["a", "b", "other"]);
+}
+
+#[tokio::test]
+async fn a_set_that_can_not_be_written_is_written_one_by_one() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    let (gathered, sizes) = words(&store);
+    for bad in ["fails", "panics"] {
+        sizes.sets.lock().clear();
+        let (before, after) = match bad {
+            "fails" => ("a", "b"),
+            _ => ("c", "d"),
+        };
+        let release = hold_up(&store);
+        let (first, wrong, last, ()) = tokio::join!(
+            gathered.write(&store, 1, before),
+            gathered.write(&store, 1, bad),
+            gathered.write(&store, 1, after),
+            async move { drop(release) },
+        );
+        assert!(first.is_ok() && wrong.is_err() && last.is_ok(), "{bad}");
+        assert_eq!(*sizes.sets.lock(), [3, 1, 1, 1]);
+        // Alone, it leaves nothing either.
+        assert!(gathered.write(&store, 1, bad).await.is_err());
+    }
+    assert_eq!(store.read(keys).await.expect("read"), ["a", "b", "c", "d"]);
+}
+
+#[tokio::test]
+async fn who_went_away_is_left_out_and_a_store_that_stops_tells_those_who_wait() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    let (gathered, sizes) = words(&store);
+    let release = hold_up(&store);
+    {
+        let gone = gathered.write(&store, 1, "gone");
+        let mut gone = std::pin::pin!(gone);
+        let polled = futures_util::poll!(gone.as_mut());
+        assert!(polled.is_pending());
+    }
+    let (kept, ()) = tokio::join!(gathered.write(&store, 1, "kept"), async move {
+        drop(release);
+    });
+    assert!(kept.is_ok());
+    assert_eq!(*sizes.sets.lock(), [1]);
+    store.close();
+    let late = gathered.write(&store, 1, "late").await;
+    assert!(matches!(late, Err(TestError::Store(StoreError::Stopped))));
+    let last = sizes.outcomes.lock().last().copied();
+    assert_eq!(last, Some(("late", false)));
+}
+
+#[tokio::test]
+async fn more_than_a_set_holds_is_written_in_several_and_a_bounded_number_waits() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let settings = Database {
+        write_queue_max: 700,
+        ..Database::default()
+    };
+    let metrics = Metrics::new().expect("metrics");
+    let store = Store::open(&dir.path().join("onrush.db"), &settings, metrics, |_| ());
+    let store = store.expect("store opens");
+    let (gathered, sizes) = words(&store);
+    let release = hold_up(&store);
+    let all = (0..1_000).map(|_| gathered.write(&store, 1, "refused"));
+    let (outcomes, ()) = tokio::join!(futures_util::future::join_all(all), async move {
+        drop(release);
+    });
+    let is_full = |outcome: &&Result<usize, TestError>| {
+        matches!(outcome, Err(TestError::Store(StoreError::Overloaded)))
+    };
+    assert_eq!(outcomes.iter().filter(is_full).count(), 300);
+    assert_eq!(*sizes.sets.lock(), [256, 256, 188]);
+}

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -501,6 +502,67 @@ impl<'c> Tx<'c> {
         })
     }
 
+    /// Runs a statement for each of `rows`; answers how many rows it changed in all. SQLite steps one prepared
+    /// statement, which costs less than a text with many rows (measured); a database on the other side of a
+    /// socket is sent all of them at once.
+    pub fn execute_each<'p, const N: usize>(
+        &mut self,
+        sql: Sql<'_>,
+        rows: impl IntoIterator<Item = [Param<'p>; N]>,
+    ) -> Result<u64, StoreError> {
+        let mut changed = 0;
+        self.run_each(sql, rows, |statement, count| {
+            *count += statement.raw_execute()? as u64;
+            changed = *count;
+            Ok(Ok(()))
+        })?;
+        Ok(changed)
+    }
+
+    /// [`Tx::insert`] of each of `rows`; answers their keys in the same order.
+    pub fn insert_each<'p, T: From<i64>, const N: usize>(
+        &mut self,
+        sql: Sql<'_>,
+        rows: impl IntoIterator<Item = [Param<'p>; N]>,
+    ) -> Result<Vec<T>, StoreError> {
+        let conn = self.conn;
+        let rows = rows.into_iter();
+        let mut keys = Vec::with_capacity(rows.size_hint().0);
+        self.run_each(sql, rows, |statement, count| {
+            let made = statement.raw_execute()?;
+            if made != 1 {
+                return Ok(Err(StoreError::Bug(format!("an insert made {made} rows"))));
+            }
+            *count += 1;
+            keys.push(T::from(conn.last_insert_rowid()));
+            Ok(Ok(()))
+        })?;
+        Ok(keys)
+    }
+
+    /// [`Tx::row`] for each of `asked`, in the same order.
+    pub fn row_of_each<'p, T, const N: usize>(
+        &mut self,
+        sql: Sql<'_>,
+        asked: impl IntoIterator<Item = [Param<'p>; N]>,
+        mut map: impl FnMut(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Vec<Option<T>>, StoreError> {
+        let condition = self.condition;
+        let asked = asked.into_iter();
+        let mut found = Vec::with_capacity(asked.size_hint().0);
+        self.run_each(sql, asked, |statement, count| {
+            let mut rows = statement.raw_query();
+            let one = rows.next()?.map(|row| map(&Row { row, condition }));
+            *count += u64::from(one.is_some());
+            match one.transpose() {
+                Ok(one) => found.push(one),
+                Err(error) => return Ok(Err(error)),
+            }
+            Ok(Ok(()))
+        })?;
+        Ok(found)
+    }
+
     /// Inserts one row; answers the key that its `id` was given. Cheaper than `RETURNING`, for which
     /// SQLite fills a table of its own.
     pub fn insert<T: From<i64>>(
@@ -530,6 +592,17 @@ impl<'c> Tx<'c> {
             }))
         })?
         .transpose()
+    }
+
+    /// [`Tx::row`] of one table, which nobody else changes before this transaction ends. SQLite's one writer has
+    /// the database to itself; a database with several has to be told to lock it.
+    pub fn lock_row<T>(
+        &mut self,
+        sql: Sql<'_>,
+        params: &[Param<'_>],
+        map: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        self.row(sql, params, map)
     }
 
     /// All rows. The statement itself must bound how many there can be.
@@ -579,15 +652,46 @@ impl<'c> Tx<'c> {
         let mut statement = conn
             .prepare_cached(sql.text)
             .map_err(|error| self.met(error))?;
-        let counters = bind(&mut statement, self.statements, sql, params)?;
+        let numbering = numbering(&statement, self.statements, sql)?;
+        numbering.bind(&mut statement, params)?;
         let (watch, mut rows) = (Stopwatch::start(), 0);
         let result = work(&mut statement, &mut rows);
         let took = watch.elapsed();
         drop(statement);
-        if self.statements.count(&counters, took, rows) {
-            self.keep_slow(&counters, sql, params, took, rows);
+        if self.statements.count(numbering.counters(), took, rows) {
+            self.keep_slow(numbering.counters(), sql, params, took, rows);
         }
         result.map_err(|error| self.met(error))
+    }
+
+    /// [`Tx::run`] for each of many rows of parameters. It counts as one call, whose parameters are not
+    /// remembered.
+    fn run_each<'p, const N: usize>(
+        &mut self,
+        sql: Sql<'_>,
+        rows: impl IntoIterator<Item = [Param<'p>; N]>,
+        mut work: impl FnMut(&mut CachedStatement<'_>, &mut u64) -> rusqlite::Result<Result<(), StoreError>>,
+    ) -> Result<(), StoreError> {
+        let conn = self.conn;
+        let mut statement = conn
+            .prepare_cached(sql.text)
+            .map_err(|error| self.met(error))?;
+        let numbering = numbering(&statement, self.statements, sql)?;
+        let (watch, mut count) = (Stopwatch::start(), 0);
+        let mut done = Ok(Ok(()));
+        for params in rows {
+            numbering.bind(&mut statement, &params)?;
+            done = work(&mut statement, &mut count);
+            if !matches!(done, Ok(Ok(()))) {
+                break;
+            }
+        }
+        let took = watch.elapsed();
+        drop(statement);
+        if self.statements.count(numbering.counters(), took, count) {
+            self.keep_slow(numbering.counters(), sql, &[], took, count);
+        }
+        done.map_err(|error| self.met(error))?
     }
 
     fn keep_slow(
@@ -618,7 +722,9 @@ impl<'c> Tx<'c> {
 /// Statements whose numbering a thread remembers; beyond it, it begins anew.
 const NUMBERINGS_MAX: usize = 1_024;
 
-/// Which of the parameters each place of a statement takes, from 0.
+/// Which of the parameters each place of a statement takes, from 0. SQLite takes `$1` for a name and numbers
+/// names by first appearance, so the number must be read from the name; which for a statement with many is
+/// a good part of its cost, and is therefore done once.
 struct Numbering {
     sql: Box<str>,
     places: Box<[usize]>,
@@ -626,52 +732,60 @@ struct Numbering {
     counters: (usize, Arc<Statement>),
 }
 
-thread_local! {
-    /// By where a statement's text stands in memory: most stand there for ever. The text itself is
-    /// compared as well, for one that was put together may give its place to another.
-    static NUMBERINGS: RefCell<HashMap<(usize, usize), Numbering>> = RefCell::new(HashMap::new());
-}
-
-/// Binds `$n` to `params[n - 1]`. SQLite takes `$1` for a name and numbers names by first
-/// appearance, so the number must be read from the name; which for a statement with many is a good
-/// part of its cost, and is therefore done once.
-///
-/// Answers the statement's counters.
-fn bind(
-    statement: &mut CachedStatement<'_>,
-    statements: &Statements,
-    sql: Sql<'_>,
-    params: &[Param<'_>],
-) -> Result<Arc<Statement>, StoreError> {
-    NUMBERINGS.with_borrow_mut(|known| {
-        let key = (sql.text.as_ptr().addr(), sql.text.len());
-        let is_known =
-            |one: &Numbering| one.counters.0 == statements.number() && *one.sql == *sql.text;
-        if !known.get(&key).is_some_and(is_known) {
-            let numbering = Numbering {
-                sql: sql.text.into(),
-                places: numbering(statement)?,
-                counters: (statements.number(), statements.get(&sql.name(), sql.text)),
-            };
-            if known.len() >= NUMBERINGS_MAX {
-                known.clear();
-            }
-            known.insert(key, numbering);
-        }
-        let Some(numbering) = known.get(&key) else {
-            return Err(StoreError::Bug("a statement was not remembered".to_owned()));
-        };
-        for (index, place) in (1..).zip(&numbering.places) {
+impl Numbering {
+    /// Binds `$n` to `params[n - 1]`.
+    fn bind(
+        &self,
+        statement: &mut CachedStatement<'_>,
+        params: &[Param<'_>],
+    ) -> Result<(), StoreError> {
+        for (index, place) in (1..).zip(&self.places) {
             let param = params.get(*place).ok_or_else(|| {
                 StoreError::Bug(format!("no value for placeholder ${}", place + 1))
             })?;
             statement.raw_bind_parameter(index, param)?;
         }
-        Ok(Arc::clone(&numbering.counters.1))
+        Ok(())
+    }
+
+    fn counters(&self) -> &Statement {
+        &self.counters.1
+    }
+}
+
+thread_local! {
+    /// By where a statement's text stands in memory: most stand there for ever. The text itself is
+    /// compared as well, for one that was put together may give its place to another.
+    static NUMBERINGS: RefCell<HashMap<(usize, usize), Rc<Numbering>>> = RefCell::new(HashMap::new());
+}
+
+/// The numbering of a statement, and its counters.
+fn numbering(
+    statement: &CachedStatement<'_>,
+    statements: &Statements,
+    sql: Sql<'_>,
+) -> Result<Rc<Numbering>, StoreError> {
+    NUMBERINGS.with_borrow_mut(|known| {
+        let key = (sql.text.as_ptr().addr(), sql.text.len());
+        let is_known =
+            |one: &Rc<Numbering>| one.counters.0 == statements.number() && *one.sql == *sql.text;
+        if let Some(known) = known.get(&key).filter(|one| is_known(one)) {
+            return Ok(Rc::clone(known));
+        }
+        let numbering = Rc::new(Numbering {
+            sql: sql.text.into(),
+            places: places(statement)?,
+            counters: (statements.number(), statements.get(&sql.name(), sql.text)),
+        });
+        if known.len() >= NUMBERINGS_MAX {
+            known.clear();
+        }
+        known.insert(key, Rc::clone(&numbering));
+        Ok(numbering)
     })
 }
 
-fn numbering(statement: &CachedStatement<'_>) -> Result<Box<[usize]>, StoreError> {
+fn places(statement: &CachedStatement<'_>) -> Result<Box<[usize]>, StoreError> {
     (1..=statement.parameter_count())
         .map(|index| {
             statement

@@ -38,17 +38,33 @@ const AWAKE_PER_CPU: usize = 2;
 const WAKING_WAIT: Duration = Duration::from_millis(20);
 
 /// Work for the writer thread.
-trait Job: Send {
+pub(super) trait Job: Send {
     /// Whether nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;
     /// In whose name it runs.
     fn take_caller(&mut self) -> Option<Called>;
     /// Runs inside a savepoint; `true` keeps what was written.
     fn run(&mut self, tx: &mut Tx<'_>) -> bool;
+    /// What is to run right behind it, in the same transaction.
+    fn rest(&mut self) -> Option<Box<dyn Job>> {
+        None
+    }
+    /// Callers who wait for it, for the figures.
+    fn size(&self) -> usize {
+        1
+    }
     /// Learns whether the commit that holds the work has succeeded, and calls what comes after.
     fn settle(&mut self, commit: Result<(), StoreError>);
+    /// Hands over what its callers are to be told, in their order.
+    fn letters(self: Box<Self>, to: &mut VecDeque<Box<dyn Letter>>);
+}
+
+/// An answer on its way to one caller.
+pub(super) trait Letter: Send {
+    /// Whether nobody waits for it any more.
+    fn is_abandoned(&self) -> bool;
     /// Tells the caller, who gives the turn back on waking.
-    fn answer(self: Box<Self>, turn: Option<Turn>);
+    fn deliver(self: Box<Self>, turn: Option<Turn>);
 }
 
 /// A closure, its result, its caller, and what is to be done between the commit and the answer.
@@ -68,6 +84,13 @@ pub(super) struct Answer<T, E> {
 }
 
 impl<T, E> Answer<T, E> {
+    pub(super) fn new(result: Result<T, E>, turn: Option<Turn>) -> Self {
+        Self {
+            result,
+            _turn: turn,
+        }
+    }
+
     /// What the work came to. The next caller is woken.
     pub(super) fn result(self) -> Result<T, E> {
         self.result
@@ -76,10 +99,10 @@ impl<T, E> Answer<T, E> {
 
 impl<F, A, T, E> Job for Call<F, A, T, E>
 where
-    F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send,
-    A: FnOnce(&Result<T, E>) + Send,
-    T: Send,
-    E: From<StoreError> + Send,
+    F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    A: FnOnce(&Result<T, E>) + Send + 'static,
+    T: Send + 'static,
+    E: From<StoreError> + Send + 'static,
 {
     fn is_abandoned(&self) -> bool {
         self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
@@ -113,17 +136,29 @@ where
         self.result = Some(result);
     }
 
-    fn answer(self: Box<Self>, turn: Option<Turn>) {
+    fn letters(self: Box<Self>, to: &mut VecDeque<Box<dyn Letter>>) {
+        to.push_back(self);
+    }
+}
+
+impl<F, A, T, E> Letter for Call<F, A, T, E>
+where
+    F: Send,
+    A: Send,
+    T: Send,
+    E: Send,
+{
+    fn is_abandoned(&self) -> bool {
+        self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+
+    fn deliver(self: Box<Self>, turn: Option<Turn>) {
         let Some(result) = self.result else {
             return; // never settled, and so never to be answered
         };
-        let answer = Answer {
-            result,
-            _turn: turn,
-        };
         if let Some(reply) = self.reply {
             // A caller that went away does not want to know.
-            drop(reply.send(answer));
+            drop(reply.send(Answer::new(result, turn)));
         }
     }
 }
@@ -142,14 +177,14 @@ pub(super) fn unless_it_panics<T, E: From<StoreError>>(
     })
 }
 
-/// Settled jobs whose callers are to be woken, a few at once.
+/// Answers whose callers are to be woken, a few at once.
 struct Outbox {
     letters: Mutex<Letters>,
     awake_max: usize,
 }
 
 struct Letters {
-    waiting: VecDeque<Box<dyn Job>>,
+    waiting: VecDeque<Box<dyn Letter>>,
     awake: usize,
     last_waking: Stopwatch,
 }
@@ -168,7 +203,10 @@ impl Outbox {
     }
 
     fn post(self: &Arc<Self>, jobs: impl Iterator<Item = Box<dyn Job>>) {
-        self.letters.lock().waiting.extend(jobs);
+        {
+            let mut letters = self.letters.lock();
+            jobs.for_each(|job| job.letters(&mut letters.waiting));
+        }
         self.wake();
     }
 
@@ -195,23 +233,23 @@ impl Outbox {
             if letters.awake >= self.awake_max {
                 return;
             }
-            let Some(job) = letters.waiting.pop_front() else {
+            let Some(letter) = letters.waiting.pop_front() else {
                 return;
             };
-            if job.is_abandoned() {
+            if letter.is_abandoned() {
                 continue;
             }
             letters.awake += 1;
             letters.last_waking = Stopwatch::start();
             drop(letters);
-            job.answer(Some(Turn(Arc::clone(self))));
+            letter.deliver(Some(Turn(Arc::clone(self))));
         }
     }
 }
 
 /// One of the few turns in which a woken caller goes on. Dropped, wherever that happens, it is the
 /// next caller's.
-struct Turn(Arc<Outbox>);
+pub(super) struct Turn(Arc<Outbox>);
 
 impl Drop for Turn {
     fn drop(&mut self) {
@@ -347,6 +385,11 @@ impl Writer {
             caller,
             reply,
         });
+        self.send(patience, job);
+    }
+
+    /// Queues a job; one that can't be queued is refused.
+    pub(super) fn send(&self, patience: bool, job: Box<dyn Job>) {
         if self.broken.load(Ordering::Acquire) {
             refuse(job, StoreError::Stopped);
             return;
@@ -410,7 +453,11 @@ impl Writer {
 /// Answers a job that was not begun, at once.
 fn refuse(mut job: Box<dyn Job>, error: StoreError) {
     job.settle(Err(error));
-    job.answer(None);
+    let mut letters = VecDeque::new();
+    job.letters(&mut letters);
+    for letter in letters {
+        letter.deliver(None);
+    }
 }
 
 /// What the thread is asked to do.
@@ -527,14 +574,15 @@ impl Loop {
         if outcome.is_err() || self.conn.total_changes() != before {
             self.condition.wrote(&outcome);
         }
-        self.metrics.db_write_batch_size.observe(batch.len() as f64);
+        let size: usize = batch.iter().map(|job| job.size()).sum();
+        self.metrics.db_write_batch_size.observe(size as f64);
         if let Err(error) = &outcome {
             if !self.conn.is_autocommit() && self.conn.execute_batch("ROLLBACK").is_err() {
                 tracing::error!("the failed batch could not be rolled back");
             }
             // Of a database that nothing is written to any more, that was said when it came to that.
             if self.condition.sealed().is_none() {
-                tracing::error!(%error, writes = batch.len(), "a batch of writes failed; none of it was kept");
+                tracing::error!(%error, writes = size, "a batch of writes failed; none of it was kept");
             }
         }
         if outcome.is_ok() && !self.touched.is_empty() {
@@ -591,8 +639,9 @@ impl Loop {
             } else {
                 run(&mut prepared("ROLLBACK TO job")?)?;
             }
+            let rest = job.rest();
             run(&mut release)?;
-            match self.inbox.next_of_batch(batch.len()) {
+            match rest.or_else(|| self.inbox.next_of_batch(batch.len())) {
                 Some(job) => batch.push(job),
                 None => break,
             }

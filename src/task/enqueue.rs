@@ -166,6 +166,16 @@ impl NewTask {
     }
 }
 
+impl NewTask {
+    /// Whether it has no key of any kind and waits for no other task.
+    fn is_plain(&self) -> bool {
+        self.external_id.is_none()
+            && self.unique.is_none()
+            && self.debounce.is_none()
+            && self.after.is_empty()
+    }
+}
+
 /// What an enqueue came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enqueued {
@@ -205,13 +215,45 @@ pub fn enqueue(tx: &mut Tx<'_>, now: Timestamp, new: &NewTask) -> Result<Enqueue
     enqueue_in(tx, now, new, None)
 }
 
-/// Makes many, in order.
+/// Tasks that are written in one statement.
+const TOGETHER_MAX: usize = 256;
+
+/// Makes many, in order. Where none of them asks for more than to be done, a statement writes many.
 pub fn enqueue_all(
     tx: &mut Tx<'_>,
     now: Timestamp,
     new: &[NewTask],
 ) -> Result<Vec<Enqueued>, TaskError> {
-    new.iter().map(|new| enqueue(tx, now, new)).collect()
+    if new.len() < 2 || !new.iter().all(NewTask::is_plain) {
+        return new.iter().map(|new| enqueue(tx, now, new)).collect();
+    }
+    let caller = tx.caller();
+    let trace = caller.as_ref().and_then(|caller| caller.trace());
+    let mut all = Vec::with_capacity(new.len());
+    for new in new.chunks(TOGETHER_MAX) {
+        let placed: Vec<Placed<'_>> = new
+            .iter()
+            .map(|new| Placed {
+                id: TaskId::next(),
+                new,
+                state: match new.run_at {
+                    Some(at) if at > now => TaskState::Scheduled,
+                    _ => TaskState::Available,
+                },
+                run_at: new.run_at.unwrap_or(now),
+                waiting_on: 0,
+                lock: None,
+                batch_id: None,
+                error: None,
+                traceparent: new.traceparent.as_deref().or(trace),
+            })
+            .collect();
+        sql::insert_all(tx, now, &placed)?;
+        all.extend(placed.iter().map(|placed| Enqueued::New(placed.id)));
+    }
+    fail::fail_point!("task.enqueued");
+    tx.touch(ENQUEUED);
+    Ok(all)
 }
 
 fn enqueue_in(

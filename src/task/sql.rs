@@ -20,43 +20,57 @@ pub(super) fn insert(
     now: Timestamp,
     placed: &Placed<'_>,
 ) -> Result<(), StoreError> {
-    let new = placed.new;
-    let policy = new
-        .retry_policy
-        .map(|policy| serde_json::to_string(&policy))
-        .transpose()
+    insert_all(tx, now, std::slice::from_ref(placed))
+}
+
+pub(super) fn insert_all(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    placed: &[Placed<'_>],
+) -> Result<(), StoreError> {
+    let policy_of = |placed: &Placed<'_>| {
+        let policy = placed.new.retry_policy;
+        policy.map(|policy| serde_json::to_string(&policy)).transpose()
+    };
+    let policies = placed
+        .iter()
+        .map(policy_of)
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|error| StoreError::Bug(error.to_string()))?;
-    let finished = placed.state.is_final().then_some(now);
-    tx.execute(
+    let ids: Vec<_> = placed.iter().map(|placed| placed.id.text()).collect();
+    tx.execute_each(
         sql!("INSERT INTO tasks (id, name, queue, state, priority, run_at, created_at, max_attempts, waiting_on, \
          timeout_ms, args, metadata, traceparent, soft_timeout_ms, retry_policy, expires_at, lock_key, batch_id, \
          result_seconds, error, finished_at, external_id, lock_until) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
          $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)"),
-        &[
-            (&placed.id.text()).into(),
-            (&*new.name).into(),
-            (&*new.queue).into(),
-            placed.state.into(),
-            i64::from(new.priority).into(),
-            placed.run_at.into(),
-            now.into(),
-            new.max_attempts.into(),
-            placed.waiting_on.into(),
-            new.timeout_ms.into(),
-            (&new.args).into(),
-            new.metadata.as_ref().into(),
-            placed.traceparent.into(),
-            new.soft_timeout_ms.into(),
-            policy.as_ref().into(),
-            new.expires_at.into(),
-            placed.lock.map(|(key, _)| key).into(),
-            placed.batch_id.into(),
-            new.result_seconds.into(),
-            placed.error.into(),
-            finished.into(),
-            new.external_id.as_ref().into(),
-            placed.lock.map(|(_, until)| until).into(),
-        ],
+        placed.iter().zip(ids.iter().zip(&policies)).map(|(placed, (id, policy))| {
+            let new = placed.new;
+            [
+                id.into(),
+                (&*new.name).into(),
+                (&*new.queue).into(),
+                placed.state.into(),
+                i64::from(new.priority).into(),
+                placed.run_at.into(),
+                now.into(),
+                new.max_attempts.into(),
+                placed.waiting_on.into(),
+                new.timeout_ms.into(),
+                (&new.args).into(),
+                new.metadata.as_ref().into(),
+                placed.traceparent.into(),
+                new.soft_timeout_ms.into(),
+                policy.as_ref().into(),
+                new.expires_at.into(),
+                placed.lock.map(|(key, _)| key).into(),
+                placed.batch_id.into(),
+                new.result_seconds.into(),
+                placed.error.into(),
+                placed.state.is_final().then_some(now).into(),
+                new.external_id.as_ref().into(),
+                placed.lock.map(|(_, until)| until).into(),
+            ]
+        }),
     )?;
     Ok(())
 }

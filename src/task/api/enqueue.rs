@@ -437,7 +437,7 @@ impl EnqueueApi {
             .store()
             .write(move |tx| {
                 if let Some(key) = &key
-                    && let Some(stored) = key.look_up(tx, now, user)?
+                    && let Some(stored) = key.begin(tx, now, user)?
                 {
                     return Ok(Accepted::replay(stored.body, stored.location));
                 }
@@ -446,7 +446,7 @@ impl EnqueueApi {
                 let text = serde_json::to_string(&EnqueuedView::from(enqueued))
                     .map_err(|error| crate::store::StoreError::Bug(error.to_string()))?;
                 if let Some(key) = &key {
-                    key.keep(tx, now, user, location.clone(), text.clone())?;
+                    key.keep(tx, user, location.clone(), text.clone())?;
                 }
                 Ok::<_, TaskError>(Accepted::printed(text, location))
             })
@@ -496,7 +496,7 @@ impl EnqueueApi {
             .store()
             .write(move |tx| {
                 if let Some(key) = &key
-                    && let Some(stored) = key.look_up(tx, now, user)?
+                    && let Some(stored) = key.begin(tx, now, user)?
                 {
                     return Ok(Accepted::replay(stored.body, stored.location));
                 }
@@ -530,7 +530,7 @@ impl EnqueueApi {
                 let text = serde_json::to_string(&view)
                     .map_err(|error| crate::store::StoreError::Bug(error.to_string()))?;
                 if let Some(key) = &key {
-                    key.keep(tx, now, user, location.clone(), text.clone())?;
+                    key.keep(tx, user, location.clone(), text.clone())?;
                 }
                 Ok::<_, TaskError>(Accepted::printed(text, location))
             })

@@ -309,34 +309,48 @@ impl Events {
         kind: EventKind,
         data: impl FnOnce() -> Value,
     ) -> Result<(), StoreError> {
+        self.emit_all(tx, now, kind, std::iter::once_with(data))
+    }
+
+    /// [`Events::emit`] of many of a kind, with a number of statements that does not grow with theirs.
+    pub fn emit_all(
+        &self,
+        tx: &mut Tx<'_>,
+        now: Timestamp,
+        kind: EventKind,
+        data: impl Iterator<Item = Value>,
+    ) -> Result<(), StoreError> {
         let wanted = self.0.load();
         if wanted.any & kind.bit() == 0 {
             return Ok(());
         }
-        let event = insert_event(tx, now, kind, &data())?;
-        for (endpoint, mask) in &wanted.endpoints {
-            if mask & kind.bit() != 0 {
-                enqueue(tx, now, *endpoint, &event, Delivering::Ordinary)?;
-            }
-        }
+        let events: Vec<Event> = data.map(|data| Event::new(now, kind, &data)).collect();
+        sql::insert_events(tx, &events)?;
+        let endpoints = wanted
+            .endpoints
+            .iter()
+            .filter(|(_, mask)| mask & kind.bit() != 0);
+        let tasks = endpoints
+            .flat_map(|(endpoint, _)| {
+                let of = |event| delivery(*endpoint, event, Delivering::Ordinary);
+                events.iter().map(of)
+            })
+            .collect::<Result<Vec<NewTask>, StoreError>>()?;
+        super::enqueue_all(tx, now, &tasks).map_err(as_store_error)?;
+        fail::fail_point!("webhook.enqueued");
         Ok(())
     }
 }
 
-fn insert_event(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-    kind: EventKind,
-    data: &Value,
-) -> Result<Event, StoreError> {
-    let event = Event {
-        id: format!("evt_{}", Uuid::now_v7().simple()),
-        kind,
-        body: json!({"type": kind.word(), "timestamp": now, "data": data}).to_string(),
-        created_at: now,
-    };
-    sql::insert_event(tx, &event)?;
-    Ok(event)
+impl Event {
+    fn new(now: Timestamp, kind: EventKind, data: &Value) -> Self {
+        Self {
+            id: format!("evt_{}", Uuid::now_v7().simple()),
+            kind,
+            body: json!({"type": kind.word(), "timestamp": now, "data": data}).to_string(),
+            created_at: now,
+        }
+    }
 }
 
 /// How much is done for a delivery.
@@ -357,6 +371,14 @@ fn enqueue(
     event: &Event,
     how: Delivering,
 ) -> Result<TaskId, StoreError> {
+    let task = delivery(endpoint, event, how)?;
+    let enqueued = super::enqueue(tx, now, &task).map_err(as_store_error)?;
+    fail::fail_point!("webhook.enqueued");
+    Ok(enqueued.id())
+}
+
+/// The task that delivers an event.
+fn delivery(endpoint: EndpointId, event: &Event, how: Delivering) -> Result<NewTask, StoreError> {
     let args = DeliverWebhookArgs {
         endpoint_id: endpoint.0,
         event_id: event.id.clone(),
@@ -366,9 +388,7 @@ fn enqueue(
     if how == Delivering::Ping {
         task.max_attempts = 1;
     }
-    let enqueued = super::enqueue(tx, now, &task).map_err(as_store_error)?;
-    fail::fail_point!("webhook.enqueued");
-    Ok(enqueued.id())
+    Ok(task)
 }
 
 /// An endpoint to make.
@@ -522,7 +542,8 @@ pub fn ping(
     id: EndpointId,
 ) -> Result<(Event, TaskId), WebhookError> {
     get(tx, id)?;
-    let event = insert_event(tx, now, EventKind::Ping, &json!({"endpoint_id": id}))?;
+    let event = Event::new(now, EventKind::Ping, &json!({"endpoint_id": id}));
+    sql::insert_events(tx, std::slice::from_ref(&event))?;
     let task = enqueue(tx, now, id, &event, Delivering::Ping)?;
     Ok((event, task))
 }

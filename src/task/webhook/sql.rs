@@ -172,15 +172,17 @@ pub(super) fn disable(
     )? == 1)
 }
 
-pub(super) fn insert_event(tx: &mut Tx<'_>, event: &Event) -> Result<(), StoreError> {
-    tx.execute(
+pub(super) fn insert_events(tx: &mut Tx<'_>, events: &[Event]) -> Result<(), StoreError> {
+    tx.execute_each(
         sql!("INSERT INTO webhook_events (id, kind, body, created_at) VALUES ($1, $2, $3, $4)"),
-        &[
-            (&event.id).into(),
-            event.kind.into(),
-            (&event.body).into(),
-            event.created_at.into(),
-        ],
+        events.iter().map(|event| {
+            [
+                (&event.id).into(),
+                event.kind.into(),
+                (&event.body).into(),
+                event.created_at.into(),
+            ]
+        }),
     )?;
     Ok(())
 }
