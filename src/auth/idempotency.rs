@@ -165,10 +165,7 @@ impl Key {
     }
 
     /// [`Key::keep`] of many.
-    pub fn keep_all(
-        tx: &mut Tx<'_>,
-        kept: &[(UserId, &Key, &Stored)],
-    ) -> Result<(), StoreError> {
+    pub fn keep_all(tx: &mut Tx<'_>, kept: &[(UserId, &Key, &Stored)]) -> Result<(), StoreError> {
         if kept.is_empty() || sql::keep_answers(tx, kept)? == kept.len() as u64 {
             return Ok(());
         }

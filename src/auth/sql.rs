@@ -356,8 +356,10 @@ pub(super) fn keep_answers(
 ) -> Result<u64, StoreError> {
     let callers: Vec<String> = kept.iter().map(|kept| kept.0.to_string()).collect();
     tx.execute_each(
-        sql!("UPDATE idempotency_keys SET fingerprint = $3, location = $4, body = $5 \
-         WHERE caller = $1 AND key = $2 AND body = ''"),
+        sql!(
+            "UPDATE idempotency_keys SET fingerprint = $3, location = $4, body = $5 \
+         WHERE caller = $1 AND key = $2 AND body = ''"
+        ),
         callers.iter().zip(kept).map(|(caller, (_, key, stored))| {
             [
                 caller.into(),
@@ -375,7 +377,10 @@ pub(super) fn give_up_keys(tx: &mut Tx<'_>, keys: &[(UserId, &Key)]) -> Result<(
     let callers: Vec<String> = keys.iter().map(|(caller, _)| caller.to_string()).collect();
     tx.execute_each(
         sql!("DELETE FROM idempotency_keys WHERE caller = $1 AND key = $2 AND body = ''"),
-        callers.iter().zip(keys).map(|(caller, (_, key))| [caller.into(), key.text().into()]),
+        callers
+            .iter()
+            .zip(keys)
+            .map(|(caller, (_, key))| [caller.into(), key.text().into()]),
     )?;
     Ok(())
 }

@@ -25,7 +25,7 @@ use crate::check::{Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::order::{
     self, FollowUps, NewOrder, OrderError, OrderId, OrderItem, OrderStatus, Stored,
-    idempotency::{KeyAsked, Key, KeyError},
+    idempotency::{Key, KeyAsked, KeyError},
 };
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::product::{ProductId, UNIT_AMOUNT_MAX};
@@ -388,14 +388,7 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     let order = order::insert(tx, now, &request.follow_ups, &new, vec![item], reason)?;
     fail::fail_point!("claim.order_written");
     let claim_id = Uuid::now_v7().to_string();
-    if !sql::insert_claim(
-        tx,
-        now,
-        &claim_id,
-        request,
-        sale.per_user_limit,
-        order.id,
-    )? {
+    if !sql::insert_claim(tx, now, &claim_id, request, sale.per_user_limit, order.id)? {
         return Err(SaleError::LimitReached(sale.per_user_limit));
     }
     fail::fail_point!("claim.claim_written");
@@ -498,10 +491,7 @@ struct Keys<'a>(HashMap<(UserId, &'a str), (KeyAsked<'a>, Option<Known>)>);
 
 impl<'a> Keys<'a> {
     /// In one order for all sets, so that two that share keys wait for each other and not in a circle.
-    fn begin(
-        tx: &mut Tx<'_>,
-        asked: &[(Timestamp, &'a ClaimRequest)],
-    ) -> Result<Self, StoreError> {
+    fn begin(tx: &mut Tx<'_>, asked: &[(Timestamp, &'a ClaimRequest)]) -> Result<Self, StoreError> {
         let with_key = |(now, request): &(Timestamp, &'a ClaimRequest)| request.asked_key(*now);
         let mut keys: Vec<KeyAsked<'a>> = asked.iter().filter_map(with_key).collect();
         // Of two alike the earlier stays.

@@ -353,9 +353,7 @@ fn check_unpaid(
     if rules.unpaid_orders_max == 0 && rules.unpaid_units_max == 0 {
         return Ok(());
     }
-    let Some((count, first_expires_at)) = sql::unpaid_orders(tx, user_id)? else {
-        return Ok(());
-    };
+    let mut unpaid = sql::unpaid_lines(tx, user_id)?;
     let refused = |what, expires_at: Timestamp| {
         let micros = expires_at.micros_since(now).max(1);
         Err(OrderError::Unpaid {
@@ -363,24 +361,33 @@ fn check_unpaid(
             seconds: u64::try_from(micros).unwrap_or(1).div_ceil(1_000_000),
         })
     };
-    if rules.unpaid_orders_max != 0 && count >= i64::from(rules.unpaid_orders_max) {
+    let expiry = |lines: &mut dyn Iterator<Item = &sql::UnpaidLine>| {
+        lines.map(|line| line.expires_at).min().unwrap_or(now)
+    };
+    let orders = unpaid.chunk_by(|line, next| line.order_id == next.order_id);
+    if rules.unpaid_orders_max != 0 && orders.count() >= rules.unpaid_orders_max as usize {
         let limit = rules.unpaid_orders_max;
-        return refused(Unpaid::Orders { limit }, first_expires_at);
+        return refused(Unpaid::Orders { limit }, expiry(&mut unpaid.iter()));
     }
     if rules.unpaid_units_max == 0 {
         return Ok(());
     }
-    for (product, held, expires_at) in sql::unpaid_units(tx, user_id)? {
+    unpaid.sort_by_key(|line| line.product_id);
+    for lines in unpaid.chunk_by(|line, next| line.product_id == next.product_id) {
+        let product = lines[0].product_id;
         let Some(item) = items.iter().find(|item| item.product_id == product) else {
             continue;
         };
+        let held = lines
+            .iter()
+            .fold(0i64, |sum, line| sum.saturating_add(line.quantity));
         if held.saturating_add(i64::from(item.quantity)) > i64::from(units_max) {
             let what = Unpaid::Units {
                 line: line_of(product).unwrap_or(0),
                 limit: units_max,
                 held,
             };
-            return refused(what, expires_at);
+            return refused(what, expiry(&mut lines.iter()));
         }
     }
     Ok(())

@@ -107,36 +107,31 @@ pub(super) fn insert_items<'a>(
 /// paid all but a few, gets beyond it.
 const NEWEST_LOOKED_AT: i64 = 1_000;
 
-/// How many orders of a buyer wait for payment, those of flash sales left out, and when the first of them
-/// expires; `None` where there are none.
-pub(super) fn unpaid_orders(
-    tx: &mut Tx<'_>,
-    buyer: UserId,
-) -> Result<Option<(i64, Timestamp)>, StoreError> {
-    let found = tx.row(
-        sql!("SELECT COUNT(*), COALESCE(MIN(expires_at), 0) FROM (SELECT status, sale_id, expires_at FROM orders \
-         WHERE user_id = $1 AND id >= (SELECT MIN(id) FROM orders WHERE status = 'pending_payment' AND status <> 'paid' \
-         AND status <> 'processed' AND status <> 'fulfilled') ORDER BY id DESC LIMIT $2) own \
-         WHERE status = 'pending_payment' AND sale_id IS NULL"),
-        &[buyer.into(), NEWEST_LOOKED_AT.into()],
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    )?;
-    Ok(found.filter(|(count, _)| *count > 0))
+/// A line of an order that waits for payment.
+pub(super) struct UnpaidLine {
+    pub(super) order_id: OrderId,
+    pub(super) expires_at: Timestamp,
+    pub(super) product_id: ProductId,
+    pub(super) quantity: i64,
 }
 
-/// Units of each product that these orders hold, and when the first of those that hold it expires.
-pub(super) fn unpaid_units(
-    tx: &mut Tx<'_>,
-    buyer: UserId,
-) -> Result<Vec<(ProductId, i64, Timestamp)>, StoreError> {
+/// Lines of a buyer's orders that wait for payment, the newest order first; those of flash sales are left out.
+pub(super) fn unpaid_lines(tx: &mut Tx<'_>, buyer: UserId) -> Result<Vec<UnpaidLine>, StoreError> {
     tx.rows(
-        sql!("SELECT i.product_id, CAST(SUM(i.quantity) AS bigint), COALESCE(MIN(own.expires_at), 0) FROM \
+        sql!("SELECT own.id, COALESCE(own.expires_at, 0), i.product_id, i.quantity FROM \
          (SELECT id, status, sale_id, expires_at FROM orders WHERE user_id = $1 AND id >= (SELECT MIN(id) FROM orders \
          WHERE status = 'pending_payment' AND status <> 'paid' AND status <> 'processed' AND status <> 'fulfilled') \
          ORDER BY id DESC LIMIT $2) own JOIN order_items i ON i.order_id = own.id \
-         WHERE own.status = 'pending_payment' AND own.sale_id IS NULL GROUP BY i.product_id"),
+         WHERE own.status = 'pending_payment' AND own.sale_id IS NULL ORDER BY own.id DESC"),
         &[buyer.into(), NEWEST_LOOKED_AT.into()],
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        |row| {
+            Ok(UnpaidLine {
+                order_id: row.get(0)?,
+                expires_at: row.get(1)?,
+                product_id: row.get(2)?,
+                quantity: row.get(3)?,
+            })
+        },
     )
 }
 

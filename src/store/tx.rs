@@ -670,7 +670,10 @@ impl<'c> Tx<'c> {
         &mut self,
         sql: Sql<'_>,
         rows: impl IntoIterator<Item = [Param<'p>; N]>,
-        mut work: impl FnMut(&mut CachedStatement<'_>, &mut u64) -> rusqlite::Result<Result<(), StoreError>>,
+        mut work: impl FnMut(
+            &mut CachedStatement<'_>,
+            &mut u64,
+        ) -> rusqlite::Result<Result<(), StoreError>>,
     ) -> Result<(), StoreError> {
         let conn = self.conn;
         let mut statement = conn

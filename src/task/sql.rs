@@ -30,7 +30,9 @@ pub(super) fn insert_all(
 ) -> Result<(), StoreError> {
     let policy_of = |placed: &Placed<'_>| {
         let policy = placed.new.retry_policy;
-        policy.map(|policy| serde_json::to_string(&policy)).transpose()
+        policy
+            .map(|policy| serde_json::to_string(&policy))
+            .transpose()
     };
     let policies = placed
         .iter()
