@@ -53,7 +53,8 @@ use crate::report::api::ReportApi;
 use crate::report::tasks::GenerateSalesReport;
 use crate::schedule::api::ScheduleApi;
 use crate::schedule::{self, BuiltIn, ScheduleError, Schedules, Ticker, When};
-use crate::store::{Budget, Condition, DataDir, Examined, LongReads, Mark, Store, StoreError};
+use crate::store::file::{self, Budget, Examined};
+use crate::store::{Condition, DataDir, LongReads, Mark, Store, StoreError};
 use crate::task::api::{EnqueueApi, RunApi, TaskApi};
 use crate::task::faktory::api::WorkerApi;
 use crate::task::faktory::{Faktory, Listener};
@@ -133,7 +134,7 @@ struct Held {
 
 fn hold(settings: &Settings) -> anyhow::Result<Held> {
     let dir = DataDir::open(&settings.data.dir)?;
-    let found = Store::examine(&dir.database(), dir.left(), Some(CHECK_AT_START))
+    let found = file::examine(&dir.database(), dir.left(), Some(CHECK_AT_START))
         .map_err(|error| damaged(error, &dir))?;
     Ok(Held { dir, found })
 }
@@ -145,7 +146,7 @@ fn open(held: Held, settings: &Settings, metrics: &Metrics) -> anyhow::Result<Op
     dir.begin(&mark);
     if found.gives_up_commits {
         tracing::warn!("the start goes on without the commits behind the damaged place in the log");
-        Store::fold_log(&path)?;
+        file::fold_log(&path)?;
     }
     let dir = Arc::new(dir);
     dir.set_sound(!found.is_unchecked);
@@ -228,7 +229,7 @@ fn check_behind(
         .name("onrush-check".to_owned())
         .spawn(move || {
             let goes_on = || dir.strong_count() > 0;
-            match Store::check_beside(&path, &settings, &condition, CHECK_BEHIND, goes_on) {
+            match file::check_beside(&path, &settings, &condition, CHECK_BEHIND, goes_on) {
                 Ok(true) => {
                     if let Some(dir) = dir.upgrade() {
                         dir.set_sound(true);

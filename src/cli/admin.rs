@@ -18,7 +18,7 @@ use crate::app;
 use crate::auth::{self, Role, Scope};
 use crate::config;
 use crate::product::stock;
-use crate::store::{Store, StoreError};
+use crate::store::{StoreError, file};
 use crate::user;
 use crate::zone;
 
@@ -220,11 +220,11 @@ pub(super) fn stock(common: &Common, command: &StockCommand) -> Outcome {
         ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {msg}")?)
     };
     // Reading needs no lock: it works beside a running server, the ledger on one consistent moment.
-    let survey = Store::survey(&path, &settings.database, |what| {
+    let survey = file::survey(&path, &settings.database, |what| {
         bar.set_message(format!("looking over {what}"));
         bar.tick();
     })?;
-    let verdict = Store::read_alone::<_, StoreError>(&path, &settings.database, |tx| {
+    let verdict = file::read_alone::<_, StoreError>(&path, &settings.database, |tx| {
         stock::verify(tx, |rows| {
             bar.set_message(format!("{rows} movements"));
             bar.tick();

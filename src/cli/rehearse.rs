@@ -27,7 +27,7 @@ use crate::flash_sale::rehearsal::{self, Card, Plan, Progress};
 use crate::flash_sale::{self, NewSale, Sale, SaleError, SaleId};
 use crate::monitor::{Metrics, logs};
 use crate::product::{ProductId, stock};
-use crate::store::{Store, StoreError, database_in};
+use crate::store::{StoreError, database_in, file};
 use crate::task::webhook::Events;
 
 #[derive(Args)]
@@ -157,7 +157,7 @@ pub(super) fn rehearse(common: &Common, args: &RehearseArgs) -> Outcome {
     // Through the data directory, so that the copy is its user's alone. There is no lock file yet that would
     // say of the database that it is missing.
     drop(crate::store::DataDir::open(&copy.dir)?);
-    Store::copy_alone(&database, &own.database, &target)?;
+    file::copy_alone(&database, &own.database, &target)?;
     if args.hostile {
         let drills = super::hostile::Drills {
             addresses: args.addresses.max(1),
@@ -363,7 +363,7 @@ async fn sell(app: &App, sale: &Sale, crowd: &Crowd, quiet: bool) -> Result<Card
     // A large ledger takes longer than a request may, so this reads without the server's limit.
     let (path, settings) = (app.database(), app.settings.database.clone());
     let verdict = tokio::task::spawn_blocking(move || {
-        Store::read_alone::<_, StoreError>(&path, &settings, |tx| stock::verify(tx, |_| Ok(())))
+        file::read_alone::<_, StoreError>(&path, &settings, |tx| stock::verify(tx, |_| Ok(())))
     })
     .await??;
     card.conclude(&verdict);

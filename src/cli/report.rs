@@ -13,7 +13,7 @@ use crate::check::FieldError;
 use crate::clock::Clock;
 use crate::product::import::minor_to_decimal;
 use crate::report::{self, Report, ReportError, TopProduct};
-use crate::store::Store;
+use crate::store::file;
 
 /// Days that the tables show; more are better read as CSV.
 const DAYS_SHOWN: usize = 62;
@@ -70,7 +70,7 @@ pub(super) fn report(common: &Common, command: &ReportCommand) -> Outcome {
         ProgressBar::hidden()
     };
     let now = Clock::system().now();
-    let made = Store::read_alone(&path, &settings.database, |tx| {
+    let made = file::read_alone(&path, &settings.database, |tx| {
         report::make(tx, now, rules, &days, |percent| {
             bar.set_position(u64::from(percent));
             Ok(())

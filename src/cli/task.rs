@@ -11,7 +11,7 @@ use super::{Common, EXIT_USAGE, Failed, Outcome, existing_database, print};
 use crate::app;
 use crate::check::{self, JsonError};
 use crate::config::Settings;
-use crate::store::{Store, Tx};
+use crate::store::{Tx, file};
 use crate::task::handler::Asked;
 use crate::task::{self, Filter, Task, TaskError, TaskId, TaskState};
 
@@ -67,7 +67,7 @@ fn read_alone<T>(
     work: impl FnOnce(&mut Tx<'_>) -> Result<T, TaskError>,
 ) -> Result<T, Failed> {
     let path = existing_database(settings)?;
-    Ok(Store::read_alone(&path, &settings.database, work)?)
+    Ok(file::read_alone(&path, &settings.database, work)?)
 }
 
 fn brief(task: &Task) -> serde_json::Value {

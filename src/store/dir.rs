@@ -22,9 +22,9 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 
-use super::belong::Mark;
-use super::checkpoint::log_of;
-use super::{damage, sums};
+use super::sqlite::belong::Mark;
+use super::sqlite::checkpoint::log_of;
+use super::sqlite::{damage, sums};
 use crate::clock::Stopwatch;
 
 /// Why a data directory can't be used; each message says what to do.
@@ -307,7 +307,7 @@ impl DataDir {
     }
 
     /// Notes an orderly end; to be called when everything else is closed. The sums of the database's pages
-    /// are taken for it ([`super::sums`]).
+    /// are taken for it ([`super::sqlite::sums`]).
     pub fn release(&self) {
         self.has_begun.store(true, Ordering::Release);
         if let Err(error) = sums::remove(&kept_in(&self.root)) {

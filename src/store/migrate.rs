@@ -8,7 +8,8 @@ use std::path::Path;
 use refinery::{Migration, Runner};
 use rusqlite::Connection;
 
-use super::{StoreError, sqlite};
+use super::StoreError;
+use super::sqlite::connection;
 
 /// `PRAGMA application_id` of every Onrush database: "Onrs" in ASCII.
 pub(super) const APPLICATION_ID: i32 = 0x4f6e_7273;
@@ -96,7 +97,7 @@ pub(super) fn latest() -> i32 {
 /// Reads the header of a file that nobody has open, and refuses what this binary must not open. `None`
 /// if there is no database yet, else the version of its schema.
 pub(super) fn check_header(path: &Path) -> Result<Option<i32>, StoreError> {
-    let Some(head) = sqlite::head(path)? else {
+    let Some(head) = connection::head(path)? else {
         return Ok(None);
     };
     check_versions(head.application_id, head.version)?;

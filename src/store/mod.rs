@@ -6,19 +6,14 @@
 //! a look-up by key is cheaper than the hop to another thread (measured: 229,000 against 124,000
 //! reads a second). Lists and searches have lanes ([`Lane`]), so that such a look-up waits for none.
 
-mod belong;
-mod checkpoint;
-mod condition;
-mod damage;
 mod dir;
 mod gather;
+mod job;
 mod lane;
 mod migrate;
 mod sqlite;
 mod statement;
-mod sums;
 mod tx;
-mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,11 +23,12 @@ use std::time::Duration;
 use r2d2_sqlite::SqliteConnectionManager;
 use tokio::sync::{Semaphore, oneshot};
 
-pub use belong::Mark;
-pub use condition::Condition;
 pub use dir::{DataDir, DirError, Left, database_in};
 pub use gather::{GATHERED_MAX, Gather};
 pub use lane::Lane;
+pub use sqlite::belong::Mark;
+pub use sqlite::condition::Condition;
+pub use sqlite::file;
 pub use statement::Sql;
 pub use tx::{Column, Nullable, Param, Row, Rows, Topic, Tx, value_rows};
 
@@ -40,12 +36,13 @@ use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
 use crate::monitor::Metrics;
 use crate::monitor::statements::{Called, Statements, caller};
-use checkpoint::{Checkpointer, LogFile};
-use damage::Damage;
+use file::Seen;
+use job::Answer;
 use lane::Lanes;
-use sqlite::Around;
-use sums::{Comparison, Sums, Verdict};
-use writer::{Answer, OnFatal, Writer};
+use sqlite::checkpoint::{self, Checkpointer, LogFile};
+use sqlite::connection::{self, Around};
+use sqlite::writer::{OnFatal, Writer};
+use sqlite::{belong, damage};
 
 /// What can go wrong with the database, as far as a caller can act on it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -174,55 +171,6 @@ impl<T, E: From<StoreError>> Promised<T, E> {
     }
 }
 
-/// What [`Store::examine`] found besides what it refuses.
-#[derive(Debug, Default)]
-pub struct Examined {
-    /// The database was not looked over to the end: [`Store::check_beside`] is to do it.
-    pub is_unchecked: bool,
-    /// Commits behind a damaged place in the log are given up: [`Store::fold_log`] comes before anything
-    /// else.
-    pub gives_up_commits: bool,
-    has_log: bool,
-    /// What of the look is to go on once it serves ([`Store::open_as`]).
-    pub seen: Seen,
-}
-
-/// How long a start looks at the whole database before it serves; a larger one is looked over beside.
-#[derive(Clone, Copy, Debug)]
-pub struct Budget {
-    /// After an orderly stop.
-    pub after_order: Duration,
-    /// After any other end.
-    pub after_disorder: Duration,
-}
-
-/// What the sums of the last orderly stop say of the database.
-#[derive(Debug, Default)]
-pub struct Seen {
-    /// It was not compared to the end.
-    rest: Option<Comparison>,
-    /// Another program changed it, in words.
-    changed: Option<String>,
-}
-
-/// What is sound of a database, and what is not.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Survey {
-    /// Tables that are sound, with their indexes.
-    pub sound: Vec<String>,
-    /// What is not, and what is wrong with it.
-    pub damaged: Vec<Finding>,
-}
-
-/// One thing that is damaged.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Finding {
-    /// A table, `sqlite_schema` for the list of them, or `file`.
-    pub what: String,
-    /// What is wrong with it.
-    pub why: String,
-}
-
 impl Store {
     /// Opens (and creates or upgrades) the database file. `on_fatal` is called from the writer's
     /// thread when the disk failed under a commit: the process must end then.
@@ -259,7 +207,7 @@ impl Store {
         if let Some(what) = changed {
             condition.note_changed(what);
         }
-        let mut conn = sqlite::open_writer(path, settings)?;
+        let mut conn = connection::open_writer(path, settings)?;
         let prepared = migrate::run(&mut conn).and_then(|()| {
             belong::renew(&conn, mark, || {
                 // The pages that are about to be written to the file.
@@ -276,12 +224,12 @@ impl Store {
             Err(error) => {
                 // What was there stays; and after a sync that failed, the log is all that can be trusted.
                 if had_log || matches!(error, StoreError::Io(_) | StoreError::Corrupt(_)) {
-                    sqlite::keep_log(&conn)?;
+                    connection::keep_log(&conn)?;
                 }
                 return Err(error);
             }
         };
-        let readers = sqlite::open_readers(path, settings)?;
+        let readers = connection::open_readers(path, settings)?;
         let on_fatal: OnFatal = Box::new(on_fatal);
         let statements = Arc::new(Statements::new(settings));
         let writer = Writer::start(
@@ -333,188 +281,10 @@ impl Store {
     pub fn try_the_disk(&self, path: &Path) {
         if self.0.condition.sealed().is_none()
             && self.0.condition.refusing().is_some()
-            && sqlite::takes_more(path)
+            && connection::takes_more(path)
         {
             self.0.condition.can_write_again();
         }
-    }
-
-    /// Looks over what the last process left, before anybody opens it and while nobody can, and refuses
-    /// what must not be opened. No file is changed. After an orderly end the file is compared with the sums
-    /// that were taken then; else the log is read once, and the whole database looked over by its structure.
-    /// Either within a `budget`, if one is given; else only the header and the log are read.
-    pub fn examine(
-        path: &Path,
-        left: &Left,
-        budget: Option<Budget>,
-    ) -> Result<Examined, StoreError> {
-        let version = migrate::check_header(path)?;
-        let log = damage::read(&checkpoint::log_of(path))
-            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        let Some(mut version) = version else {
-            return match log.commits {
-                None => Ok(Examined::default()),
-                Some(_) => Err(StoreError::Corrupt(format!(
-                    "{} holds nothing, and its log does",
-                    path.display()
-                ))),
-            };
-        };
-        if let Some(commits) = &log.commits {
-            belong::check(path, commits, &left.marks)?;
-        }
-        let mut found = Examined {
-            has_log: log.commits.is_some(),
-            ..Examined::default()
-        };
-        if let Some(Damage { frame }) = log.damage {
-            if !left.is_clean {
-                return Err(StoreError::Corrupt(format!(
-                    "its write-ahead log does not check at frame {frame}, and commits stand behind that; \
-                     to go on without those commits, remove onrush.lock, and start"
-                )));
-            }
-            // Somebody removed the lock file, as they were told.
-            found.gives_up_commits = true;
-        }
-        let Some(budget) = budget else {
-            return Ok(found);
-        };
-        if checkpoint::file_bytes(&sqlite::beside(path, "-journal")) > 0 {
-            // A first start was cut off where SQLite keeps what it overwrites: it undoes that itself.
-            found.is_unchecked = true;
-            return Ok(found);
-        }
-        let was_left = found.has_log || found.gives_up_commits || !left.is_clean;
-        let mut is_to_be_checked = true;
-        if !was_left
-            && left.is_known
-            && let Some((seen, is_of_all)) = compare(path, budget.after_order)?
-        {
-            is_to_be_checked = !is_of_all || seen.changed.is_some();
-            found.seen = seen;
-        }
-        if is_to_be_checked || version < migrate::latest() {
-            let conn = sqlite::open_untouched(path, found.has_log)?;
-            version = migrate::check_open(&conn)?;
-            if is_to_be_checked {
-                let budget = match was_left {
-                    true => budget.after_disorder,
-                    false => budget.after_order,
-                };
-                found.is_unchecked = !sqlite::quick_check(&conn, budget)?;
-            }
-            if version < migrate::latest() {
-                migrate::check_history(&conn)?;
-                // The upgrade may write to any page.
-                found.is_unchecked |= found.seen.rest.take().is_some();
-            }
-        }
-        Ok(found)
-    }
-
-    /// Looks the whole file over by its structure (`PRAGMA quick_check`) within `budget`, beside the process
-    /// that serves it and a slice at a time, so that others have the disk and the processors. `Ok(false)` when
-    /// the time did not suffice for a verdict, or it is no longer to go on. Damage is noted.
-    pub fn check_beside(
-        path: &Path,
-        settings: &Database,
-        condition: &Condition,
-        budget: Duration,
-        goes_on: impl Fn() -> bool,
-    ) -> Result<bool, StoreError> {
-        let checked = sqlite::open_reader(path, settings, Around::Served)
-            .and_then(|conn| sqlite::quick_check_beside(&conn, budget, goes_on));
-        if let Err(error) = &checked {
-            condition.note(error);
-        }
-        checked
-    }
-
-    /// What is sound of a database and what is not, table by table, also where a start would refuse it for
-    /// damage. Beside a running server it is as it was at the begin of each table. `visit` is told what is
-    /// being looked at.
-    pub fn survey(
-        path: &Path,
-        settings: &Database,
-        mut visit: impl FnMut(&str),
-    ) -> Result<Survey, StoreError> {
-        let mut survey = Survey {
-            sound: Vec::new(),
-            damaged: Vec::new(),
-        };
-        let root = path.parent().unwrap_or(Path::new("."));
-        let mut found = |what: &str, checked: Result<(), StoreError>| match checked {
-            Ok(()) => Ok(Some(what.to_owned())),
-            Err(StoreError::Corrupt(why)) => {
-                survey.damaged.push(Finding {
-                    what: what.to_owned(),
-                    why,
-                });
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        };
-        let mut is_known = false;
-        if let Some(idle) = dir::idle(root)
-            && idle.left.is_clean
-            && idle.left.is_known
-        {
-            visit("file");
-            let compared = compare(path, Duration::MAX);
-            is_known = found("file", compared.map(drop))?.is_none();
-        }
-        let conn = match open_alone(path, settings) {
-            Ok(conn) => conn,
-            // That is known already, and this may say more of it.
-            Err(error @ StoreError::Corrupt(_)) if is_known => {
-                found("file", Err(error))?;
-                return Ok(survey);
-            }
-            Err(error) => return Err(error),
-        };
-        let tables = sqlite::tables(&conn);
-        let names = match tables {
-            Ok(names) => names,
-            Err(error) => {
-                found("sqlite_schema", Err(error))?;
-                return Ok(survey);
-            }
-        };
-        let mut sound = Vec::new();
-        for name in names {
-            visit(&name);
-            sound.extend(found(&name, sqlite::check_table(&conn, &name))?);
-        }
-        survey.sound = sound;
-        Ok(survey)
-    }
-
-    /// Folds what can be read of the log into the database and empties it, so that what lies behind a
-    /// damaged place is not found again once new commits have been written before it.
-    pub fn fold_log(path: &Path) -> Result<(), StoreError> {
-        checkpoint::fold(path)
-    }
-
-    /// Opens an existing database for reading alone, beside a process that serves it.
-    pub fn read_alone<T, E: From<StoreError>>(
-        path: &Path,
-        settings: &Database,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
-    ) -> Result<T, E> {
-        let conn = open_alone(path, settings)?;
-        let (statements, condition) = (Statements::new(settings), Condition::default());
-        snapshot(&conn, &statements, &condition, None, work)
-    }
-
-    /// Writes a copy of the database at `path`, of one consistent moment and beside its server if
-    /// need be, to `target`, which must not exist.
-    pub fn copy_alone(path: &Path, settings: &Database, target: &Path) -> Result<(), StoreError> {
-        let conn = open_alone(path, settings)?;
-        // The file is opened read-only, which VACUUM INTO does not mind; query_only would stop it.
-        conn.pragma_update(None, "query_only", false)?;
-        conn.execute("VACUUM INTO ?1", [target.to_string_lossy()])?;
-        Ok(())
     }
 
     /// Runs `work` in a transaction of the one writer. `Ok` is on disk; `Err` left nothing behind.
@@ -595,10 +365,9 @@ impl Store {
                 .await
                 .map_err(|error| E::from(StoreError::Panicked(error.to_string())))?
         };
-        answer.await.map_or_else(
-            |_| Err(E::from(StoreError::Stopped)),
-            writer::Answer::result,
-        )
+        answer
+            .await
+            .map_or_else(|_| Err(E::from(StoreError::Stopped)), Answer::result)
     }
 
     /// Both ends of a write's answer, before anybody knows what is to be written: whoever finds that
@@ -685,7 +454,7 @@ impl Store {
             if !wanted.load(Ordering::Acquire) {
                 return Err(E::from(StoreError::Stopped));
             }
-            sqlite::while_wanted(wanted, || store.read_for(caller, limit, work))
+            connection::while_wanted(wanted, || store.read_for(caller, limit, work))
         };
         let done = self.0.lanes.run(lane, read).await;
         done.unwrap_or_else(|error| Err(E::from(StoreError::Panicked(error.to_string()))))
@@ -716,7 +485,7 @@ impl Store {
             .db_connection_wait_seconds
             .observe(watch.elapsed_seconds());
         let _counted = Counted::new(&self.0);
-        sqlite::with_limit(limit, || {
+        connection::with_limit(limit, || {
             snapshot(&conn, &self.0.statements, &self.0.condition, caller, work)
         })
     }
@@ -736,7 +505,7 @@ impl Store {
                 let _counted = Counted::new(&self.0);
                 let inner = &self.0;
                 let mut tx = Tx::new(&conn, &inner.statements, &inner.condition, caller());
-                sqlite::with_limit(self.0.statement_timeout, || work(&mut tx))
+                connection::with_limit(self.0.statement_timeout, || work(&mut tx))
             }
             None => self.read(work).await,
         }
@@ -857,10 +626,10 @@ impl LongReads {
         let _waiting = Waiting(Arc::clone(&wanted));
         tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let conn = sqlite::open_reader(&parts.path, &parts.settings, Around::Served)
+            let conn = connection::open_reader(&parts.path, &parts.settings, Around::Served)
                 .map_err(E::from)?;
             let inner = &parts.store.0;
-            sqlite::while_wanted(Arc::clone(&wanted), || {
+            connection::while_wanted(Arc::clone(&wanted), || {
                 snapshot(&conn, &inner.statements, &inner.condition, caller, |tx| {
                     work(tx, &Wanted(wanted))
                 })
@@ -869,52 +638,6 @@ impl LongReads {
         .await
         .unwrap_or_else(|error| Err(E::from(StoreError::Panicked(error.to_string()))))
     }
-}
-
-/// Compares a database that nobody has open with the sums of the last orderly stop, within `budget`, and
-/// refuses damage. Also answers whether there is a sum of every page; `None` if there are none at all.
-fn compare(path: &Path, budget: Duration) -> Result<Option<(Seen, bool)>, StoreError> {
-    let Some(sums) = Sums::load(path) else {
-        return Ok(None);
-    };
-    let Some(mut comparison) = Comparison::begin(path, sums)? else {
-        return Ok(None);
-    };
-    let is_of_all = comparison.is_of_all();
-    let is_at_end = comparison.step(budget)?;
-    let seen = match comparison.verdict() {
-        Verdict::Damaged(what) => return Err(StoreError::Corrupt(what)),
-        Verdict::Changed(what) => Seen {
-            changed: Some(what),
-            rest: None,
-        },
-        Verdict::Same => Seen {
-            changed: None,
-            rest: (!is_at_end).then_some(comparison),
-        },
-    };
-    Ok(Some((seen, is_of_all)))
-}
-
-/// A reader for a command. What nobody serves is examined first, and refused as a start would refuse it.
-fn open_alone(path: &Path, settings: &Database) -> Result<rusqlite::Connection, StoreError> {
-    let root = path.parent().unwrap_or(Path::new("."));
-    let Some(idle) = dir::idle(root) else {
-        let conn = sqlite::open_reader(path, settings, Around::Served)?;
-        migrate::check_open(&conn)?;
-        return Ok(conn);
-    };
-    dir::find_missing(root, &idle.left)
-        .map_err(|error| StoreError::Unavailable(error.to_string()))?;
-    let found = Store::examine(path, &idle.left, None)?;
-    let around = match found.has_log {
-        true => Around::LeftOpen,
-        false => Around::Closed,
-    };
-    let conn = sqlite::open_reader(path, settings, around)?;
-    // The log may tell of a newer version than the header that was examined.
-    migrate::check_open(&conn)?;
-    Ok(conn)
 }
 
 /// A read-only transaction around `work`, ended whatever happens.

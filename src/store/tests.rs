@@ -1,5 +1,6 @@
 //! The store's promises, against real files.
 
+use super::file::Budget;
 use super::*;
 use crate::sql;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -196,7 +197,7 @@ fn damage_is_found_and_garbage_is_no_database() {
         after_order: long,
         after_disorder: long,
     };
-    let check = |path: &Path| Store::examine(path, &unclean, Some(budget));
+    let check = |path: &Path| file::examine(path, &unclean, Some(budget));
     let dir = tempfile::tempdir().expect("temporary directory");
     let store = open(dir.path());
     store.close();

@@ -13,9 +13,10 @@ use std::time::Duration;
 use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
 use rusqlite::{CachedStatement, Connection};
 
-use super::condition::Condition;
-use super::writer::unless_it_panics;
-use super::{Sql, StoreError, sqlite};
+use super::job::unless_it_panics;
+use super::sqlite::condition::Condition;
+use super::sqlite::connection;
+use super::{Sql, StoreError};
 use crate::clock::{Clock, Stopwatch, Timestamp};
 use crate::monitor::statements::{Called, SlowCall, Statement, Statements};
 
@@ -718,7 +719,7 @@ impl<'c> Tx<'c> {
                 .then(|| params.iter().map(Param::shown).collect()),
         };
         self.statements
-            .keep_slow(counters, call, || sqlite::plan(self.conn, sql.text));
+            .keep_slow(counters, call, || connection::plan(self.conn, sql.text));
     }
 }
 

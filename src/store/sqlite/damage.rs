@@ -25,37 +25,37 @@ const PAGE_BYTES: std::ops::RangeInclusive<usize> = 512..=65_536;
 /// Where the header does not say it.
 const PAGE_BYTES_DEFAULT: usize = 4_096;
 
-pub(super) type Sum = (u32, u32);
+pub(in crate::store) type Sum = (u32, u32);
 
 /// Where a log is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Damage {
+pub(in crate::store) struct Damage {
     /// The first frame that does not check, from 1; 0 for the header.
-    pub(super) frame: u64,
+    pub(in crate::store) frame: u64,
 }
 
 /// What SQLite reads of a log: whole commits, up to the first frame that does not check.
 #[derive(Debug, Default)]
-pub(super) struct Commits {
+pub(in crate::store) struct Commits {
     /// Size of a page in bytes.
-    pub(super) page_bytes: usize,
+    pub(in crate::store) page_bytes: usize,
     /// The pages that are read from the log and not from the database, and the frame of each, from 1.
-    pub(super) pages: HashMap<u32, u64>,
+    pub(in crate::store) pages: HashMap<u32, u64>,
     /// How many pages the database has after the last of them.
-    pub(super) database_pages: u32,
+    pub(in crate::store) database_pages: u32,
 }
 
 /// What a log holds.
 #[derive(Debug, Default)]
-pub(super) struct Log {
+pub(in crate::store) struct Log {
     /// `None` if SQLite reads nothing of it.
-    pub(super) commits: Option<Commits>,
+    pub(in crate::store) commits: Option<Commits>,
     /// Where it is damaged, with commits behind that.
-    pub(super) damage: Option<Damage>,
+    pub(in crate::store) damage: Option<Damage>,
 }
 
 /// Looks a log over that nobody has open. A log that is not there holds nothing.
-pub(super) fn read(log: &Path) -> std::io::Result<Log> {
+pub(in crate::store) fn read(log: &Path) -> std::io::Result<Log> {
     let file = match File::open(log) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Log::default()),
@@ -66,7 +66,7 @@ pub(super) fn read(log: &Path) -> std::io::Result<Log> {
 
 /// Whether a database holds all that a log held which was beside it: so it does once the log was folded into
 /// it, and not if somebody took the log away before. Nobody may have either open.
-pub(super) fn is_folded(log: &Path, database: &Path) -> std::io::Result<bool> {
+pub(in crate::store) fn is_folded(log: &Path, database: &Path) -> std::io::Result<bool> {
     let found = read(log)?;
     if found.damage.is_some() {
         return Ok(false);
@@ -198,7 +198,7 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// The log's checksum, continued over `bytes`, whose number is a multiple of eight.
-pub(super) fn summed((mut one, mut two): Sum, bytes: &[u8], is_big_endian: bool) -> Sum {
+pub(in crate::store) fn summed((mut one, mut two): Sum, bytes: &[u8], is_big_endian: bool) -> Sum {
     let number = |bytes: &[u8]| {
         let mut word = [0; 4];
         word.copy_from_slice(bytes);

@@ -13,7 +13,8 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
-use super::{StoreError, sqlite};
+use super::connection;
+use crate::store::StoreError;
 
 type OnDamage = Box<dyn Fn() + Send + Sync>;
 
@@ -80,7 +81,7 @@ impl Condition {
     }
 
     /// Takes note of an error, if it is damage.
-    pub(super) fn note(&self, error: &StoreError) {
+    pub(in crate::store) fn note(&self, error: &StoreError) {
         if let StoreError::Corrupt(what) = error
             && self.0.sealed.set(error.clone()).is_ok()
         {
@@ -95,9 +96,9 @@ impl Condition {
     }
 
     /// What SQLite's error means, taken note of.
-    pub(super) fn met(&self, conn: &Connection, error: rusqlite::Error) -> StoreError {
-        let is_sync = sqlite::is_failed_sync(&error);
-        let error = sqlite::failure(conn, error);
+    pub(in crate::store) fn met(&self, conn: &Connection, error: rusqlite::Error) -> StoreError {
+        let is_sync = connection::is_failed_sync(&error);
+        let error = connection::failure(conn, error);
         if is_sync
             && matches!(error, StoreError::ReadOnly)
             && self.0.sealed.set(StoreError::ReadOnly).is_ok()
@@ -112,7 +113,7 @@ impl Condition {
     }
 
     /// Takes note of what became of a batch of writes.
-    pub(super) fn wrote(&self, outcome: &Result<(), StoreError>) {
+    pub(in crate::store) fn wrote(&self, outcome: &Result<(), StoreError>) {
         let refused = match outcome {
             Ok(()) => None,
             Err(error @ (StoreError::StorageFull | StoreError::ReadOnly)) => Some(error.clone()),
@@ -128,12 +129,12 @@ impl Condition {
     }
 
     /// The disk takes writes again, as somebody found who tried.
-    pub(super) fn can_write_again(&self) {
+    pub(in crate::store) fn can_write_again(&self) {
         self.wrote(&Ok(()));
     }
 
     /// Takes note that another program changed the database since the last orderly stop.
-    pub(super) fn note_changed(&self, what: String) {
+    pub(in crate::store) fn note_changed(&self, what: String) {
         tracing::warn!(
             what,
             "another program changed the database since the last orderly stop; if that was nobody's doing, \

@@ -25,10 +25,11 @@ use parking_lot::Mutex;
 use rusqlite::Connection;
 
 use super::condition::Condition;
+use super::connection;
 use super::sums::{Comparison, Verdict};
-use super::{StoreError, sqlite};
 use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
+use crate::store::StoreError;
 
 /// A log smaller than this is not worth a checkpoint: 1,000 pages, SQLite's own measure.
 const WORTHWHILE_BYTES: u64 = 4_096_000;
@@ -55,7 +56,7 @@ const FRAME_HEADER_BYTES: u64 = 24;
 
 /// What only the writer may do to the log, between two batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LogWork {
+pub(in crate::store) enum LogWork {
     /// To make the file as large as it is to be, in quiet moments.
     MakeRoom,
     /// To have the next commit begin at the file's begin.
@@ -64,7 +65,7 @@ pub(super) enum LogWork {
     CutBack,
 }
 
-pub(super) struct Checkpointer {
+pub(in crate::store) struct Checkpointer {
     stop: SyncSender<()>,
     wal: Arc<PathBuf>,
     is_compared: Arc<AtomicBool>,
@@ -75,14 +76,14 @@ pub(super) struct Checkpointer {
 
 impl Checkpointer {
     /// `ask` has the writer do something, soon and if it can.
-    pub(super) fn start(
+    pub(in crate::store) fn start(
         database: &Path,
         settings: &Database,
         condition: &Condition,
         comparison: Option<Comparison>,
         ask: impl Fn(LogWork) + Send + 'static,
     ) -> Result<Self, StoreError> {
-        let conn = sqlite::open_checkpointer(database)?;
+        let conn = connection::open_checkpointer(database)?;
         let wal = Arc::new(log_of(database));
         let (stop, stopped) = sync_channel::<()>(1);
         let page_bytes: u32 = conn.query_row("PRAGMA page_size", [], |row| row.get(0))?;
@@ -131,16 +132,16 @@ impl Checkpointer {
         })
     }
 
-    pub(super) fn wal_bytes(&self) -> u64 {
+    pub(in crate::store) fn wal_bytes(&self) -> u64 {
         file_bytes(&self.wal)
     }
 
     /// Whether the comparison with the sums of the last stop has come to its end, or there was none.
-    pub(super) fn is_compared(&self) -> bool {
+    pub(in crate::store) fn is_compared(&self) -> bool {
         self.is_compared.load(Ordering::Acquire)
     }
 
-    pub(super) fn stop(&self) {
+    pub(in crate::store) fn stop(&self) {
         if let Some(thread) = self.thread.lock().take() {
             // An error means that the thread has ended already, which is what is wanted.
             let _ended = self.stop.try_send(());
@@ -260,7 +261,7 @@ fn report(result: Result<(), StoreError>, condition: &Condition) {
 
 /// The log, as the writer sees it: all of this runs on its thread, outside a transaction, so whatever
 /// is behind the file's end is nobody's.
-pub(super) struct LogFile {
+pub(in crate::store) struct LogFile {
     path: PathBuf,
     ready_bytes: u64,
     /// Open while room is to be made.
@@ -268,7 +269,7 @@ pub(super) struct LogFile {
 }
 
 impl LogFile {
-    pub(super) fn new(database: &Path, settings: &Database) -> Self {
+    pub(in crate::store) fn new(database: &Path, settings: &Database) -> Self {
         Self {
             path: log_of(database),
             ready_bytes: settings.wal_ready_bytes,
@@ -277,7 +278,12 @@ impl LogFile {
     }
 
     /// Does what was asked for, or begins to ([`LogFile::grow`]).
-    pub(super) fn work(&mut self, conn: &Connection, condition: &Condition, work: LogWork) {
+    pub(in crate::store) fn work(
+        &mut self,
+        conn: &Connection,
+        condition: &Condition,
+        work: LogWork,
+    ) {
         let (mode, wait) = match work {
             LogWork::MakeRoom => {
                 self.growing = OpenOptions::new().append(true).open(&self.path).ok();
@@ -289,18 +295,18 @@ impl LogFile {
         let done = || {
             conn.busy_timeout(wait)?;
             let done = checkpoint(conn, mode).map(|_| ());
-            conn.busy_timeout(sqlite::WRITER_WAIT)?;
+            conn.busy_timeout(connection::WRITER_WAIT)?;
             done
         };
         report(done(), condition);
     }
 
-    pub(super) fn is_growing(&self) -> bool {
+    pub(in crate::store) fn is_growing(&self) -> bool {
         self.growing.is_some()
     }
 
     /// Makes the file a little longer; for a moment in which nothing is to be written.
-    pub(super) fn grow(&mut self) {
+    pub(in crate::store) fn grow(&mut self) {
         let Some(file) = &mut self.growing else {
             return;
         };
@@ -329,15 +335,15 @@ fn add_zeros(file: &mut File, bytes: u64) -> std::io::Result<bool> {
 }
 
 /// Folds all of the log into the database and empties it; for a database that nobody has open.
-pub(super) fn fold(database: &Path) -> Result<(), StoreError> {
-    let conn = sqlite::open_checkpointer(database)?;
+pub(in crate::store) fn fold(database: &Path) -> Result<(), StoreError> {
+    let conn = connection::open_checkpointer(database)?;
     checkpoint(&conn, "TRUNCATE").map(|_| ())
 }
 
-pub(super) fn log_of(database: &Path) -> PathBuf {
-    sqlite::beside(database, "-wal")
+pub(in crate::store) fn log_of(database: &Path) -> PathBuf {
+    connection::beside(database, "-wal")
 }
 
-pub(super) fn file_bytes(path: &Path) -> u64 {
+pub(in crate::store) fn file_bytes(path: &Path) -> u64 {
     std::fs::metadata(path).map(|meta| meta.len()).unwrap_or(0)
 }

@@ -3,18 +3,14 @@
 //! Invariants: a caller hears "yes" only after the commit that holds its work was synced to disk;
 //! each job runs in its own savepoint, so its `Err` or its panic undoes it alone; the queue is
 //! bounded and a full one refuses at once; after a failed sync, and once the database is known to be
-//! damaged, nothing more is written (store/condition.rs); callers who share a commit are woken a few at a
-//! time, so that other requests need not wait behind all of them.
+//! damaged, nothing more is written (store/sqlite/condition.rs).
 
-use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{
     Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
 };
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use rusqlite::{CachedStatement, Connection};
@@ -22,243 +18,13 @@ use tokio::sync::oneshot;
 
 use super::checkpoint::{LogFile, LogWork};
 use super::condition::Condition;
-use super::tx::{Rows, Topic, Touched};
-use super::{StoreError, Tx};
 use crate::clock::Stopwatch;
 use crate::config::Database;
 use crate::monitor::Metrics;
 use crate::monitor::statements::{Called, Statements};
-
-/// Callers that are awake at once with an answer, for each processor. Woken all together, those of a
-/// large batch fill the async threads' queues, and a request that has nothing to do with them waits
-/// behind all of their answers: measured, 20 to 30 ms at the 99th percentile in place of 6 to 10.
-const AWAKE_PER_CPU: usize = 2;
-/// A woken caller that has not gone on for this long is not waited for: it may be part of something
-/// that waits for another write.
-const WAKING_WAIT: Duration = Duration::from_millis(20);
-
-/// Work for the writer thread.
-pub(super) trait Job: Send {
-    /// Whether nobody waits for the answer any more.
-    fn is_abandoned(&self) -> bool;
-    /// In whose name it runs.
-    fn take_caller(&mut self) -> Option<Called>;
-    /// Runs inside a savepoint; `true` keeps what was written.
-    fn run(&mut self, tx: &mut Tx<'_>) -> bool;
-    /// What is to run right behind it, in the same transaction.
-    fn rest(&mut self) -> Option<Box<dyn Job>> {
-        None
-    }
-    /// Callers who wait for it, for the figures.
-    fn size(&self) -> usize {
-        1
-    }
-    /// Learns whether the commit that holds the work has succeeded, and calls what comes after.
-    fn settle(&mut self, commit: Result<(), StoreError>);
-    /// Hands over what its callers are to be told, in their order.
-    fn letters(self: Box<Self>, to: &mut VecDeque<Box<dyn Letter>>);
-}
-
-/// An answer on its way to one caller.
-pub(super) trait Letter: Send {
-    /// Whether nobody waits for it any more.
-    fn is_abandoned(&self) -> bool;
-    /// Tells the caller, who gives the turn back on waking.
-    fn deliver(self: Box<Self>, turn: Option<Turn>);
-}
-
-/// A closure, its result, its caller, and what is to be done between the commit and the answer.
-struct Call<F, A, T, E> {
-    work: Option<F>,
-    after: Option<A>,
-    result: Option<Result<T, E>>,
-    caller: Option<Called>,
-    /// `None` where nobody waits from the beginning.
-    reply: Option<oneshot::Sender<Answer<T, E>>>,
-}
-
-/// What a caller hears.
-pub(super) struct Answer<T, E> {
-    result: Result<T, E>,
-    _turn: Option<Turn>,
-}
-
-impl<T, E> Answer<T, E> {
-    pub(super) fn new(result: Result<T, E>, turn: Option<Turn>) -> Self {
-        Self {
-            result,
-            _turn: turn,
-        }
-    }
-
-    /// What the work came to. The next caller is woken.
-    pub(super) fn result(self) -> Result<T, E> {
-        self.result
-    }
-}
-
-impl<F, A, T, E> Job for Call<F, A, T, E>
-where
-    F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-    A: FnOnce(&Result<T, E>) + Send + 'static,
-    T: Send + 'static,
-    E: From<StoreError> + Send + 'static,
-{
-    fn is_abandoned(&self) -> bool {
-        self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
-    }
-
-    fn take_caller(&mut self) -> Option<Called> {
-        self.caller.take()
-    }
-
-    fn run(&mut self, tx: &mut Tx<'_>) -> bool {
-        let Some(work) = self.work.take() else {
-            return false;
-        };
-        let result = unless_it_panics(|| work(tx));
-        let keep = result.is_ok();
-        self.result = Some(result);
-        keep
-    }
-
-    fn settle(&mut self, commit: Result<(), StoreError>) {
-        let result = match (commit, self.result.take()) {
-            // Even a refusal may rest on what others wrote in the same batch: it holds only if
-            // that does.
-            (Err(error), _) => Err(E::from(error)),
-            (Ok(()), Some(result)) => result,
-            (Ok(()), None) => Err(E::from(StoreError::Stopped)),
-        };
-        if let Some(after) = self.after.take() {
-            after(&result);
-        }
-        self.result = Some(result);
-    }
-
-    fn letters(self: Box<Self>, to: &mut VecDeque<Box<dyn Letter>>) {
-        to.push_back(self);
-    }
-}
-
-impl<F, A, T, E> Letter for Call<F, A, T, E>
-where
-    F: Send,
-    A: Send,
-    T: Send,
-    E: Send,
-{
-    fn is_abandoned(&self) -> bool {
-        self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
-    }
-
-    fn deliver(self: Box<Self>, turn: Option<Turn>) {
-        let Some(result) = self.result else {
-            return; // never settled, and so never to be answered
-        };
-        if let Some(reply) = self.reply {
-            // A caller that went away does not want to know.
-            drop(reply.send(Answer::new(result, turn)));
-        }
-    }
-}
-
-/// Runs `work`; a panic is an error of its own.
-pub(super) fn unless_it_panics<T, E: From<StoreError>>(
-    work: impl FnOnce() -> Result<T, E>,
-) -> Result<T, E> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "panic".to_owned());
-        Err(E::from(StoreError::Panicked(text)))
-    })
-}
-
-/// Answers whose callers are to be woken, a few at once.
-struct Outbox {
-    letters: Mutex<Letters>,
-    awake_max: usize,
-}
-
-struct Letters {
-    waiting: VecDeque<Box<dyn Letter>>,
-    awake: usize,
-    last_waking: Stopwatch,
-}
-
-impl Outbox {
-    fn new() -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            letters: Mutex::new(Letters {
-                waiting: VecDeque::new(),
-                awake: 0,
-                last_waking: Stopwatch::start(),
-            }),
-            awake_max: processors * AWAKE_PER_CPU,
-        }
-    }
-
-    fn post(self: &Arc<Self>, jobs: impl Iterator<Item = Box<dyn Job>>) {
-        {
-            let mut letters = self.letters.lock();
-            jobs.for_each(|job| job.letters(&mut letters.waiting));
-        }
-        self.wake();
-    }
-
-    /// When to call [`Outbox::wake`] again; `None` when nobody waits.
-    fn patience(&self) -> Option<Duration> {
-        (!self.letters.lock().waiting.is_empty()).then_some(WAKING_WAIT)
-    }
-
-    /// Wakes who may be woken, whatever those do who were woken long ago.
-    fn wake(self: &Arc<Self>) {
-        {
-            let mut letters = self.letters.lock();
-            if letters.last_waking.elapsed() >= WAKING_WAIT {
-                letters.awake = 0;
-            }
-        }
-        self.pass_on();
-    }
-
-    /// Wakes callers while there are turns.
-    fn pass_on(self: &Arc<Self>) {
-        loop {
-            let mut letters = self.letters.lock();
-            if letters.awake >= self.awake_max {
-                return;
-            }
-            let Some(letter) = letters.waiting.pop_front() else {
-                return;
-            };
-            if letter.is_abandoned() {
-                continue;
-            }
-            letters.awake += 1;
-            letters.last_waking = Stopwatch::start();
-            drop(letters);
-            letter.deliver(Some(Turn(Arc::clone(self))));
-        }
-    }
-}
-
-/// One of the few turns in which a woken caller goes on. Dropped, wherever that happens, it is the
-/// next caller's.
-pub(super) struct Turn(Arc<Outbox>);
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut letters = self.0.letters.lock();
-        letters.awake = letters.awake.saturating_sub(1);
-        drop(letters);
-        self.0.pass_on();
-    }
-}
+use crate::store::job::{Answer, Call, Job, Outbox, refuse};
+use crate::store::tx::{Rows, Topic, Touched};
+use crate::store::{StoreError, Tx};
 
 /// Called on the writer's thread after a commit that touched the topic.
 type Listener = (Topic, Box<dyn Fn(Rows<'_>) + Send + Sync>);
@@ -270,7 +36,7 @@ enum Message {
 }
 
 /// What other threads see of the writer.
-pub(super) struct Writer {
+pub(in crate::store) struct Writer {
     queue: SyncSender<Message>,
     waiting: Arc<AtomicUsize>,
     in_batch: Arc<AtomicUsize>,
@@ -281,10 +47,10 @@ pub(super) struct Writer {
 }
 
 /// Called once, from the writer's thread, when a sync failed and the process must end.
-pub(super) type OnFatal = Box<dyn FnOnce(&StoreError) + Send>;
+pub(in crate::store) type OnFatal = Box<dyn FnOnce(&StoreError) + Send>;
 
 impl Writer {
-    pub(super) fn start(
+    pub(in crate::store) fn start(
         conn: Connection,
         log: LogFile,
         statements: Arc<Statements>,
@@ -338,7 +104,7 @@ impl Writer {
     /// thread between the two, whether or not the caller still waits, and must be quick.
     /// With `patience`, blocks while the queue is full, which the thread is emptying; without, that is
     /// refused at once.
-    pub(super) fn submit<T, E>(
+    pub(in crate::store) fn submit<T, E>(
         &self,
         patience: bool,
         caller: Option<Called>,
@@ -355,7 +121,7 @@ impl Writer {
     }
 
     /// Queues `work` that nobody waits for; a full queue refuses it at once.
-    pub(super) fn submit_unanswered<T, E>(
+    pub(in crate::store) fn submit_unanswered<T, E>(
         &self,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
         after: impl FnOnce(&Result<T, E>) + Send + 'static,
@@ -367,7 +133,7 @@ impl Writer {
     }
 
     /// As [`Writer::submit`], with a channel that there is already, or none.
-    pub(super) fn queue<T, E>(
+    pub(in crate::store) fn queue<T, E>(
         &self,
         patience: bool,
         caller: Option<Called>,
@@ -389,7 +155,7 @@ impl Writer {
     }
 
     /// Queues a job; one that can't be queued is refused.
-    pub(super) fn send(&self, patience: bool, job: Box<dyn Job>) {
+    pub(in crate::store) fn send(&self, patience: bool, job: Box<dyn Job>) {
         if self.broken.load(Ordering::Acquire) {
             refuse(job, StoreError::Stopped);
             return;
@@ -418,28 +184,32 @@ impl Writer {
     }
 
     /// Has the thread do something to the log, unless it has too much to do.
-    pub(super) fn ask(&self) -> impl Fn(LogWork) + Send + use<> {
+    pub(in crate::store) fn ask(&self) -> impl Fn(LogWork) + Send + use<> {
         let queue = self.queue.clone();
         // It is asked again when the log is looked at the next time.
         move |work| drop(queue.try_send(Message::Log(work)))
     }
 
     /// From now on calls `listener` after each commit that touched `topic`.
-    pub(super) fn listen(&self, topic: Topic, listener: Box<dyn Fn(Rows<'_>) + Send + Sync>) {
+    pub(in crate::store) fn listen(
+        &self,
+        topic: Topic,
+        listener: Box<dyn Fn(Rows<'_>) + Send + Sync>,
+    ) {
         self.listeners.lock().push((topic, listener));
     }
 
-    pub(super) fn waiting(&self) -> usize {
+    pub(in crate::store) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
     /// Jobs that wait, and those of the transaction that runs.
-    pub(super) fn under_way(&self) -> usize {
+    pub(in crate::store) fn under_way(&self) -> usize {
         self.waiting() + self.in_batch.load(Ordering::Relaxed)
     }
 
     /// Finishes what is queued, then ends the thread. Blocks until then.
-    pub(super) fn stop(&self) {
+    pub(in crate::store) fn stop(&self) {
         let Some(thread) = self.thread.lock().take() else {
             return;
         };
@@ -447,16 +217,6 @@ impl Writer {
         if self.queue.send(Message::Stop).is_ok() && thread.join().is_err() {
             tracing::error!("the writer thread ended in a panic");
         }
-    }
-}
-
-/// Answers a job that was not begun, at once.
-fn refuse(mut job: Box<dyn Job>, error: StoreError) {
-    job.settle(Err(error));
-    let mut letters = VecDeque::new();
-    job.letters(&mut letters);
-    for letter in letters {
-        letter.deliver(None);
     }
 }
 

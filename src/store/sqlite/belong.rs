@@ -7,7 +7,7 @@
 //! So each opening leaves a mark. Before anything else is written, a new random mark goes into the
 //! table `openings`, all of the log is copied into the database, and the log begins anew, empty. Then
 //! the lock file, which stays where the log stays, is told the mark and the schema's version
-//! ([`super::DataDir::note_open`]). From then on the database without its log bears the mark at every
+//! ([`crate::store::DataDir::note_open`]). From then on the database without its log bears the mark at every
 //! moment: a checkpoint only writes pages that are in the log, and nobody writes that row again. So a
 //! log beside a lock file with marks belongs to the database if and only if that bears one of them.
 //!
@@ -40,8 +40,9 @@ use std::str::FromStr;
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::connection;
 use super::damage::Commits;
-use super::{StoreError, sqlite};
+use crate::store::StoreError;
 
 const TOKEN_DIGITS: usize = 32;
 /// <https://sqlite.org/fileformat2.html#the_lock_byte_page>
@@ -90,7 +91,7 @@ impl FromStr for Mark {
 /// full disk, or another program that reads and so keeps the log from being copied.
 ///
 /// `before_fold` is called when all that this start has written is in the log.
-pub(super) fn renew(
+pub(in crate::store) fn renew(
     conn: &Connection,
     fresh: &Mark,
     before_fold: impl FnOnce(),
@@ -116,8 +117,12 @@ pub(super) fn renew(
 }
 
 /// Refuses a log with `commits` that is not the database's. `marks` are those of the lock file.
-pub(super) fn check(path: &Path, commits: &Commits, marks: &[Mark]) -> Result<(), StoreError> {
-    let fits = sqlite::head(path)?
+pub(in crate::store) fn check(
+    path: &Path,
+    commits: &Commits,
+    marks: &[Mark],
+) -> Result<(), StoreError> {
+    let fits = connection::head(path)?
         .is_some_and(|head| head.is_in_wal_mode && head.page_bytes == commits.page_bytes);
     if !fits {
         return Err(foreign(path));
@@ -150,7 +155,7 @@ pub(super) fn check(path: &Path, commits: &Commits, marks: &[Mark]) -> Result<()
 
 /// The mark of the database as it is without its log.
 fn borne_alone(path: &Path) -> Result<Option<Mark>, StoreError> {
-    let conn = sqlite::open_without_log(path)?;
+    let conn = connection::open_without_log(path)?;
     // Its header may already tell of pages that the checkpoint had yet to write.
     conn.pragma_update(None, "writable_schema", true)?;
     let schema = conn.query_row("PRAGMA schema_version", [], |row| row.get(0))?;
@@ -208,7 +213,7 @@ mod tests {
 
     /// Opened as a start does it; the bytes of the database and of the log are read beside it.
     fn open(path: &Path) -> (Connection, Mark) {
-        let mut conn = sqlite::open_writer(path, &Database::default()).expect("opened");
+        let mut conn = connection::open_writer(path, &Database::default()).expect("opened");
         migrate::run(&mut conn).expect("migrated");
         let mark = renew(&conn, &Mark::fresh(), || ()).expect("marked");
         (conn, mark.expect("nobody reads"))

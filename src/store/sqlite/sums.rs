@@ -19,9 +19,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::connection;
 use super::damage::{Sum, summed};
-use super::{StoreError, sqlite};
 use crate::clock::Stopwatch;
+use crate::store::StoreError;
 
 /// What the file begins with; the last digit is the version of its format.
 const BEGIN: &[u8; 8] = b"onrsums1";
@@ -37,14 +38,14 @@ const SUMS_MAX: usize = 1 << 22;
 
 /// What the pages of a database added up to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Sums {
+pub(in crate::store) struct Sums {
     page_bytes: usize,
     changed_at: (i64, i64),
     /// Of the first pages, in their order.
     pages: Vec<Sum>,
 }
 
-pub(super) fn beside(database: &Path) -> PathBuf {
+pub(in crate::store) fn beside(database: &Path) -> PathBuf {
     database.with_extension("sums")
 }
 
@@ -92,8 +93,11 @@ fn each_page(
 
 impl Sums {
     /// Of a database that nobody has open; of its first pages alone, if there are more than fit in `budget`.
-    pub(super) fn take(database: &Path, budget: Duration) -> Result<Option<Self>, StoreError> {
-        let Some(head) = sqlite::head(database)? else {
+    pub(in crate::store) fn take(
+        database: &Path,
+        budget: Duration,
+    ) -> Result<Option<Self>, StoreError> {
+        let Some(head) = connection::head(database)? else {
             return Ok(None);
         };
         let watch = Stopwatch::start();
@@ -117,7 +121,7 @@ impl Sums {
     }
 
     /// Puts them beside the database, whole or not at all. A cut of the power may leave them torn.
-    pub(super) fn write(&self, database: &Path) -> std::io::Result<()> {
+    pub(in crate::store) fn write(&self, database: &Path) -> std::io::Result<()> {
         let path = beside(database);
         let aside = path.with_extension("sums.part");
         remove(&aside)?;
@@ -131,7 +135,7 @@ impl Sums {
     }
 
     /// Those that lie beside the database, if they can be read.
-    pub(super) fn load(database: &Path) -> Option<Self> {
+    pub(in crate::store) fn load(database: &Path) -> Option<Self> {
         let file = File::open(beside(database)).ok()?;
         let bytes_max = HEAD_BYTES as u64 + ((SUMS_MAX + 1) * SUM_BYTES) as u64;
         let mut bytes = Vec::new();
@@ -192,7 +196,7 @@ fn written(sum: Sum) -> [u8; SUM_BYTES] {
 }
 
 /// Removes a file, if it is there.
-pub(super) fn remove(path: &Path) -> std::io::Result<()> {
+pub(in crate::store) fn remove(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -201,7 +205,7 @@ pub(super) fn remove(path: &Path) -> std::io::Result<()> {
 
 /// What a comparison came to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(in crate::store) enum Verdict {
     /// Every page that there was a sum of is as it was.
     Same,
     /// Pages differ, and nobody wrote to the file.
@@ -212,7 +216,7 @@ pub(super) enum Verdict {
 
 /// A database on its way through the comparison.
 #[derive(Debug)]
-pub(super) struct Comparison {
+pub(in crate::store) struct Comparison {
     file: Arc<File>,
     sums: Sums,
     was_touched: bool,
@@ -226,8 +230,8 @@ pub(super) struct Comparison {
 
 impl Comparison {
     /// Of a database that nobody has open. `None` where the sums are of something else.
-    pub(super) fn begin(database: &Path, sums: Sums) -> Result<Option<Self>, StoreError> {
-        let Some(head) = sqlite::head(database)? else {
+    pub(in crate::store) fn begin(database: &Path, sums: Sums) -> Result<Option<Self>, StoreError> {
+        let Some(head) = connection::head(database)? else {
             return Ok(None);
         };
         if head.page_bytes != sums.page_bytes {
@@ -247,24 +251,24 @@ impl Comparison {
     }
 
     /// Whether there is a sum of every page of the file.
-    pub(super) fn is_of_all(&self) -> bool {
+    pub(in crate::store) fn is_of_all(&self) -> bool {
         let bytes = self.sums.pages.len() as u64 * self.sums.page_bytes as u64;
         self.file.metadata().is_ok_and(|meta| meta.len() <= bytes)
     }
 
     /// The handle that must stay open.
-    pub(super) fn file(&self) -> Arc<File> {
+    pub(in crate::store) fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)
     }
 
     /// Leaves these pages out, which this process writes.
-    pub(super) fn skip(&mut self, pages: impl IntoIterator<Item = u32>) {
+    pub(in crate::store) fn skip(&mut self, pages: impl IntoIterator<Item = u32>) {
         self.skipped.extend(pages);
         self.skipped.sort_unstable();
     }
 
     /// Goes on for `budget`. Whether it has come to its end.
-    pub(super) fn step(&mut self, budget: Duration) -> Result<bool, StoreError> {
+    pub(in crate::store) fn step(&mut self, budget: Duration) -> Result<bool, StoreError> {
         let watch = Stopwatch::start();
         let (sums, skipped) = (&self.sums, &self.skipped);
         let (next, (named, count)) = (&mut self.next, &mut self.differing);
@@ -301,7 +305,7 @@ impl Comparison {
     }
 
     /// What was found so far.
-    pub(super) fn verdict(&self) -> Verdict {
+    pub(in crate::store) fn verdict(&self) -> Verdict {
         let (named, count) = &self.differing;
         if *count == 0 {
             return Verdict::Same;

@@ -22,10 +22,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::ffi::{self, ErrorCode};
 use rusqlite::{Connection, OpenFlags};
 
-use super::StoreError;
 use super::checkpoint::file_bytes;
 use crate::clock::Stopwatch;
 use crate::config::Database;
+use crate::store::StoreError;
 
 /// The first release without the WAL-reset bug: <https://sqlite.org/wal.html#walresetbug>.
 const VERSION_MIN: i32 = 3_051_003;
@@ -33,7 +33,7 @@ const VERSION_MIN: i32 = 3_051_003;
 /// is meant for requests.
 const OPEN_WAIT: Duration = Duration::from_secs(30);
 /// How long the writer waits for another process that writes, such as `sqlite3`.
-pub(super) const WRITER_WAIT: Duration = Duration::from_secs(5);
+pub(in crate::store) const WRITER_WAIT: Duration = Duration::from_secs(5);
 /// How many virtual-machine steps pass between two looks at the statement's deadline.
 const PROGRESS_STEPS: i32 = 10_000;
 /// The same for a look over the file, whose steps are pages and rows.
@@ -54,7 +54,7 @@ thread_local! {
 }
 
 /// Gives up the statements that `run` executes on this thread once `wanted` is false.
-pub(super) fn while_wanted<T>(wanted: Arc<AtomicBool>, run: impl FnOnce() -> T) -> T {
+pub(in crate::store) fn while_wanted<T>(wanted: Arc<AtomicBool>, run: impl FnOnce() -> T) -> T {
     WANTED.set(Some(wanted));
     let result = run();
     WANTED.set(None);
@@ -70,7 +70,7 @@ fn is_given_up() -> bool {
 }
 
 /// Limits the statements that `run` executes on this thread.
-pub(super) fn with_limit<T>(limit: Duration, run: impl FnOnce() -> T) -> T {
+pub(in crate::store) fn with_limit<T>(limit: Duration, run: impl FnOnce() -> T) -> T {
     READ_LIMIT.set(Some((Stopwatch::start(), limit)));
     let result = run();
     READ_LIMIT.set(None);
@@ -78,7 +78,10 @@ pub(super) fn with_limit<T>(limit: Duration, run: impl FnOnce() -> T) -> T {
 }
 
 /// The one connection that writes.
-pub(super) fn open_writer(path: &Path, settings: &Database) -> Result<Connection, StoreError> {
+pub(in crate::store) fn open_writer(
+    path: &Path,
+    settings: &Database,
+) -> Result<Connection, StoreError> {
     if rusqlite::version_number() < VERSION_MIN {
         return Err(StoreError::Bug(format!(
             "SQLite {} is older than 3.51.3, which is the first safe one",
@@ -116,7 +119,7 @@ fn prepare_once(conn: &Connection, settings: &Database) -> rusqlite::Result<()> 
 }
 
 /// A second connection that only folds the write-ahead log into the database.
-pub(super) fn open_checkpointer(path: &Path) -> Result<Connection, StoreError> {
+pub(in crate::store) fn open_checkpointer(path: &Path) -> Result<Connection, StoreError> {
     let conn = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -128,7 +131,7 @@ pub(super) fn open_checkpointer(path: &Path) -> Result<Connection, StoreError> {
 
 /// The pool of readers. Connections are not recycled and not probed: that would throw away their
 /// statement and page caches, and a local file does not go away.
-pub(super) fn open_readers(
+pub(in crate::store) fn open_readers(
     path: &Path,
     settings: &Database,
 ) -> Result<r2d2::Pool<SqliteConnectionManager>, StoreError> {
@@ -161,7 +164,7 @@ fn prepare_reader(conn: &Connection, settings: &Database) -> rusqlite::Result<()
 
 /// What is known of a database before a reader of its own is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Around {
+pub(in crate::store) enum Around {
     /// A process may have it: its log and the memory of that are shared.
     Served,
     /// Nobody has it, and it is all in one file.
@@ -173,7 +176,7 @@ pub(super) enum Around {
 /// A reader of its own, for what may take long. Where nobody has the database, no file is changed, and
 /// none that was not there before stays, but for the log's shared memory where a log was without it: it
 /// can't be taken away again while a server may have begun to use it.
-pub(super) fn open_reader(
+pub(in crate::store) fn open_reader(
     path: &Path,
     settings: &Database,
     around: Around,
@@ -202,12 +205,12 @@ pub(super) fn open_reader(
 }
 
 /// The database as it is without its log, which nobody has open. No file is made or changed.
-pub(super) fn open_without_log(path: &Path) -> Result<Connection, StoreError> {
+pub(in crate::store) fn open_without_log(path: &Path) -> Result<Connection, StoreError> {
     open_uri(path, "immutable=1")
 }
 
 /// The database and its log, which nobody has open and nobody can open meanwhile.
-pub(super) struct Untouched {
+pub(in crate::store) struct Untouched {
     conn: Connection,
     // After the connection: it is dropped after that.
     _made: Option<MadeMemory>,
@@ -233,7 +236,10 @@ impl Drop for MadeMemory {
 /// Both together, as SQLite reads them. It is told that it may not write the log's shared memory, and so
 /// keeps its own; the database is opened read-only, and a reader never writes to a log. So no file is
 /// changed, and one that had to be made is gone at the end. `has_log` tells whether there are commits in it.
-pub(super) fn open_untouched(path: &Path, has_log: bool) -> Result<Untouched, StoreError> {
+pub(in crate::store) fn open_untouched(
+    path: &Path,
+    has_log: bool,
+) -> Result<Untouched, StoreError> {
     if !has_log {
         let conn = open_without_log(path)?;
         return Ok(Untouched { conn, _made: None });
@@ -290,12 +296,12 @@ fn uri(path: &Path, query: &str) -> String {
 }
 
 /// Leaves the log as it is when the connection is closed.
-pub(super) fn keep_log(conn: &Connection) -> Result<(), StoreError> {
+pub(in crate::store) fn keep_log(conn: &Connection) -> Result<(), StoreError> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     Ok(())
 }
 
-pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
+pub(in crate::store) fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
     path.push(suffix);
     path.into()
@@ -303,15 +309,15 @@ pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
 
 /// What the first bytes of a database that nobody has open say:
 /// <https://sqlite.org/fileformat2.html#the_database_header>.
-pub(super) struct Head {
-    pub(super) page_bytes: usize,
-    pub(super) is_in_wal_mode: bool,
-    pub(super) application_id: i32,
-    pub(super) version: i32,
+pub(in crate::store) struct Head {
+    pub(in crate::store) page_bytes: usize,
+    pub(in crate::store) is_in_wal_mode: bool,
+    pub(in crate::store) application_id: i32,
+    pub(in crate::store) version: i32,
 }
 
 /// `None` if there is no database, or an empty one because a first start was cut off.
-pub(super) fn head(path: &Path) -> Result<Option<Head>, StoreError> {
+pub(in crate::store) fn head(path: &Path) -> Result<Option<Head>, StoreError> {
     let no_database = || {
         Err(StoreError::Corrupt(format!(
             "{} is not a database",
@@ -353,7 +359,7 @@ pub(super) fn head(path: &Path) -> Result<Option<Head>, StoreError> {
 
 /// How SQLite runs a statement, a line for each step (<https://sqlite.org/eqp.html>); empty if it
 /// can't be told.
-pub(super) fn plan(conn: &Connection, sql: &str) -> Vec<String> {
+pub(in crate::store) fn plan(conn: &Connection, sql: &str) -> Vec<String> {
     let told = || -> rusqlite::Result<Vec<String>> {
         let mut statement = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
         let mut rows = statement.raw_query();
@@ -393,7 +399,7 @@ fn assert_pragma(
 
 /// How a look over the file goes about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pace {
+pub(in crate::store) enum Pace {
     /// As fast as it goes: nobody is served.
     Alone,
     /// A slice at a time, beside others.
@@ -401,13 +407,16 @@ pub(super) enum Pace {
 }
 
 /// `PRAGMA quick_check`, stopped after `budget`. `Ok(false)` when the time did not suffice.
-pub(super) fn quick_check(conn: &Connection, budget: Duration) -> Result<bool, StoreError> {
+pub(in crate::store) fn quick_check(
+    conn: &Connection,
+    budget: Duration,
+) -> Result<bool, StoreError> {
     look(conn, "quick_check(1)", budget, Pace::Alone)
 }
 
 /// The same, one table after the other, each as it is at its own moment: a look that takes minutes must not
 /// keep the write-ahead log from starting anew all that time. `goes_on` is asked before each.
-pub(super) fn quick_check_beside(
+pub(in crate::store) fn quick_check_beside(
     conn: &Connection,
     budget: Duration,
     goes_on: impl Fn() -> bool,
@@ -424,7 +433,7 @@ pub(super) fn quick_check_beside(
 }
 
 /// The tables that a look goes over, the list of them first: without that, none of the others is found.
-pub(super) fn tables(conn: &Connection) -> Result<Vec<String>, StoreError> {
+pub(in crate::store) fn tables(conn: &Connection) -> Result<Vec<String>, StoreError> {
     let mut names = vec!["sqlite_schema".to_owned()];
     let mut listed =
         conn.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")?;
@@ -436,7 +445,7 @@ pub(super) fn tables(conn: &Connection) -> Result<Vec<String>, StoreError> {
 }
 
 /// Looks one table and its indexes over, entries against rows as well, however long that takes.
-pub(super) fn check_table(conn: &Connection, table: &str) -> Result<(), StoreError> {
+pub(in crate::store) fn check_table(conn: &Connection, table: &str) -> Result<(), StoreError> {
     let of = format!("integrity_check({})", quoted(table));
     look(conn, &of, Duration::MAX, Pace::Alone).map(drop)
 }
@@ -473,7 +482,7 @@ fn look(conn: &Connection, check: &str, budget: Duration, pace: Pace) -> Result<
 /// What an error of a statement means, whether it reads or writes. SQLite calls it an I/O error when the
 /// file system has turned read-only (as ext4 does when it meets damage), whether that stopped a write, or
 /// a sync of what the cache still took: one state has one answer.
-pub(super) fn failure(conn: &Connection, error: rusqlite::Error) -> StoreError {
+pub(in crate::store) fn failure(conn: &Connection, error: rusqlite::Error) -> StoreError {
     let writes = matches!(&error, rusqlite::Error::SqliteFailure(code, _)
     if code.code == ErrorCode::CannotOpen || matches!(
         code.extended_code,
@@ -493,13 +502,13 @@ pub(super) fn failure(conn: &Connection, error: rusqlite::Error) -> StoreError {
 }
 
 /// Whether what was written may be on the disk or not.
-pub(super) fn is_failed_sync(error: &rusqlite::Error) -> bool {
+pub(in crate::store) fn is_failed_sync(error: &rusqlite::Error) -> bool {
     matches!(error, rusqlite::Error::SqliteFailure(code, _)
         if matches!(code.extended_code, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC))
 }
 
 /// Whether the disk takes a little more: a file is written beside the database, synced and removed.
-pub(super) fn takes_more(database: &Path) -> bool {
+pub(in crate::store) fn takes_more(database: &Path) -> bool {
     let probe = database.with_extension("room");
     let written = File::options()
         .write(true)
