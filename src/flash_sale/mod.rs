@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::auth::UserId;
 use crate::check::{Checks, FieldError};
-use crate::clock::Timestamp;
+use crate::clock::{self, Timestamp};
 use crate::order::{
     self, FollowUps, NewOrder, OrderError, OrderId, OrderItem, OrderStatus, Stored,
     idempotency::{Key, KeyError},
@@ -383,7 +383,7 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     };
     let order = order::insert(tx, now, &request.follow_ups, &new, vec![item], reason)?;
     fail::fail_point!("claim.order_written");
-    let claim_id = Uuid::now_v7();
+    let claim_id = clock::uuid_at(now);
     if !sql::insert_claim(
         tx,
         now,
