@@ -126,6 +126,6 @@ pub(super) fn check_known(
 fn first_of(section: &str) -> &'static str {
     let found = SECTIONS.iter().find(|(name, _)| *name == section);
     found
-        .and_then(|(_, docs)| docs.first())
-        .map_or("cron", |(name, _)| *name)
+        .and_then(|(_, all)| all.first())
+        .map_or("cron", |setting| setting.name)
 }

@@ -10,11 +10,11 @@ use figment::providers::{Format, Serialized, Toml};
 use figment::{Figment, Profile};
 
 use super::FILE_NAME;
-use super::checks::validate;
+use super::checks::check;
 use super::error::ConfigError;
 use super::keys::{check_known, flatten, is_empty, is_section, known_keys, pattern_of};
 use super::sections::{ENTRIES, SECRETS, Settings};
-use crate::check::{self, JsonError};
+use crate::check::{JsonError, parse_kept_json};
 
 /// Environment names that other servers taught people to set, and the key each one means.
 const CUSTOMARY: &[(&str, &str)] = &[
@@ -129,7 +129,7 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
     for (key, value, source) in overrides {
         if pattern_of(&key) == format!("{ENTRIES}.*.args")
             && let Err(JsonError::Shape(fault)) =
-                check::parse_kept_json::<serde_json::Value>(value.as_bytes())
+                parse_kept_json::<serde_json::Value>(value.as_bytes())
         {
             return Err(ConfigError::Invalid {
                 key,
@@ -153,12 +153,12 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         .extract()
         .map_err(|error| invalid(&error, &sources, &figment))?;
     follow_shop(&mut settings, &mut sources);
-    validate(&settings).map_err(|(key, reason)| ConfigError::Invalid {
+    check(&settings).map_err(|(key, reason)| ConfigError::Invalid {
         source_name: sources
-            .get(key)
+            .get(&key)
             .cloned()
             .unwrap_or_else(|| "its default".to_owned()),
-        key: key.to_owned(),
+        key,
         reason,
     })?;
     Ok(Loaded { settings, sources })

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use super::bounds::Bounds;
 use super::error::OF_OTHER_POOLS;
-use super::keys::known_keys;
-use super::sections::{SECRETS, SECTIONS};
+use super::keys::{defaults, flatten, known_keys};
+use super::sections::{ENTRIES, SECRETS, SECTIONS, Setting};
 use super::*;
 
 fn env(pairs: &[(&str, &str)]) -> Inputs {
@@ -94,11 +95,15 @@ fn schedules_are_declared_by_name_and_their_unknown_keys_are_refused() {
     assert_eq!(entries["often"].priority, Some(7));
     assert_eq!(entries["often"].task.as_deref(), Some("count"));
     let effective = loaded.effective();
-    let shown = |key: &str| effective.iter().find(|(shown, ..)| shown == key);
-    let (_, args, _) = shown("schedules.entries.nightly.args").expect("shown");
+    let shown = |key: &str| effective.iter().find(|row| row.key == key);
+    let args = &shown("schedules.entries.nightly.args")
+        .expect("shown")
+        .value;
     assert!(args.contains("o7") && !args.contains("k7"), "{args}");
     assert!(shown("schedules.entries.nightly.queue").is_none());
-    let (.., source) = shown("schedules.entries.often.priority").expect("shown");
+    let source = &shown("schedules.entries.often.priority")
+        .expect("shown")
+        .source;
     assert_eq!(
         source,
         "environment ONRUSH_SCHEDULES__ENTRIES__OFTEN__PRIORITY"
@@ -225,12 +230,9 @@ fn a_password_is_needed_where_others_can_connect_and_is_never_shown() {
     assert_eq!(loaded.settings.faktory.password.reveal(), "hunter2");
     assert!(!format!("{:?}", loaded.settings).contains("hunter2"));
     let shown = loaded.effective();
-    assert!(shown.iter().all(|(_, value, _)| !value.contains("hunter2")));
-    let row = shown.iter().find(|(key, _, _)| key == "faktory.password");
-    assert_eq!(
-        row.map(|(_, value, _)| value.as_str()),
-        Some("\"********\"")
-    );
+    assert!(shown.iter().all(|row| !row.value.contains("hunter2")));
+    let row = shown.iter().find(|row| row.key == "faktory.password");
+    assert_eq!(row.map(|row| row.value.as_str()), Some("\"********\""));
 }
 
 #[test]
@@ -240,8 +242,8 @@ fn the_shops_time_zone_is_everyones_who_has_none() {
         let settings = &loaded.settings;
         let shown = loaded.effective();
         let sources = ["schedules.time_zone", "reports.time_zone"].map(|wanted| {
-            let row = shown.iter().find(|(key, ..)| key == wanted);
-            row.map(|(.., source)| source.clone()).expect("shown")
+            let row = shown.iter().find(|row| row.key == wanted);
+            row.map(|row| row.source.clone()).expect("shown")
         });
         (
             settings.schedules.time_zone.name().to_owned(),
@@ -380,7 +382,7 @@ fn each_line_of_the_commented_file_holds_by_itself() {
     }
     assert_eq!(
         lines,
-        SECTIONS.iter().map(|(_, docs)| docs.len()).sum::<usize>()
+        SECTIONS.iter().map(|(_, all)| all.len()).sum::<usize>()
     );
 }
 
@@ -468,4 +470,183 @@ fn the_commented_file_is_valid_and_says_only_defaults() {
     .expect("valid");
     assert_eq!(loaded.settings, Settings::default());
     assert!(loaded.sources.len() > 50);
+}
+
+/// Every setting with its dotted key.
+fn all_settings() -> Vec<(String, &'static Setting)> {
+    let keyed = |section: &str, all: &'static [Setting]| -> Vec<(String, &'static Setting)> {
+        let keyed = |setting: &'static Setting| (format!("{section}.{}", setting.name), setting);
+        all.iter().map(keyed).collect()
+    };
+    let sections = SECTIONS.iter();
+    sections
+        .flat_map(|(section, all)| keyed(section, all))
+        .collect()
+}
+
+#[test]
+fn every_setting_has_bounds_of_its_kind_or_a_reason_why_it_has_none() {
+    let (settings, defaults) = (all_settings(), flatten(&defaults()));
+    for key in known_keys().keys() {
+        let is_declared = settings.iter().any(|(declared, _)| declared == key);
+        assert!(is_declared || key.starts_with(ENTRIES), "{key}");
+    }
+    for (key, setting) in &settings {
+        let default = &defaults[key];
+        let fits = match setting.bounds {
+            Bounds::Number { least, most } | Bounds::ZeroOr { least, most } => {
+                default.is_u64() && least < most
+            }
+            Bounds::Each { least, most } => default.is_array() && least < most,
+            Bounds::Rising { .. } | Bounds::Items { .. } => default.is_array(),
+            Bounds::Text { .. }
+            | Bounds::Path { .. }
+            | Bounds::Directory { .. }
+            | Bounds::Page { .. } => default.is_string(),
+            // A number, a list or a free text is never bounded by its type alone.
+            Bounds::OfType(_) => default.is_boolean() || default.is_string(),
+            Bounds::None { because } => because.split(' ').count() > 5,
+        };
+        assert!(fits, "{key}: {:?} and {default}", setting.bounds);
+        assert_eq!(setting.bounds.check(default), Ok(()), "{key}");
+    }
+    let unbounded = |setting: &Setting| matches!(setting.bounds, Bounds::None { .. });
+    let unbounded = settings.iter().filter(|(_, setting)| unbounded(setting));
+    let keys: Vec<&str> = unbounded.map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, [ENTRIES], "another setting has no bounds");
+}
+
+#[test]
+fn a_number_at_each_end_is_read_and_one_beyond_it_is_refused_by_name() {
+    let mut refused = 0;
+    for (key, setting) in all_settings() {
+        let (least, most) = match setting.bounds {
+            Bounds::Number { least, most } | Bounds::ZeroOr { least, most } => (least, most),
+            _ => continue,
+        };
+        let name = format!("ONRUSH_{}", key.to_uppercase().replace('.', "__"));
+        let load_with = |number: u64| load(&env(&[(&name, &number.to_string())]));
+        for end in [least, most] {
+            assert_eq!(setting.bounds.check(&end.into()), Ok(()), "{key}");
+            // Other settings may not go with it, but its type has room for it.
+            if let Err(error) = load_with(end) {
+                let shown = error.to_string();
+                assert!(shown.contains("; the "), "{shown}");
+            }
+        }
+        let beyond = [least.checked_sub(1), most.checked_add(1)];
+        for number in beyond.into_iter().flatten() {
+            if number == 0 && matches!(setting.bounds, Bounds::ZeroOr { .. }) {
+                continue;
+            }
+            let Err(error) = load_with(number) else {
+                panic!("{key} = {number} was taken");
+            };
+            let shown = error.to_string();
+            assert!(shown.starts_with(&key), "{shown}");
+            assert!(
+                shown.ends_with(&format!("(set by environment {name})")),
+                "{shown}"
+            );
+            refused += 1;
+        }
+    }
+    assert!(refused > 250, "{refused}");
+}
+
+#[test]
+fn a_text_that_is_too_long_is_refused_without_being_shown() {
+    let mut refused = 0;
+    for (key, setting) in all_settings() {
+        let longest = match setting.bounds {
+            Bounds::Text { chars_max } | Bounds::Page { chars_max } => chars_max,
+            Bounds::Path { bytes_max } | Bounds::Directory { bytes_max } => bytes_max,
+            _ => continue,
+        };
+        let name = format!("ONRUSH_{}", key.to_uppercase().replace('.', "__"));
+        let text = format!("https://{}", "q".repeat(longest - 7));
+        let error = load(&env(&[(&name, &text)])).expect_err(&key).to_string();
+        assert!(
+            error.starts_with(&format!("{key}: it has {} ", longest + 1)),
+            "{error}"
+        );
+        assert!(!error.contains("qq"), "{error}");
+        refused += 1;
+    }
+    assert!(refused > 10, "{refused}");
+}
+
+#[test]
+fn settings_that_do_not_go_together_are_refused_with_the_one_to_change() {
+    for (pairs, words) in [
+        (
+            &[("ONRUSH_SERVER__BODIES_BYTES_SMALL", "67108865")][..],
+            "server.bodies_bytes_small: 67108865 is too large; the most is 67108864",
+        ),
+        (
+            &[("ONRUSH_AUTH__HASH_QUEUE_MAX", "3")],
+            "auth.hash_queue_small: 4 is too large; the most is 3",
+        ),
+        (
+            &[("ONRUSH_DATABASE__WAL_READY_BYTES", "134217729")],
+            "database.wal_bytes_max: 134217728 is too small; the least is 134217729",
+        ),
+        (
+            &[("ONRUSH_CACHE__MEMORY_BYTES", "1048576")],
+            "cache.hot_bytes_max: 4194304 is too large; the most is 1048576",
+        ),
+        (
+            &[("ONRUSH_CACHE__ADAPTIVE_LOAD_MS", "5,6")],
+            "cache.adaptive_ttl_seconds: it needs one life for each of the 2 steps",
+        ),
+        (
+            &[("ONRUSH_CACHE__ADAPTIVE_LOAD_MS", "5,5,5")],
+            "cache.adaptive_load_ms: it must be at most 16 rising numbers",
+        ),
+        (
+            &[("ONRUSH_CACHE__DISK_BYTES", "1")],
+            "cache.disk_bytes: it must be 0, or 67108864 at least",
+        ),
+        (
+            &[
+                ("ONRUSH_FAKTORY__ENABLED", "true"),
+                ("ONRUSH_FAKTORY__TLS", "true"),
+            ],
+            "faktory.tls: it needs server.tls_cert and server.tls_key",
+        ),
+        (
+            &[("ONRUSH_SERVER__TLS_CERT", "cert.pem")],
+            "server.tls_key: tls_cert and tls_key go together",
+        ),
+        (
+            &[("ONRUSH_DATA__DIR", "")],
+            "data.dir: it must name a directory",
+        ),
+        (
+            &[("ONRUSH_MAIL__CONFIRM_URL", "shop.example")],
+            "mail.confirm_url: it must begin with https:// or http:// and have no `#`",
+        ),
+    ] {
+        let error = load(&env(pairs)).expect_err(words).to_string();
+        assert!(error.starts_with(words), "{error}");
+    }
+}
+
+#[test]
+fn the_commented_file_and_the_list_of_values_tell_the_bounds() {
+    let file = commented_file();
+    for line in [
+        "# readers = 8  # 1 to 256\n",
+        "# disk_bytes = 0  # 0, or 67_108_864 to 1_099_511_627_776\n",
+        "# docs = true\n",
+    ] {
+        assert!(file.contains(line), "{line}");
+    }
+    let shown = load(&Inputs::default()).expect("the defaults").effective();
+    let bounds = |key: &str| {
+        let row = shown.iter().find(|row| row.key == key);
+        row.expect("shown").bounds.as_deref()
+    };
+    assert_eq!(bounds("database.readers"), Some("1 to 256"));
+    assert_eq!(bounds("server.docs"), None);
 }

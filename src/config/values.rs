@@ -101,13 +101,13 @@ impl MailRule {
     }
 }
 
-/// A text that nobody is to see: its debug output and [`Loaded::effective`] leave it out.
+/// A text that must not be seen: its debug output and [`Loaded::effective`] leave it out.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The text itself, for whoever it was made for.
+    /// The text itself, for the code that sends or compares it.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -132,7 +132,7 @@ impl std::fmt::Debug for Secret {
 
 /// What stands in the place of a secret.
 pub const MASK: &str = "********";
-/// What a header's name has in it where its value is nobody's business but the receiver's.
+/// What a header's name has in it where its value is meant for the receiver alone.
 const SECRET_HEADERS: &[&str] = &[
     "authorization",
     "cookie",
