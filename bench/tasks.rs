@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use onrush::clock::{Clock, Stopwatch};
+use onrush::clock::{self, Clock, Stopwatch, Timestamp};
 use rusqlite::{Connection, params};
 
 #[path = "support/data.rs"]
@@ -712,7 +712,7 @@ impl TaskRows {
                          (?1, 'resize', 'enqueue-64', 'available', 100, ?2, ?2, 25, 0, 1800000, '{\"image\":7}', \
                          NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)",
                     )?
-                    .execute(params![uuid::Uuid::now_v7().to_string(), now])?;
+                    .execute(params![clock::uuid_at(Timestamp(now)).to_string(), now])?;
             }
             self.conn.execute_batch("COMMIT")?;
         }

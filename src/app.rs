@@ -41,7 +41,7 @@ use crate::http::shares::Shares;
 use crate::http::{docs, probes};
 use crate::monitor::api::SystemApi;
 use crate::monitor::security::{Event, SecurityLog, Who};
-use crate::monitor::{self, Health, Metrics, Need, Outcome, State, logs};
+use crate::monitor::{self, CheckOutcome, Health, Metrics, Need, State, logs};
 use crate::order::FollowUps;
 use crate::order::api::OrderApi;
 use crate::order::tasks::{ProcessOrder, SendOrderEmail};
@@ -250,28 +250,28 @@ fn register_checks(health: &Health, store: &Store, clock: &Clock) {
     let condition = store.condition().clone();
     health.register("database", Need::Everything, move || {
         match (condition.damage(), condition.changed()) {
-            (Some(what), _) => Outcome::Fail(format!(
+            (Some(what), _) => CheckOutcome::Fail(format!(
                 "the database is damaged, and nothing is written to it any more: {what}"
             )),
-            (None, Some(what)) => Outcome::Warn(format!(
+            (None, Some(what)) => CheckOutcome::Warn(format!(
                 "another program changed the database since the last orderly stop: {what}"
             )),
-            (None, None) => Outcome::Pass,
+            (None, None) => CheckOutcome::Pass,
         }
     });
     let condition = store.condition().clone();
     health.register("writes", Need::Writing, move || {
         match condition.refusing() {
-            None => Outcome::Pass,
-            Some(error) => Outcome::Fail(format!(
+            None => CheckOutcome::Pass,
+            Some(error) => CheckOutcome::Fail(format!(
                 "{error}: nobody can log in or order; reading goes on"
             )),
         }
     });
     let clock = clock.clone();
     health.register("clock", Need::Everything, move || match clock.held() {
-        None => Outcome::Pass,
-        Some(seconds) => Outcome::Warn(format!(
+        None => CheckOutcome::Pass,
+        Some(seconds) => CheckOutcome::Warn(format!(
             "the system's clock was set by {seconds} s and is not followed until that has stood for a while"
         )),
     });
@@ -1215,8 +1215,8 @@ fn tell_risks(settings: &Settings, health: &Health) {
     }
     let told = risks.join("; ");
     health.register("settings", Need::Everything, move || match told.as_str() {
-        "" => monitor::Outcome::Pass,
-        risks => monitor::Outcome::Warn(risks.to_owned()),
+        "" => monitor::CheckOutcome::Pass,
+        risks => monitor::CheckOutcome::Warn(risks.to_owned()),
     });
 }
 

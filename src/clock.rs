@@ -1,4 +1,4 @@
-//! Time: the only file that reads the system clock.
+//! Time: the only file that reads the system clock, and the ids that hold a time.
 //!
 //! Invariants: tables and domain functions speak [`Timestamp`] (integer microseconds since the Unix
 //! epoch, UTC); JSON speaks RFC 3339. A domain function never asks for the time, it is told
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Datelike, SecondsFormat, Timelike, Utc};
 use parking_lot::Mutex;
+use uuid::{ContextV7, Uuid};
 
 /// A moment in UTC, in microseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -384,12 +385,31 @@ impl Clock {
         }
     }
 
-    /// Sets a manual clock's wall forward, or back, as somebody sets a machine's; no time passes.
+    /// Sets a manual clock's wall forward, or back, as a machine's is set; no time passes.
     pub fn jump_seconds(&self, by: i64) {
         if let Source::Manual { jumped_micros, .. } = &self.source {
             jumped_micros.fetch_add(by.saturating_mul(1_000_000), Ordering::AcqRel);
         }
     }
+}
+
+/// The latest moment of this process's UUIDs, and how many it has had. One for all of them, because their order
+/// must hold over all rooms.
+static UUIDS: Mutex<ContextV7> = Mutex::new(ContextV7::new());
+
+/// A new UUIDv7 (RFC 9562, 5.7) of the moment `now`. It is greater than every one before it in this process:
+/// where `now` is the same moment as before, a counter grows; where it is an earlier one, the latest is used.
+pub fn uuid_at(now: Timestamp) -> Uuid {
+    let moment = v7_moment(&UUIDS.lock(), now);
+    Uuid::new_v7(moment)
+}
+
+/// The moment and the counter that a UUIDv7 begins with.
+fn v7_moment(before: &ContextV7, now: Timestamp) -> uuid::Timestamp {
+    // Before 1970 there is none.
+    let micros = u64::try_from(now.0).unwrap_or(0);
+    let nanos = (micros % 1_000_000) as u32 * 1_000;
+    uuid::Timestamp::from_unix(before, micros / 1_000_000, nanos)
 }
 
 /// Milliseconds since some moment before the program began, a few of them late: for what happens with
@@ -442,6 +462,44 @@ mod tests {
             let json = serde_json::to_string(&Timestamp(micros)).expect("JSON");
             assert_eq!(json, format!("\"{expected}\""));
         }
+    }
+
+    #[test]
+    fn uuids_hold_the_moment_and_grow_while_the_clock_stands_still_or_goes_back() {
+        let (own, start) = (ContextV7::new(), Timestamp(1_700_000_000_123_456));
+        let mut before = Uuid::nil();
+        let mut next = |now: Timestamp| {
+            let id = Uuid::new_v7(v7_moment(&own, now));
+            assert!(id > before, "{id} after {before}");
+            assert_eq!(id.get_version_num(), 7);
+            before = id;
+            id.get_timestamp().expect("a time").to_unix()
+        };
+        let millis = |second: u64, milli: u32| (second, milli * 1_000_000);
+        for _ in 0..1_000 {
+            assert_eq!(next(start), millis(1_700_000_000, 123));
+        }
+        assert_eq!(next(start.plus_seconds(1)), millis(1_700_000_001, 123));
+        for earlier in [start, Timestamp(0), Timestamp(-1)] {
+            assert_eq!(next(earlier), millis(1_700_000_001, 123));
+        }
+        assert_eq!(next(start.plus_seconds(2)), millis(1_700_000_002, 123));
+    }
+
+    #[test]
+    fn uuids_of_many_threads_are_all_different_and_grow_in_each() {
+        let now = Timestamp(1_700_000_000_000_000);
+        let some = || (0..2_000).map(|_| uuid_at(now)).collect::<Vec<Uuid>>();
+        let all: Vec<Vec<Uuid>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(some)).collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined.map(|ids| ids.expect("no panic")).collect()
+        });
+        for ids in &all {
+            assert!(ids.is_sorted_by(|one, next| one < next));
+        }
+        let distinct: std::collections::HashSet<Uuid> = all.into_iter().flatten().collect();
+        assert_eq!(distinct.len(), 8_000);
     }
 
     #[test]

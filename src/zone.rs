@@ -2,7 +2,7 @@
 //!
 //! Laws change, and so do these rules, several times a year. The machine's zone files are asked first:
 //! those of `TZDIR`, or of `/usr/share/zoneinfo`. Only where that folder says of itself that it is older
-//! than the data in this binary, and nobody named it, does the binary's come first. What the one does
+//! than the data in this binary, and `TZDIR` does not name it, does the binary's come first. What the one does
 //! not know, or holds damaged, is looked for in the other.
 //!
 //! Invariants: a zone is read once and kept until the process ends, so one process never sees two

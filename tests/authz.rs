@@ -488,7 +488,7 @@ struct Callers<'a> {
 impl Callers<'_> {
     /// A key for a new account that has become one of `role` since, made with the command line's function.
     fn key(&self, role: Role, scopes: &[&str]) -> (i64, String) {
-        let email = format!("{}@example.com", uuid::Uuid::now_v7());
+        let email = format!("{:032x}@example.com", rand::random::<u128>());
         let id = self.shop.account(&email, Role::Admin);
         let new = onrush::auth::NewKey {
             name: "test".to_owned(),
@@ -521,7 +521,7 @@ impl Callers<'_> {
             Who::Forged => Some(format!("ons_{}", "A".repeat(43))),
             Who::Account(role) => Some(self.shop.token(role)),
             Who::Disabled(role) => {
-                let email = format!("{}@example.com", uuid::Uuid::now_v7());
+                let email = format!("{:032x}@example.com", rand::random::<u128>());
                 let id = self.shop.account(&email, role);
                 let token = self.shop.login(&email);
                 // It was used before, so that a cached caller would show.

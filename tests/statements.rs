@@ -207,7 +207,7 @@ fn statements_of(shop: &Shop, token: &str, path: &str) -> Vec<String> {
         asked.send().expect(200);
     };
     ask("before");
-    let id = uuid::Uuid::now_v7().to_string();
+    let id = format!("{:032x}", rand::random::<u128>());
     ask(&id);
     let calls = shop.app().store.statements().recent();
     let own = calls

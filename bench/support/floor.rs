@@ -4,7 +4,7 @@
 //! checks, no metrics, no hashes.
 
 use anyhow::Context;
-use onrush::clock::{Clock, Stopwatch};
+use onrush::clock::{self, Clock, Stopwatch, Timestamp};
 use rusqlite::{Connection, params};
 
 use crate::shop::Shop;
@@ -67,7 +67,7 @@ impl Rows {
                     "INSERT INTO claims (id, sale_id, user_id, order_id, quantity, created_at) \
                      VALUES (?1, ?2, ?3, ?4, 1, ?5)",
                     params![
-                        uuid::Uuid::now_v7().to_string(),
+                        clock::uuid_at(Timestamp(now)).to_string(),
                         self.sale,
                         buyer,
                         order,

@@ -24,7 +24,9 @@ use crate::config;
 use crate::http::network_of;
 use crate::threads::Yielding;
 
+/// Characters that a new password must have: what OWASP ASVS 5.0 (6.2.1) demands, so no shop may ask for less.
 const CHARS_MIN: usize = 8;
+/// Bytes that a password may have. A longer one is no safer, and each is hashed and held in memory.
 pub(super) const BYTES_MAX: usize = 256;
 /// The most used passwords, one a line behind two lines of where they are from.
 const COMMON: &str = include_str!("common_passwords.txt");
@@ -80,6 +82,7 @@ pub(super) enum Lane {
     Newcomer,
 }
 
+/// Lanes in which passwords wait; see [`Lane`].
 const LANES: usize = 3;
 /// Of so many places that get free, one goes to strangers before those who are known …
 const FOR_STRANGERS: u64 = 4;

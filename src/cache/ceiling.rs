@@ -1,8 +1,8 @@
-//! The highest id of a kind: whoever asks for a higher one asks for nothing, and no level and no
-//! database need be looked into to know that.
+//! The highest id of a kind: a higher one names nothing, and no level and no database need be looked into
+//! to know that.
 //!
 //! Invariants: it is for ids that a database hands out in order; it is raised where a feature has a key
-//! invalidated, so between the commit that made a row and the answer to whoever made it; what a read
+//! invalidated, so between the commit that made a row and the answer to the request that made it; what a read
 //! found to be the highest counts only if nothing was forgotten since that read began.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::key::Id;
 /// Not known: every id may exist.
 const UNKNOWN: i64 = i64::MAX;
 
-/// See the module. It is unknown until somebody tells it.
+/// See the module. It is unknown until a read that looked for it tells it.
 pub(super) struct Ceiling {
     value: AtomicI64,
     state: Mutex<State>,

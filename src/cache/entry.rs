@@ -1,6 +1,6 @@
 //! What is kept: a value of any type with its times and tags.
 //!
-//! Invariants: an entry never changes but for marks that cost nobody a wrong answer; times are those
+//! Invariants: an entry never changes but for marks that make no answer wrong; times are those
 //! of the monotonic clock, so that a jump of the wall clock neither keeps nor loses anything.
 
 use std::any::Any;
@@ -221,7 +221,7 @@ impl Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Times {
     pub(super) loaded_ms: u64,
-    /// From here on a hot entry is loaded anew before anybody has to wait for it.
+    /// From here on a hot entry is loaded anew, before a request has to wait for it.
     pub(super) refresh_ms: u64,
     pub(super) expires_ms: u64,
     /// Until here it may still be served where the loader fails or is slow.
@@ -244,7 +244,7 @@ pub(super) struct Entry {
     retry_ms: AtomicU64,
     is_hot: AtomicBool,
     is_refreshing: AtomicBool,
-    /// Taken out on purpose: whoever sees it leave need not keep it.
+    /// Taken out on purpose: the listener that sees it leave need not keep it.
     is_dropped: AtomicBool,
 }
 
@@ -312,7 +312,7 @@ impl Entry {
         self.is_hot.store(is_hot, Ordering::Relaxed);
     }
 
-    /// Whether this caller is the one who refreshes it.
+    /// Whether this call is the one that refreshes it.
     pub(super) fn begin_refresh(&self) -> bool {
         !self.is_refreshing.swap(true, Ordering::Relaxed)
     }

@@ -1,8 +1,8 @@
-//! Loads that are under way: one per key, and whoever else wants it waits for that one.
+//! Loads that are under way: one per key, and further requests for the key wait for that one.
 //!
 //! Invariants: a flight ends, whatever becomes of its load, because a guard that is dropped ends it;
-//! nobody joins a flight whose key was invalidated since it began, or that was given up; the number of
-//! those who wait is bounded over all keys.
+//! no request joins a flight whose key was invalidated since it began, or that was given up; the number of
+//! requests that wait is bounded over all keys.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,23 +14,23 @@ use tokio::sync::watch;
 use super::CacheError;
 use super::entry::Entry;
 use super::freshness::Moment;
-use super::key::{Key, OwnHash};
+use super::key::{CacheKey, OwnHash};
 
 /// What a flight brought: an entry, which may say that there is nothing, or why there is none.
-pub(super) type Outcome = Result<Arc<Entry>, CacheError>;
+pub(super) type LoadOutcome = Result<Arc<Entry>, CacheError>;
 
 /// A load under way.
 pub(super) struct Flight {
-    pub(super) key: Key,
+    pub(super) key: CacheKey,
     /// Noted before the load began.
     pub(super) born: Moment,
     pub(super) began_ms: u64,
-    outcome: watch::Sender<Option<Outcome>>,
+    outcome: watch::Sender<Option<LoadOutcome>>,
 }
 
 impl Flight {
-    /// A flight that nobody can join.
-    pub(super) fn alone(key: Key, born: Moment, began_ms: u64) -> Arc<Self> {
+    /// A flight that no request can join.
+    pub(super) fn alone(key: CacheKey, born: Moment, began_ms: u64) -> Arc<Self> {
         Arc::new(Self {
             key,
             born,
@@ -43,33 +43,34 @@ impl Flight {
         self.outcome.subscribe()
     }
 
-    /// Done when there is nobody who waits.
+    /// Done when no request waits any more.
     pub(super) async fn nobody_waits(&self) {
         self.outcome.closed().await;
     }
 }
 
-/// What somebody who found nothing is to do.
+/// What a request that found no entry is to do.
 pub(super) enum Part {
-    /// Load it.
+    /// Load it, as the first.
     Lead(Arc<Flight>),
-    /// Wait for who does.
+    /// Wait for the load that another request began.
     Join(Arc<Flight>, Watch),
 }
 
-/// Where an outcome will be seen.
-pub(super) type Watch = watch::Receiver<Option<Outcome>>;
+/// Where the outcome of a load will be seen.
+pub(super) type Watch = watch::Receiver<Option<LoadOutcome>>;
 
+/// Flights are divided into so many parts, each under a lock of its own.
 const SHARDS: usize = 16;
 
 /// All flights.
 pub(super) struct Flights {
-    shards: [Mutex<HashMap<Key, Arc<Flight>, OwnHash>>; SHARDS],
+    shards: [Mutex<HashMap<CacheKey, Arc<Flight>, OwnHash>>; SHARDS],
     waiting: Arc<AtomicUsize>,
     waiters_max: usize,
 }
 
-/// Held by one who waits.
+/// Held by a request that waits; it counts it.
 pub(super) struct Waiter(Arc<AtomicUsize>);
 
 impl Drop for Waiter {
@@ -87,7 +88,7 @@ impl Flights {
         }
     }
 
-    fn shard(&self, key: &Key) -> &Mutex<HashMap<Key, Arc<Flight>, OwnHash>> {
+    fn shard(&self, key: &CacheKey) -> &Mutex<HashMap<CacheKey, Arc<Flight>, OwnHash>> {
         &self.shards[(key.hash >> 32) as usize % SHARDS]
     }
 
@@ -95,7 +96,7 @@ impl Flights {
     /// after a moment, `now` the moment of the beginning.
     pub(super) fn enter(
         &self,
-        key: &Key,
+        key: &CacheKey,
         is_stale: impl Fn(Moment) -> bool,
         now: impl Fn() -> Moment,
         now_ms: u64,
@@ -112,8 +113,8 @@ impl Flights {
         Part::Lead(flight)
     }
 
-    /// Ends a flight and tells those who wait. The entry must be in the cache already.
-    pub(super) fn end(&self, flight: &Arc<Flight>, outcome: Outcome) {
+    /// Ends a flight and tells the requests that wait. The entry must be in the cache already.
+    pub(super) fn end(&self, flight: &Arc<Flight>, outcome: LoadOutcome) {
         let mut flights = self.shard(&flight.key).lock();
         if flights
             .get(&flight.key)
@@ -125,7 +126,7 @@ impl Flights {
         flight.outcome.send_replace(Some(outcome));
     }
 
-    /// Gives up a flight that nobody waits for, unless somebody has joined it meanwhile.
+    /// Gives up a flight that no request waits for, unless one has joined it meanwhile.
     pub(super) fn give_up(&self, flight: &Arc<Flight>) -> bool {
         let mut flights = self.shard(&flight.key).lock();
         if flight.outcome.receiver_count() > 0 {
@@ -140,20 +141,20 @@ impl Flights {
         true
     }
 
-    /// A place among those who wait, if there is one.
+    /// A place among the requests that wait, if there is one.
     pub(super) fn wait(&self) -> Option<Waiter> {
         let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
         let waiter = Waiter(Arc::clone(&self.waiting));
         (waiting < self.waiters_max).then_some(waiter)
     }
 
-    /// Those who wait.
+    /// Requests that wait.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
     /// The keys that are being loaded.
-    pub(super) fn keys(&self) -> Vec<Key> {
+    pub(super) fn keys(&self) -> Vec<CacheKey> {
         let mut keys = Vec::new();
         for shard in &self.shards {
             keys.extend(shard.lock().keys().cloned());
@@ -178,7 +179,7 @@ impl<'a> Ending<'a> {
     }
 
     /// Ends them in their order.
-    pub(super) fn end(mut self, outcomes: impl IntoIterator<Item = Outcome>) {
+    pub(super) fn end(mut self, outcomes: impl IntoIterator<Item = LoadOutcome>) {
         let mut outcomes = outcomes.into_iter();
         for flight in self.open.drain(..) {
             let outcome = outcomes.next().unwrap_or(Err(CacheError::Stopped));

@@ -3,15 +3,15 @@
 //! Each invalidation draws the next number of one counter and leaves it at what it invalidates: a slot
 //! of the table for a key or a tag, a kind, or everything. A load notes the counter before it begins
 //! to read; what it brings is valid as long as nothing that it belongs to bears a later number. So a
-//! load that began before an invalidation can fill the cache as late as it likes: nobody is served
-//! from it. Invariants: a number never falls; memory is fixed; two keys that share a slot are
+//! load that began before an invalidation can fill the cache as late as it likes: no request is
+//! served from it. Invariants: a number never falls; memory is fixed; two keys that share a slot are
 //! invalidated together, which costs a load and nothing else.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Slots of the table: 256 KiB. At a thousand invalidations a second, an entry that nobody means is
-/// hit by one of another about every half minute.
+/// Slots of the table: 256 KiB. At a thousand invalidations a second, an entry that none of them
+/// means is hit by one of another about every half minute.
 const SLOTS: usize = 32_768;
 
 /// A number of the counter: later ones are greater.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use datasketches::frequencies::{ErrorType, FrequentItemsSketch};
 use parking_lot::Mutex;
 
-use super::key::Key;
+use super::key::CacheKey;
 
 /// One read in so many is counted, as so many.
 const SAMPLE: u32 = 16;
@@ -26,7 +26,7 @@ const SKETCH_PLACES: usize = 1_024;
 /// A key that is read often.
 #[derive(Clone, Debug)]
 pub(super) struct Hot {
-    pub(super) key: Key,
+    pub(super) key: CacheKey,
     /// Reads within the window, estimated.
     pub(super) reads: u64,
 }
@@ -34,7 +34,7 @@ pub(super) struct Hot {
 struct Slice {
     /// Which part of time it counts.
     number: u64,
-    sketch: FrequentItemsSketch<Key>,
+    sketch: FrequentItemsSketch<CacheKey>,
 }
 
 /// Counts reads; see the module.
@@ -68,7 +68,7 @@ impl HotKeys {
     }
 
     /// Counts a read.
-    pub(super) fn seen(&self, key: &Key, now_ms: u64) {
+    pub(super) fn seen(&self, key: &CacheKey, now_ms: u64) {
         if !is_sampled() {
             return;
         }
@@ -169,8 +169,8 @@ mod tests {
     use super::*;
     use std::hash::RandomState;
 
-    fn key(seed: &RandomState, id: i64) -> Key {
-        Key::new(seed, KindIndex(0), Id::Int(id))
+    fn key(seed: &RandomState, id: i64) -> CacheKey {
+        CacheKey::new(seed, KindIndex(0), Id::Int(id))
     }
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
     }
 
     impl HotKeys {
-        fn seen_for_sure(&self, key: &Key, now_ms: u64) {
+        fn seen_for_sure(&self, key: &CacheKey, now_ms: u64) {
             for _ in 0..1_000 {
                 self.seen(key, now_ms);
             }

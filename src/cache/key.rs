@@ -1,7 +1,7 @@
 //! Keys: a kind and an id of any bytes, their text form, and patterns over that form.
 //!
-//! Invariants: a key is hashed once, where it is made, with a seed of this process, so that nobody can
-//! choose ids that collide; its text is `kind:id`, has no line breaks whatever the id, and reads back
+//! Invariants: a key is hashed once, where it is made, with a seed of this process, so that a client
+//! can't choose ids that collide; its text is `kind:id`, has no line breaks whatever the id, and reads back
 //! as the same key.
 
 use std::fmt::Write as _;
@@ -129,13 +129,13 @@ pub(super) struct KindIndex(pub(super) u16);
 
 /// What an entry is found by.
 #[derive(Clone, Debug)]
-pub struct Key {
+pub struct CacheKey {
     pub(super) kind: KindIndex,
     pub(super) id: Id,
     pub(super) hash: u64,
 }
 
-impl Key {
+impl CacheKey {
     pub(super) fn new(seed: &RandomState, kind: KindIndex, id: Id) -> Self {
         let hash = match &id {
             Id::Int(id) => seed.hash_one((kind.0, *id)),
@@ -159,15 +159,15 @@ impl Key {
     }
 }
 
-impl PartialEq for Key {
+impl PartialEq for CacheKey {
     fn eq(&self, other: &Self) -> bool {
         self.hash == other.hash && self.kind == other.kind && self.id == other.id
     }
 }
 
-impl Eq for Key {}
+impl Eq for CacheKey {}
 
-impl Hash for Key {
+impl Hash for CacheKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);
     }
@@ -270,8 +270,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn key(id: Id) -> Key {
-        Key::new(&RandomState::new(), KindIndex(0), id)
+    fn key(id: Id) -> CacheKey {
+        CacheKey::new(&RandomState::new(), KindIndex(0), id)
     }
 
     proptest! {

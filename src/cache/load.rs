@@ -1,5 +1,5 @@
 //! How a load runs: within a bounded number of others, for a bounded time, on a task of its own once
-//! it has to wait for anything; where its kind has turns of its own, as long as somebody waits for it.
+//! it has to wait for anything; where its kind has turns of its own, as long as a request waits for it.
 
 use std::error::Error;
 use std::panic::AssertUnwindSafe;
@@ -13,9 +13,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::disk::OnDisk;
 use super::entry::{Cached, Entry, Held, Loaded, Origin, Stored, Tag, Times};
-use super::flight::{Ending, Flight, Outcome};
+use super::flight::{Ending, Flight, LoadOutcome};
 use super::freshness::Moment;
-use super::key::{Id, Key};
+use super::key::{CacheKey, Id};
 use super::{Cache, CacheError, Inner, KindState, disk_key};
 use crate::clock::Stopwatch;
 use crate::config::ms;
@@ -82,7 +82,7 @@ pub(super) struct Load {
     pub(super) future: Future,
     /// Whether what it brings is put into the cache.
     pub(super) is_kept: bool,
-    /// Whether nobody waits for it: then it does not wait either, where there are too many.
+    /// Whether no request waits for it: then it does not wait for a turn either, where there are too many.
     pub(super) is_refresh: bool,
 }
 
@@ -108,7 +108,7 @@ impl Cache {
         }
     }
 
-    /// Begins a load that nobody waits for.
+    /// Begins a load that no request waits for.
     pub(super) fn start_behind(&self, load: Load) {
         tokio::spawn(Arc::clone(&self.0).run(load));
     }
@@ -130,7 +130,7 @@ impl Inner {
         let rules = &load.kind.rules;
         let bringing = self.bring(load.future, load.is_refresh, rules.has_own_turns);
         let brought = match &*load.flights {
-            // Where there is an expired value, those who waited were answered with that.
+            // Where there is an expired value, the requests that waited were answered with that.
             [flight] if rules.has_own_turns && !load.is_refresh && load.replaced.is_empty() => {
                 match self.while_awaited(flight, bringing).await {
                     Some(brought) => brought,
@@ -143,7 +143,7 @@ impl Inner {
             Ok(brought) => {
                 let took_ms = self.clock.monotonic_ms().saturating_sub(began_ms);
                 let cost_ms = took_ms / (load.flights.len().max(1) as u64);
-                let outcomes: Vec<Outcome> = load
+                let outcomes: Vec<LoadOutcome> = load
                     .flights
                     .iter()
                     .zip(brought)
@@ -168,7 +168,7 @@ impl Inner {
         }
     }
 
-    /// What `bringing` comes to; `None` once nobody waits for it any more.
+    /// What `bringing` comes to; `None` once no request waits for it any more.
     async fn while_awaited<T>(
         &self,
         flight: &Arc<Flight>,
@@ -302,7 +302,7 @@ impl Inner {
 
     pub(super) fn entry_of(
         &self,
-        key: &Key,
+        key: &CacheKey,
         value: Option<Box<dyn Stored>>,
         tags: Vec<String>,
         born: Moment,

@@ -7,11 +7,11 @@
 //!   that read began, from whatever level and however late a load ends (`freshness.rs`). So a write
 //!   invalidates after its commit and before its answer.
 //! - **One load per key at a time**; the rest wait for it, in bounded number and for a bounded time.
-//!   It runs on, whoever of them gives up. The number of loads at once is bounded over all keys; loads
+//!   It runs on when one of them gives up. The number of loads at once is bounded over all keys; loads
 //!   of a kind that may take long wait elsewhere ([`KindRules::has_own_turns`]), so those by key never wait
-//!   for them, and end when all who waited have gone.
+//!   for them, and end when no request waits for them any more.
 //! - **Never at fault.** A full, broken or missing level is a miss. A load that fails, hangs or panics
-//!   is an error to those who asked, or an expired value that a write has not changed since.
+//!   is an error to the requests that asked, or an expired value that a write has not changed since.
 //! - Memory is bounded by the settings, whatever is asked for; keys that don't exist have a room of
 //!   their own.
 //! - No decision about stock or money is taken from here, and nothing that was cached by an earlier
@@ -57,7 +57,7 @@ use tokio::sync::{Semaphore, watch};
 pub use ceiling::HighestWanted;
 pub use disk::DiskState;
 pub use entry::{Cached, Loaded, Origin, Ready};
-pub use key::{Id, Key};
+pub use key::{CacheKey, Id};
 pub use upkeep::{CacheStats, EntryView, HotKey, Level, Warmed};
 
 use crate::clock::Clock;
@@ -66,7 +66,7 @@ use crate::monitor::Metrics;
 use ceiling::Ceiling;
 use disk::Disk;
 use entry::{Entry, Stored};
-use flight::{Flight, Flights, Outcome, Part};
+use flight::{Flight, Flights, LoadOutcome, Part};
 use freshness::{Freshness, Last, Moment, Slot};
 use hot::HotKeys;
 use key::{KindIndex, OwnHash, Pattern};
@@ -119,7 +119,7 @@ pub struct KindRules {
     /// Whether values that took long to load may lie on disk.
     pub on_disk: bool,
     /// Whether its loads wait for their turn where they read, in a bounded number. Then they take no place
-    /// among the loads of other kinds, and are given up when nobody waits for them any more.
+    /// among the loads of other kinds, and are given up when no request waits for them any more.
     pub has_own_turns: bool,
 }
 
@@ -137,7 +137,7 @@ impl KindRules {
     }
 }
 
-/// Loads keys of one kind, because somebody expects that they will be asked for.
+/// Loads keys of one kind ahead of the requests that are expected for them.
 type Warmer =
     Box<dyn Fn(Cache, Vec<Id>) -> BoxFuture<'static, Result<usize, CacheError>> + Send + Sync>;
 
@@ -168,7 +168,7 @@ impl Kinds {
     }
 
     /// `kind:id` of a key.
-    fn text(&self, key: &Key) -> String {
+    fn text(&self, key: &CacheKey) -> String {
         let kinds = self.0.read();
         kinds
             .get(usize::from(key.kind.0))
@@ -177,7 +177,7 @@ impl Kinds {
     }
 }
 
-type Memory = foyer::Cache<Key, Arc<Entry>, OwnHash>;
+type Memory = foyer::Cache<CacheKey, Arc<Entry>, OwnHash>;
 
 /// A cheap handle; clones share the cache.
 #[derive(Clone)]
@@ -196,7 +196,7 @@ struct Inner {
     /// is on its way from memory to the pins could be found in neither.
     pinning: Mutex<()>,
     /// The hot keys, with their values while there are any.
-    pins: RwLock<HashMap<Key, Option<Arc<Entry>>, OwnHash>>,
+    pins: RwLock<HashMap<CacheKey, Option<Arc<Entry>>, OwnHash>>,
     flights: Flights,
     loads: Arc<Semaphore>,
     loads_waiting: AtomicUsize,
@@ -208,7 +208,7 @@ struct Inner {
 
 /// Levels in memory are divided into so many parts, each under a lock of its own.
 const SHARDS: usize = 8;
-/// How often somebody joins a load that turns out to be too old for him before he loads by himself.
+/// How often a request joins a load that turns out to have begun too early for it, before it loads by itself.
 const JOINS_MAX: u32 = 3;
 
 /// Sees entries leave memory.
@@ -220,10 +220,10 @@ struct Leaving {
 }
 
 impl EventListener for Leaving {
-    type Key = Key;
+    type Key = CacheKey;
     type Value = Arc<Entry>;
 
-    fn on_leave(&self, reason: Event, key: &Key, entry: &Arc<Entry>) {
+    fn on_leave(&self, reason: Event, key: &CacheKey, entry: &Arc<Entry>) {
         if reason != Event::Evict || entry.is_dropped() {
             return;
         }
@@ -240,7 +240,7 @@ impl EventListener for Leaving {
 }
 
 /// The key of an entry on disk: its kind with the version of its form, and the id.
-fn disk_key(kind: &KindState, key: &Key) -> Vec<u8> {
+fn disk_key(kind: &KindState, key: &CacheKey) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(kind.rules.name.len() + 16);
     bytes.extend_from_slice(kind.rules.name.as_bytes());
     bytes.push(0);
@@ -269,13 +269,13 @@ fn level(
     capacity: usize,
     entries_max: usize,
     eviction: Eviction,
-) -> foyer::CacheBuilder<Key, Arc<Entry>, OwnHash> {
+) -> foyer::CacheBuilder<CacheKey, Arc<Entry>, OwnHash> {
     // Each entry weighs at least its share, so that their number is bounded as well as their size.
     let least = capacity / entries_max.max(1);
     let builder = foyer::CacheBuilder::new(capacity)
         .with_shards(SHARDS)
         .with_hash_builder(OwnHash)
-        .with_weighter(move |_: &Key, entry: &Arc<Entry>| entry.bytes.max(least));
+        .with_weighter(move |_: &CacheKey, entry: &Arc<Entry>| entry.bytes.max(least));
     match eviction {
         Eviction::S3Fifo => builder.with_eviction_config(foyer::S3FifoConfig::default()),
         Eviction::Lfu => builder.with_eviction_config(foyer::LfuConfig::default()),
@@ -296,7 +296,7 @@ enum Look {
 /// What a wait for a load brought.
 enum Found {
     Entry(Arc<Entry>),
-    /// The load had begun too early for who waited.
+    /// The load had begun too early for the request that waited.
     TooOld,
 }
 
@@ -436,15 +436,15 @@ impl Cache {
                 }
             }
         }
-        let is_meant = |key: &Key| match &pattern {
+        let is_meant = |key: &CacheKey| match &pattern {
             Pattern::Everything => true,
             Pattern::One(_) | Pattern::Kind(_) | Pattern::Parts(_) => {
                 pattern.matches(&inner.kinds.text(key))
             }
         };
-        // Taking a value out is not enough where its kind is not invalidated as a whole: somebody may
-        // hold it already and put it elsewhere.
-        let invalidates = |key: &Key| {
+        // Taking a value out is not enough where its kind is not invalidated as a whole: another
+        // thread may hold it already and put it elsewhere.
+        let invalidates = |key: &CacheKey| {
             let is_meant = is_meant(key);
             if is_meant && is_searched {
                 inner.invalidate_slot_of(key);
@@ -467,7 +467,7 @@ impl Cache {
 }
 
 /// Takes out of a level what `is_meant`; answers how many that were.
-fn take_out(level: &Memory, is_meant: impl Fn(&Key, &Entry) -> bool) -> usize {
+fn take_out(level: &Memory, is_meant: impl Fn(&CacheKey, &Entry) -> bool) -> usize {
     let mut count = 0;
     // Nothing is waited for where no disk hangs on the level itself.
     let done = level
@@ -485,27 +485,27 @@ fn take_out(level: &Memory, is_meant: impl Fn(&Key, &Entry) -> bool) -> usize {
 }
 
 impl Inner {
-    fn key(&self, kind: &KindState, id: Id) -> Key {
-        Key::new(&self.seed, kind.index, id)
+    fn key(&self, kind: &KindState, id: Id) -> CacheKey {
+        CacheKey::new(&self.seed, kind.index, id)
     }
 
-    fn parse_key(&self, text: &str) -> Option<(Arc<KindState>, Key)> {
+    fn parse_key(&self, text: &str) -> Option<(Arc<KindState>, CacheKey)> {
         let (name, id) = text.split_once(':')?;
         let kind = self.kinds.named(name)?;
         let key = self.key(&kind, Id::parse(id)?);
         Some((kind, key))
     }
 
-    fn slot_of(&self, key: &Key) -> Slot {
+    fn slot_of(&self, key: &CacheKey) -> Slot {
         self.freshness.slot_of_hash(key.hash)
     }
 
     /// Whether a key was invalidated after `born`, not counting tags.
-    fn is_key_stale(&self, kind: &KindState, key: &Key, born: Moment) -> bool {
+    fn is_key_stale(&self, kind: &KindState, key: &CacheKey, born: Moment) -> bool {
         kind.cleared.is_after(born) || self.freshness.is_stale(self.slot_of(key), born)
     }
 
-    fn is_valid(&self, kind: &KindState, key: &Key, entry: &Entry) -> bool {
+    fn is_valid(&self, kind: &KindState, key: &CacheKey, entry: &Entry) -> bool {
         !self.is_key_stale(kind, key, entry.born)
             && !entry
                 .tags
@@ -513,12 +513,12 @@ impl Inner {
                 .any(|tag| self.freshness.is_stale(tag.slot, entry.born))
     }
 
-    fn invalidate_slot_of(&self, key: &Key) {
+    fn invalidate_slot_of(&self, key: &CacheKey) {
         self.freshness.invalidate_slot(self.slot_of(key));
     }
 
     /// Invalidates one key; answers whether there was a value in memory.
-    fn invalidate_key(&self, kind: &KindState, key: &Key) -> bool {
+    fn invalidate_key(&self, kind: &KindState, key: &CacheKey) -> bool {
         self.invalidate_slot_of(key);
         let was_there = self.memory.remove(key).is_some();
         if kind.rules.remembers_absent {
@@ -534,7 +534,7 @@ impl Inner {
     }
 
     /// Looks into the levels in memory.
-    fn look(&self, kind: &KindState, key: &Key, now_ms: u64) -> Look {
+    fn look(&self, kind: &KindState, key: &CacheKey, now_ms: u64) -> Look {
         let layers = &self.metrics.cache;
         if kind.ceiling.excludes(&key.id) {
             layers.memory.misses.inc();
@@ -578,7 +578,7 @@ impl Inner {
     }
 
     /// Puts what a load brought where reads find it.
-    fn keep(&self, kind: &KindState, key: &Key, entry: &Arc<Entry>) {
+    fn keep(&self, kind: &KindState, key: &CacheKey, entry: &Arc<Entry>) {
         let settings = &self.settings;
         // A value larger than a good part of its shard would push out everything else there.
         let bytes_max = settings
@@ -614,7 +614,7 @@ impl Inner {
     }
 
     /// Joins the load of `key`, or begins one.
-    fn enter(&self, kind: &KindState, key: &Key, now_ms: u64) -> Part {
+    fn enter(&self, kind: &KindState, key: &CacheKey, now_ms: u64) -> Part {
         self.flights.enter(
             key,
             |born| self.is_key_stale(kind, key, born),
@@ -627,7 +627,7 @@ impl Inner {
     fn usable(
         &self,
         kind: &KindState,
-        key: &Key,
+        key: &CacheKey,
         expired: Option<&Arc<Entry>>,
     ) -> Option<Arc<Entry>> {
         let now_ms = self.clock.monotonic_ms();
@@ -642,7 +642,7 @@ impl Inner {
         &self,
         kind: &KindState,
         flight: &Flight,
-        mut outcome: watch::Receiver<Option<Outcome>>,
+        mut outcome: watch::Receiver<Option<LoadOutcome>>,
         expired: Option<&Arc<Entry>>,
         joined: Option<Moment>,
     ) -> Result<Found, CacheError> {
@@ -713,9 +713,9 @@ impl Inner {
 
 /// The end of a load, if it comes within `limit`.
 async fn ending(
-    outcome: &mut watch::Receiver<Option<Outcome>>,
+    outcome: &mut watch::Receiver<Option<LoadOutcome>>,
     limit: Duration,
-) -> Option<Outcome> {
+) -> Option<LoadOutcome> {
     match tokio::time::timeout(limit, outcome.wait_for(Option::is_some)).await {
         Ok(Ok(ended)) => ended.clone(),
         Ok(Err(_)) => Some(Err(CacheError::Stopped)),
@@ -821,7 +821,7 @@ impl<V: Cached> Kind<V> {
             .await?
         {
             Found::Entry(entry) => Ok(hit(&entry, inner.clock.monotonic_ms())),
-            // Who began a load is not told so.
+            // The request that began a load is not told so.
             Found::TooOld => Err(CacheError::Stopped),
         }
     }
@@ -842,8 +842,8 @@ impl<V: Cached> Kind<V> {
         let now_ms = inner.clock.monotonic_ms();
         let joined = inner.freshness.now();
         let mut hits: Vec<Option<Hit<V>>> = Vec::with_capacity(ids.len());
-        let mut wanted: Vec<(usize, Key, Option<Arc<Entry>>)> = Vec::new();
-        let mut refreshed: Vec<(Key, Arc<Entry>)> = Vec::new();
+        let mut wanted: Vec<(usize, CacheKey, Option<Arc<Entry>>)> = Vec::new();
+        let mut refreshed: Vec<(CacheKey, Arc<Entry>)> = Vec::new();
         for (at, id) in ids.iter().enumerate() {
             let key = inner.key(kind, id.clone());
             inner.hot.seen(&key, now_ms);
@@ -927,8 +927,8 @@ impl<V: Cached> Kind<V> {
         inner.invalidate_key(&self.state, &key);
     }
 
-    /// For a load that is about to read and may find nothing: who has it is to tell the highest id that
-    /// is there, so that ids beyond it need no load any more. For kinds alone whose ids a database hands
+    /// For a load that is about to read and may find nothing: the load that gets it is to tell the highest id
+    /// that is there, so that ids beyond it need no load any more. For kinds alone whose ids a database hands
     /// out in order, and of which each new row is invalidated. `None` while that is known.
     pub fn asks_for_highest(&self) -> Option<HighestWanted> {
         HighestWanted::of(&self.state)
@@ -940,7 +940,7 @@ impl<V: Cached> Kind<V> {
         self.cache.0.freshness.invalidate(&self.state.cleared);
     }
 
-    /// How keys of this kind are loaded when somebody expects that they will be asked for: `warm`
+    /// How keys of this kind are loaded ahead of the requests that are expected for them: `warm`
     /// reads the ids by this kind and answers how many of them there are. It must not hold on to the
     /// cache; a second call changes nothing.
     pub fn on_warm(
@@ -975,7 +975,11 @@ impl<V: Cached> Kind<V> {
     }
 
     /// Loads entries anew behind the reads that go on.
-    fn refresh(&self, entries: Vec<(Key, Arc<Entry>)>, load: impl FnOnce(Vec<Id>) -> load::Future) {
+    fn refresh(
+        &self,
+        entries: Vec<(CacheKey, Arc<Entry>)>,
+        load: impl FnOnce(Vec<Id>) -> load::Future,
+    ) {
         let inner = &*self.cache.0;
         let now_ms = inner.clock.monotonic_ms();
         let (mut flights, mut replaced) = (Vec::new(), Vec::new());
@@ -1004,7 +1008,7 @@ impl<V: Cached> Kind<V> {
     }
 }
 
-/// An entry's value for whoever asked; `None` for an entry that says that there is nothing.
+/// An entry's value for the request that asked; `None` for an entry that says that there is nothing.
 fn hit<V: Cached>(entry: &Entry, now_ms: u64) -> Option<Hit<V>> {
     Some(Hit {
         value: entry.value()?,

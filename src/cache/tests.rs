@@ -196,7 +196,7 @@ async fn breakdown_ten_thousand_misses_of_one_key_are_one_load() {
     let without = shop.loads() - 1;
     tell("breakdown: loads", with, without);
     assert_eq!(with, 1);
-    // What they read by the cache afterwards may be loaded by one who came just as a load ended.
+    // What requests read by the cache afterwards may be loaded by one that came just as a load ended.
     assert!(without >= 10_000, "{without}");
 }
 
@@ -246,7 +246,7 @@ async fn penetration_what_does_not_exist_is_not_asked_for_again() {
             assert!(shop.read(404, None).await.is_none());
         }
         loads[at] = shop.loads();
-        // Not for long, and not beyond the invalidation that whoever makes it causes.
+        // Not for long, and not beyond the invalidation that follows when the row is made.
         shop.products.invalidate(404);
         assert!(shop.read(404, "made").await.is_some());
     }
@@ -304,7 +304,7 @@ async fn penetration_ids_beyond_the_highest_need_no_load() {
         let before = shop.loads();
         shop.read(150_000, None).await;
         assert_eq!(shop.loads() - before, u64::from(!tells));
-        // One that is made is seen by the first who asks after its answer.
+        // A row that is made is seen by the first request after the answer.
         shop.products.invalidate(1_001);
         assert!(shop.read(1_001, "made").await.is_some());
         let before = shop.loads();
@@ -370,7 +370,7 @@ async fn fail_safe_an_expired_value_bridges_a_slow_load() {
         .expect("no error")
         .expect("a value");
     assert!(hit.is_stale && hit.value == Text("old".into()));
-    // The load goes on, and whoever comes now does not wait at all.
+    // The load goes on, and a request that comes now does not wait at all.
     shop.clock.advance(Duration::from_millis(2));
     for _ in 0..10 {
         let hit = shop
@@ -815,8 +815,8 @@ async fn a_load_that_began_before_an_invalidation_fills_nothing() {
         let mut early = Box::pin(shop.products.get_or_load(1, load));
         assert!(once::poll_now(&mut early).is_none());
         invalidate(&shop);
-        // Who comes now does not get what that load brings, but loads by himself where it is known
-        // that he must; of a tag it is known only when the value is there.
+        // A request that comes now does not get what that load brings, but loads by itself where it is
+        // known that it must; of a tag it is known only when the value is there.
         let late = {
             let shop = Arc::clone(&shop);
             tokio::spawn(async move { shop.read(1, "after").await })
@@ -1032,7 +1032,7 @@ impl Dice {
 
 const KEYS: usize = 24;
 
-/// Rows with a version each. A commit raises one; `told` is what somebody may know of.
+/// Rows with a version each. A commit raises one; `told` is what a client may know of.
 #[derive(Default)]
 struct Rows {
     versions: [AtomicI64; KEYS],

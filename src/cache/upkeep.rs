@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::entry::Entry;
 use super::hot::{self, Hot};
-use super::key::{Id, Key, OwnHash};
+use super::key::{CacheKey, Id, OwnHash};
 use super::{Cache, DiskState, Inner, KindState, disk_key, take_out};
 
 /// How often hot keys are looked for and gauges set.
@@ -153,7 +153,7 @@ impl Cache {
             return;
         }
         let warming = self.clone();
-        // Nobody is kept waiting for it, and a stop does not wait either.
+        // No request waits for it, and a stop does not wait either.
         let warming = tokio::spawn(async move { warming.preload().await });
         let mut ticks = 0_u64;
         loop {
@@ -264,7 +264,7 @@ impl Cache {
     pub fn sweep(&self) -> usize {
         let inner = &*self.0;
         let now_ms = inner.clock.monotonic_ms();
-        let is_dead = |key: &Key, entry: &Entry, is_over: bool| {
+        let is_dead = |key: &CacheKey, entry: &Entry, is_over: bool| {
             is_over
                 || inner
                     .kinds
@@ -401,7 +401,7 @@ impl Inner {
         }
         let _pinning = self.pinning.lock();
         let mut bytes = 0;
-        let mut pinned: HashMap<Key, Option<Arc<Entry>>, OwnHash> = HashMap::default();
+        let mut pinned: HashMap<CacheKey, Option<Arc<Entry>>, OwnHash> = HashMap::default();
         for Hot { key, .. } in top {
             let in_memory = || {
                 self.memory
@@ -435,7 +435,7 @@ impl Inner {
         }
     }
 
-    fn view(&self, key: &Key, entry: &Entry, level: Level, now_ms: u64) -> EntryView {
+    fn view(&self, key: &CacheKey, entry: &Entry, level: Level, now_ms: u64) -> EntryView {
         let whole = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
         EntryView {
             key: self.kinds.text(key),

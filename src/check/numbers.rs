@@ -1,4 +1,4 @@
-//! Numbers of JSON that is kept for the one who sent it: arguments, metadata, results.
+//! Numbers of JSON that is kept for the client that sent it: arguments, metadata, results.
 //!
 //! They are kept in 64 bits: whole numbers as signed or unsigned integers, all others as floats.
 //! Invariant: a number that would come back as another one is refused by the name of its field, and

@@ -285,10 +285,14 @@ pub(super) fn config(common: &Common, command: &ConfigCommand) -> Outcome {
             if common.json {
                 let mut object: serde_json::Map<String, serde_json::Value> = rows
                     .into_iter()
-                    .map(|(key, value, source)| {
+                    .map(|row| {
                         let value: serde_json::Value =
-                            serde_json::from_str(&value).unwrap_or(value.into());
-                        (key, serde_json::json!({"value": value, "source": source}))
+                            serde_json::from_str(&row.value).unwrap_or(row.value.into());
+                        let mut shown = serde_json::json!({"value": value, "source": row.source});
+                        if let Some(bounds) = row.bounds {
+                            shown["bounds"] = bounds.into();
+                        }
+                        (row.key, shown)
                     })
                     .collect();
                 object.insert("time_zone_data".to_owned(), zone::data().into());
@@ -297,9 +301,10 @@ pub(super) fn config(common: &Common, command: &ConfigCommand) -> Outcome {
                 let mut table = Table::new();
                 table
                     .load_preset(UTF8_BORDERS_ONLY)
-                    .set_header(["setting", "value", "set by"]);
-                for (key, value, source) in rows {
-                    table.add_row([key, value, source]);
+                    .set_header(["setting", "value", "set by", "may be"]);
+                for row in rows {
+                    let bounds = row.bounds.unwrap_or_default();
+                    table.add_row([row.key, row.value, row.source, bounds]);
                 }
                 print(&table.to_string());
                 print(&format!("time zones: {}", zone::data()));

@@ -18,11 +18,9 @@ pub mod tasks;
 
 use std::collections::HashMap;
 
-use uuid::Uuid;
-
 use crate::auth::UserId;
 use crate::check::{Checks, FieldError};
-use crate::clock::Timestamp;
+use crate::clock::{self, Timestamp};
 use crate::order::{
     self, FollowUps, NewOrder, OrderError, OrderId, OrderItem, OrderStatus, Stored,
     idempotency::{Key, KeyAsked, KeyError},
@@ -387,7 +385,7 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     };
     let order = order::insert(tx, now, &request.follow_ups, &new, vec![item], reason)?;
     fail::fail_point!("claim.order_written");
-    let claim_id = Uuid::now_v7().to_string();
+    let claim_id = clock::uuid_at(now).to_string();
     if !sql::insert_claim(tx, now, &claim_id, request, sale.per_user_limit, order.id)? {
         return Err(SaleError::LimitReached(sale.per_user_limit));
     }
@@ -657,7 +655,7 @@ impl Set {
         let row = |(grant, order): (&Grant, &OrderId)| {
             let (at, request) = asked[grant.at];
             sql::GrantedRow {
-                claim_id: Uuid::now_v7().to_string(),
+                claim_id: clock::uuid_at(at).to_string(),
                 user_id: request.user_id,
                 order_id: *order,
                 quantity: request.quantity,

@@ -16,7 +16,7 @@ use rand::RngCore;
 use super::connections::Turn;
 use super::problem::Problem;
 use crate::clock::Timestamp;
-use crate::monitor::statements::{Called, Caller};
+use crate::monitor::statements::{Called, StatementCaller};
 
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
@@ -140,7 +140,7 @@ pub(super) struct Info {
     pub(super) uri: Uri,
 }
 
-impl Caller for Info {
+impl StatementCaller for Info {
     fn what(&self) -> String {
         format!("{} {}", self.method, without_ids(self.uri.path()))
     }

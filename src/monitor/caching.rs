@@ -49,7 +49,7 @@ pub struct CacheMetrics {
     pub loads_refused: IntCounter,
     /// What a load took.
     pub load_seconds: Histogram,
-    /// Loads that were begun before anybody had to wait for them.
+    /// Loads that were begun before a request had to wait for them.
     pub refreshes: IntCounter,
     /// Values served after they had expired, because the load failed.
     pub stale_failed: IntCounter,

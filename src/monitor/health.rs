@@ -2,8 +2,8 @@
 //!
 //! Invariants: checks read what their owner already knows (an atomic, a gauge) and never wait, so
 //! that a probe answers while everything else is stuck; not ready before start has finished, nor
-//! once draining has begun. A shop that can't write is read on: it fails (`/health`), and is ready for those who
-//! read. Whoever sends traffic elsewhere for it asks for the readiness to write (`/readyz?writes`).
+//! once draining has begun. A shop that can't write is read on: it fails (`/health`), and is ready for
+//! reads. A balancer that sends traffic elsewhere for it asks for the readiness to write (`/readyz?writes`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -24,10 +24,10 @@ pub enum State {
 
 /// What a check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CheckOutcome {
     /// All is well.
     Pass,
-    /// It works, but somebody should look.
+    /// It works, but the shop's operator should look.
     Warn(String),
     /// It does not work; no traffic should come here that needs it.
     Fail(String),
@@ -43,7 +43,7 @@ pub enum Need {
 }
 
 /// A named check.
-pub type Check = Box<dyn Fn() -> Outcome + Send + Sync>;
+pub type Check = Box<dyn Fn() -> CheckOutcome + Send + Sync>;
 
 /// The process's health; cheap to clone.
 #[derive(Clone)]
@@ -82,7 +82,7 @@ impl Health {
         &self,
         name: &'static str,
         need: Need,
-        check: impl Fn() -> Outcome + Send + Sync + 'static,
+        check: impl Fn() -> CheckOutcome + Send + Sync + 'static,
     ) {
         self.0.checks.write().push((name, need, Box::new(check)));
     }
@@ -121,14 +121,14 @@ pub struct Report {
     /// Where the process is in its life.
     pub state: State,
     /// Each check's name, what needs it, and its result.
-    pub checks: Vec<(&'static str, Need, Outcome)>,
+    pub checks: Vec<(&'static str, Need, CheckOutcome)>,
 }
 
 impl Report {
     /// Whether traffic should come here that at least reads.
     pub fn is_ready(&self) -> bool {
-        let fails = |(_, need, outcome): &(_, Need, Outcome)| {
-            *need == Need::Everything && matches!(outcome, Outcome::Fail(_))
+        let fails = |(_, need, outcome): &(_, Need, CheckOutcome)| {
+            *need == Need::Everything && matches!(outcome, CheckOutcome::Fail(_))
         };
         self.state == State::Ready && !self.checks.iter().any(fails)
     }
@@ -142,7 +142,7 @@ impl Report {
     pub fn fails(&self) -> bool {
         self.checks
             .iter()
-            .any(|(_, _, outcome)| matches!(outcome, Outcome::Fail(_)))
+            .any(|(_, _, outcome)| matches!(outcome, CheckOutcome::Fail(_)))
     }
 
     fn status(&self) -> &'static str {
@@ -152,7 +152,7 @@ impl Report {
         let warns = self
             .checks
             .iter()
-            .any(|(_, _, outcome)| matches!(outcome, Outcome::Warn(_)));
+            .any(|(_, _, outcome)| matches!(outcome, CheckOutcome::Warn(_)));
         match self.state {
             State::Ready if !warns => "pass",
             State::Ready | State::Starting | State::Draining => "warn",
@@ -179,7 +179,7 @@ impl Serialize for Report {
     }
 }
 
-struct Checks<'a>(&'a [(&'static str, Need, Outcome)]);
+struct Checks<'a>(&'a [(&'static str, Need, CheckOutcome)]);
 
 impl Serialize for Checks<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -192,14 +192,14 @@ impl Serialize for Checks<'_> {
     }
 }
 
-struct CheckResult<'a>(&'a Outcome);
+struct CheckResult<'a>(&'a CheckOutcome);
 
 impl Serialize for CheckResult<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let (status, output) = match self.0 {
-            Outcome::Pass => ("pass", None),
-            Outcome::Warn(output) => ("warn", Some(output)),
-            Outcome::Fail(output) => ("fail", Some(output)),
+            CheckOutcome::Pass => ("pass", None),
+            CheckOutcome::Warn(output) => ("warn", Some(output)),
+            CheckOutcome::Fail(output) => ("fail", Some(output)),
         };
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("status", status)?;
@@ -220,15 +220,17 @@ mod tests {
         assert!(!health.report().is_ready());
         health.set(State::Ready);
         health.register("clock", Need::Everything, || {
-            Outcome::Warn("it was set".to_owned())
+            CheckOutcome::Warn("it was set".to_owned())
         });
         assert!(health.report().is_ready() && health.report().is_ready_to_write());
-        health.register("disk", Need::Writing, || Outcome::Fail("full".to_owned()));
+        health.register("disk", Need::Writing, || {
+            CheckOutcome::Fail("full".to_owned())
+        });
         let report = health.report();
         assert!(report.is_ready(), "reading goes on");
         assert!(report.fails() && !report.is_ready_to_write());
         health.register("database", Need::Everything, || {
-            Outcome::Fail("damaged".to_owned())
+            CheckOutcome::Fail("damaged".to_owned())
         });
         assert!(!health.report().is_ready());
         assert_eq!(

@@ -28,7 +28,7 @@ const END_WAIT: Duration = Duration::from_secs(2);
 static LINES: OnceLock<SyncSender<Line>> = OnceLock::new();
 
 /// Ends the process with `code`, at once and from any thread. What was logged so far is written, then `why`,
-/// straight to standard error, and nothing after that. Who reads neither can't keep the process from ending.
+/// straight to standard error, and nothing after that. A reader that reads neither can't keep the process from ending.
 pub fn end(code: i32, why: &str) -> ! {
     let text = format!("onrush: {why}\n");
     let (done, wait) = sync_channel(1);
@@ -39,7 +39,7 @@ pub fn end(code: i32, why: &str) -> ! {
                 flush(lines);
             }
             let mut stderr = io::stderr().lock();
-            // There is nobody left to tell.
+            // Standard error was the last place to tell it.
             let _lost = stderr.write_all(text.as_bytes());
             let _nobody_waits = done.send(());
             // It keeps the lock: what others log until the process is gone stays unsaid.
@@ -165,7 +165,7 @@ pub fn init(settings: &Log, metrics: Option<&Metrics>) -> Result<LogGuard, LogEr
 fn write_lines(waiting: &Receiver<Line>, mut sink: impl Write) {
     for line in waiting {
         match line {
-            // There is nobody to tell that the log itself fails; serving goes on.
+            // The log is where it would be told that the log fails; serving goes on.
             Line::Text(bytes) => {
                 let _lost = sink.write_all(&bytes);
             }

@@ -14,6 +14,6 @@ mod system;
 mod views;
 
 pub use caching::{CacheMetrics, LayerMetrics};
-pub use health::{Check, Health, Need, Outcome, State};
+pub use health::{Check, CheckOutcome, Health, Need, State};
 pub use metrics::{Metrics, RouteMetrics, ShareMetrics, TEXT_FORMAT};
 pub use system::resident_mb;

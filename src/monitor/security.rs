@@ -1,7 +1,7 @@
 //! What happens that matters to the shop's security: a line of the log each, and a count.
 //!
 //! The events are named as OWASP's Logging Vocabulary names them, under one target, `security`. Invariants:
-//! a line holds numbers, addresses, ids that were checked and words of ours, never a text that somebody
+//! a line holds numbers, addresses, ids that were checked and words of ours, never a text that a client
 //! sent, and never a secret; of each kind of event only so many lines are written a second, and the number
 //! of those left out is told, so that a flood of one hides neither the others nor itself; every event is
 //! counted in `security_events_total`.
@@ -55,7 +55,7 @@ macro_rules! events {
 }
 
 events! {
-    /// Somebody logged in.
+    /// An account was logged in to.
     LoginSuccess = "authn_login_success", info, "logged in";
     /// A wrong password, or no such account.
     LoginFail = "authn_login_fail", warn, "a wrong password, or no such account";
@@ -65,7 +65,7 @@ events! {
     TokenCreated = "authn_token_created", info, "an API key was made";
     /// An API key was revoked.
     TokenRevoked = "authn_token_revoked", info, "an API key was revoked";
-    /// Somebody asked for what the role or the scopes don't allow.
+    /// A caller asked for what its role or its scopes don't allow.
     AuthzFail = "authz_fail", warn, "refused: not within the role or the scopes";
     /// An admin changed something that only admins may.
     AuthzAdmin = "authz_admin", info, "a change that only admins may make was asked for";
@@ -87,7 +87,7 @@ events! {
     Shutdown = "sys_shutdown", info, "the server is ending";
 }
 
-/// Who did it, from where, and to whom.
+/// The account that did it, from where, and the account that it was done to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Who<'a> {
     /// The account that did it.

@@ -1,4 +1,4 @@
-//! What each named statement costs: calls, rows, times, and of slow ones who ran it and how.
+//! What each named statement costs: calls, rows, times, and of slow ones which caller ran it and how.
 //!
 //! Invariants: a call is counted without a lock; what is kept of slow calls is bounded, by statement
 //! and in all; a parameter's value is kept only where the settings allow it. A name that comes
@@ -27,8 +27,8 @@ const BUCKETS: usize = 32 * STEPS as usize;
 /// A plan is asked for again after so many slow calls: it changes with the data, but not each time.
 const PLAN_EVERY: u64 = 16;
 
-/// Whoever has statements run: a request or a task.
-pub trait Caller: Send + Sync {
+/// What has statements run: a request or a task.
+pub trait StatementCaller: Send + Sync {
     /// Which kind of work it is, from a bounded set: an endpoint, a task's name.
     fn what(&self) -> String;
     /// Which one of its kind: the request's or the task's id.
@@ -37,8 +37,8 @@ pub trait Caller: Send + Sync {
     fn trace(&self) -> Option<&str>;
 }
 
-/// A caller, as it is handed on to whatever runs its statements.
-pub type Called = Arc<dyn Caller>;
+/// A caller, as it is handed on to the code that runs its statements.
+pub type Called = Arc<dyn StatementCaller>;
 
 tokio::task_local! {
     static CALLER: Called;
@@ -49,7 +49,7 @@ pub async fn called_by<T>(caller: Called, work: impl Future<Output = T>) -> T {
     CALLER.scope(caller, work).await
 }
 
-/// In whose name this async task runs.
+/// The caller in whose name this async task runs.
 pub fn caller() -> Option<Called> {
     CALLER.try_with(Arc::clone).ok()
 }

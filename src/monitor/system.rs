@@ -1,4 +1,4 @@
-//! Load of the machine and of this process, read from `/proc` when somebody asks.
+//! Load of the machine and of this process, read from `/proc` when they are asked for.
 //!
 //! Invariant: a value that can't be read (another system, a sandbox) is absent, never invented.
 

@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use parking_lot::{Mutex, RwLock};
 use prometheus::{IntCounter, IntCounterVec};
 
+/// Products with a label of their own. Each label is a series that a monitoring server keeps, so the number is
+/// the same for every shop.
 const LABELLED_MAX: usize = 100;
 /// Unlabelled products that are counted at once as candidates for a label.
 const CANDIDATES_MAX: usize = 4_096;

@@ -28,6 +28,7 @@ use crate::zone::Zone;
 /// Longest expression.
 pub const EXPRESSION_CHARS_MAX: usize = 200;
 
+/// A second, in microseconds.
 const SECOND: i64 = 1_000_000;
 
 const NICKNAMES: &[(&str, &str)] = &[

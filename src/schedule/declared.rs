@@ -1,8 +1,8 @@
-//! Schedules that nobody made by hand: built into this program, or declared in the settings.
+//! Schedules that were not made by the API: built into this program, or declared in the settings.
 //!
 //! Invariants: at each start the rows are brought in line with what is declared, and nothing is
 //! written where nothing differs; what is declared in the settings is what they say, no more and no
-//! less; a built-in schedule keeps the times that somebody gave it; when a schedule fires next is
+//! less; a built-in schedule keeps the times that staff gave it; when a schedule fires next is
 //! kept unless its times changed, so what was missed while the process was down is known.
 
 use super::{Basis, Draft, Overlap, ScheduleError, Source, Spec, When, check_name, next_of, sql};

@@ -1,7 +1,7 @@
 //! What the passing of time does to schedules: fires, and what came of them.
 //!
 //! Invariants: a fire's row, its task and the schedule's next time commit together; a fire whose row
-//! is there, or was forgotten, does not happen again; each step is bounded, however long nobody
+//! is there, or was forgotten, does not happen again; each step is bounded, however long no process
 //! looked.
 
 use std::collections::{HashMap, VecDeque};
@@ -109,7 +109,7 @@ pub(super) fn fire_due(
     let rule = match schedule.spec.rule() {
         Ok(rule) => rule,
         Err(fault) => {
-            // Written by another version, or by hand: it waits for somebody to mend it.
+            // Written by another version, or by hand: it waits until staff mend it.
             let reason = format!("{} {}", fault.field, fault.reason);
             tracing::error!(
                 name,

@@ -5,7 +5,7 @@
 //!
 //! Invariants: what is due is decided from the rows, in the transaction that writes the fire, makes
 //! its task and moves the schedule on; so a fire happens once or not at all, whatever crashes,
-//! however many nodes look, and wherever the clock jumps. Whoever nudges ([`Ticker`]) may do so late,
+//! however many nodes look, and wherever the clock jumps. The nudge ([`Ticker`]) may come late,
 //! twice or never. Nothing here knows what a task does.
 
 pub mod api;
@@ -57,7 +57,7 @@ word_type! {
 }
 
 word_type! {
-    /// What becomes of fires that were missed: whose time was while nobody looked, and that are either
+    /// What becomes of fires that were missed: whose time was while no process looked, and that are either
     /// not the latest, or late by more than `schedules.late_seconds`.
     Missed {
         /// One task makes up for all of them (as anacron and systemd's `Persistent` have it).
@@ -70,9 +70,9 @@ word_type! {
 }
 
 word_type! {
-    /// Who made a schedule.
+    /// What made a schedule.
     Source {
-        /// Somebody, by the API.
+        /// A call of the API.
         Api = "api",
         /// The settings; it can be changed there alone.
         Settings = "settings",
@@ -88,7 +88,7 @@ word_type! {
         Time = "time",
         /// It makes up for what was missed.
         CatchUp = "catch_up",
-        /// Somebody said so.
+        /// A call that said so.
         Hand = "hand",
     }
 }
@@ -104,7 +104,7 @@ word_type! {
         Cancelled = "cancelled",
         /// Its task is dead.
         Discarded = "discarded",
-        /// Its task was removed before anybody looked what had come of it.
+        /// Its task was removed before a look at what had come of it.
         Removed = "removed",
         /// No task: an earlier one was unfinished.
         Skipped = "skipped",
@@ -156,13 +156,13 @@ pub struct Spec {
 /// A schedule as it stands.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    /// Key.
+    /// Its name, which no other schedule has.
     pub name: String,
-    /// Who made it.
+    /// What made it.
     pub source: Source,
     /// What it says.
     pub spec: Spec,
-    /// Whether somebody gave a built-in one other times than its own.
+    /// Whether staff gave a built-in one other times than its own.
     pub is_edited: bool,
     /// Since when it does not fire.
     pub paused_at: Option<Timestamp>,
@@ -193,9 +193,9 @@ impl Schedule {
 /// One time that a schedule fired, or should have.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// Which time.
+    /// The moment at which it was to fire.
     pub fire_at: Timestamp,
-    /// Why.
+    /// Why it happened.
     pub cause: Cause,
     /// What it came to.
     pub outcome: RunOutcome,

@@ -1,4 +1,4 @@
-//! The handle that everyone else holds: make, change, run, look, and do what is due.
+//! The handle that other rooms hold: make, change, run, look, and do what is due.
 //!
 //! Invariants: whatever changes a schedule wakes the ticker once it is committed; what came of runs
 //! is counted after the commit that wrote it down, and so once.

@@ -460,7 +460,7 @@ pub(super) fn drop_void_runs(
     Ok(())
 }
 
-/// Gives a schedule a time zone that nobody knows. For tests.
+/// Gives a schedule a time zone that no data base has. For tests.
 #[cfg(test)]
 pub(super) fn spoil(tx: &mut Tx<'_>, name: &str) -> Result<(), StoreError> {
     tx.execute(

@@ -857,7 +857,7 @@ async fn a_nudge_alone_is_enough() {
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let running = tokio::spawn(Ticker::new(schedules.clone()).run(stopped));
     for count in 1..=2 {
-        // Nobody tells it that the clock was moved.
+        // Nothing tells it that the clock was moved.
         world.clock.advance(Duration::from_secs(3_600));
         let fired = async {
             while world.runs("s").len() < count {

@@ -51,6 +51,7 @@ pub enum SheetError {
 
 /// A stream of up to this many bytes is kept in memory.
 const SPOOL_BYTES_IN_MEMORY: usize = 1 << 20;
+/// Bytes that are read at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// A stream, put aside so that it can be read twice. A larger one goes into a file in `folder` that

@@ -433,7 +433,7 @@ async fn a_write_knows_the_trace_of_whoever_asked_for_it_and_no_other() {
     let path = dir.path().join("onrush.db");
     let store = Store::open(&path, &settings, metrics, |_| ()).expect("store opens");
     struct Traced(&'static str);
-    impl crate::monitor::statements::Caller for Traced {
+    impl crate::monitor::statements::StatementCaller for Traced {
         fn what(&self) -> String {
             "test".to_owned()
         }

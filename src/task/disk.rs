@@ -204,7 +204,7 @@ impl Disk {
         let (disk, _) = Self::open(guard, move || {
             let old = inside(&folder);
             std::fs::create_dir_all(&folder)?;
-            let name = uuid::Uuid::now_v7().simple().to_string();
+            let name = format!("{:032x}", rand::random::<u128>());
             Ok((folder.join(name), old))
         })?;
         Ok(disk)

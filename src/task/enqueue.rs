@@ -8,12 +8,11 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
 use super::handler::Handler;
 use super::{ENQUEUED, RetryPolicy, TaskError, TaskId, TaskState, sql};
 use crate::check::FieldError;
-use crate::clock::Timestamp;
+use crate::clock::{self, Timestamp};
 use crate::store::{StoreError, Tx};
 use crate::word_type;
 
@@ -234,7 +233,7 @@ pub fn enqueue_all(
         let placed: Vec<Placed<'_>> = new
             .iter()
             .map(|new| Placed {
-                id: TaskId::next(),
+                id: TaskId::next(now),
                 new,
                 state: match new.run_at {
                     Some(at) if at > now => TaskState::Scheduled,
@@ -267,7 +266,7 @@ fn enqueue_in(
     {
         return Ok(Enqueued::Duplicate(there));
     }
-    let id = TaskId::next();
+    let id = TaskId::next(now);
     let run_at = new.run_at.unwrap_or(now);
     let mut lock = None;
     if let Some(debounce) = &new.debounce {
@@ -495,7 +494,7 @@ pub fn open_batch(
             .transpose()
             .map_err(|error| StoreError::Bug(error.to_string()))
     };
-    let id = Uuid::now_v7().to_string();
+    let id = clock::uuid_at(now).to_string();
     sql::insert_batch(
         tx,
         now,

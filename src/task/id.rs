@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::clock::{self, Timestamp};
 use crate::store::{Column, Nullable, Param};
 
 /// Key of a task.
@@ -23,10 +24,10 @@ pub struct TaskId(pub Uuid);
 static LAST: Mutex<u128> = Mutex::new(0);
 
 impl TaskId {
-    /// A new one, greater than every one before.
-    pub(super) fn next() -> Self {
+    /// A new one of the moment `now`, greater than every one before.
+    pub(super) fn next(now: Timestamp) -> Self {
         let mut last = LAST.lock();
-        *last = Uuid::now_v7().as_u128().max(*last + 1);
+        *last = clock::uuid_at(now).as_u128().max(*last + 1);
         Self(Uuid::from_u128(*last))
     }
 
@@ -92,13 +93,14 @@ mod tests {
 
     #[test]
     fn ids_only_grow_even_above_a_future_one() {
-        let mut before = TaskId::next();
+        let now = Timestamp(1_700_000_000_000_000);
+        let mut before = TaskId::next(now);
         for round in 0..2_000 {
             if round == 1_000 {
                 let hour_ahead = before.0.as_u128() + (3_600_000u128 << 80);
                 TaskId::start_above(TaskId(Uuid::from_u128(hour_ahead)));
             }
-            let id = TaskId::next();
+            let id = TaskId::next(now);
             assert!(id > before && id.to_string() > before.to_string());
             assert_eq!(id.0.get_version_num(), 7);
             before = id;

@@ -851,7 +851,7 @@ mod tests {
                 queue: ["a", "b", "c"][at % 3].to_owned(),
                 priority: (at % 7) as u8,
                 run_at: NOW.plus_seconds((at % 11) as i64 - 5),
-                id: TaskId::next(),
+                id: TaskId::next(NOW),
             })
             .collect()
     }
@@ -1097,7 +1097,7 @@ mod tests {
                 queue: "a".to_owned(),
                 priority: 1,
                 run_at: NOW,
-                id: TaskId::next(),
+                id: TaskId::next(NOW),
             };
             index.add(NOW, &entry);
         }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config;
-use crate::monitor::statements::Caller;
+use crate::monitor::statements::StatementCaller;
 use crate::store::Tx;
 
 /// A run of a task, as its worker sees it.
@@ -72,7 +72,7 @@ struct AtOnce {
     traceparent: Option<String>,
 }
 
-impl Caller for AtOnce {
+impl StatementCaller for AtOnce {
     fn what(&self) -> String {
         format!("task {}", self.name)
     }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::clock::Stopwatch;
 use crate::config::ms;
-use crate::monitor::statements::{Called, Caller, called_by};
+use crate::monitor::statements::{Called, StatementCaller, called_by};
 use crate::store::StoreError;
 
 /// Tasks started in one transaction.
@@ -68,7 +68,7 @@ impl From<TaskError> for FinishError {
     }
 }
 
-impl Caller for Started {
+impl StatementCaller for Started {
     fn what(&self) -> String {
         format!("task {}", self.name)
     }

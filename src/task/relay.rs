@@ -890,7 +890,7 @@ impl Loop {
         }
         let empty = Index::closed(&self.parts.folder, &self.parts.rules);
         let index = std::mem::replace(&mut self.index, empty);
-        let mark = TaskId::next().to_string();
+        let mark = TaskId::next(self.parts.clock.now()).to_string();
         let kept = index
             .close(self.seen, &mark)
             .map_err(|error| error.to_string())

@@ -77,10 +77,12 @@ impl RetryPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Timestamp;
 
     #[test]
     fn waits_grow_with_the_attempt_and_stay_within_a_tenth() {
-        let id = TaskId::next();
+        let now = Timestamp(1_700_000_000_000_000);
+        let id = TaskId::next(now);
         for (attempt, seconds) in [(1, 1), (2, 16), (3, 81), (10, 10_000)] {
             let wait = RetryPolicy::Default.delay_ms(id, attempt);
             assert_eq!(wait, RetryPolicy::Default.delay_ms(id, attempt));
@@ -95,7 +97,7 @@ mod tests {
         assert_eq!(RetryPolicy::Fixed { delay_ms: 7 }.delay_ms(id, 9), 7);
         assert!(RetryPolicy::Default.delay_ms(id, u32::MAX) <= DELAY_MS_MAX / 10 * 11);
         let spread: std::collections::BTreeSet<i64> = (0..100)
-            .map(|_| RetryPolicy::Default.delay_ms(TaskId::next(), 3))
+            .map(|_| RetryPolicy::Default.delay_ms(TaskId::next(now), 3))
             .collect();
         assert!(
             spread.len() > 20,

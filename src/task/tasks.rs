@@ -13,7 +13,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
-use uuid::Uuid;
 
 use super::life::do_at_once;
 use super::relay::{Delivery, IsAway, Mail, Parts, Stats, Take, Taker};
@@ -21,7 +20,7 @@ use super::{
     Beat, Changes, Enqueued, Entry, Failure, NewTask, QueueRow, Registry, Start, Started,
     TaskError, TaskId, sql,
 };
-use crate::clock::{Clock, Moment, Timestamp};
+use crate::clock::{self, Clock, Moment, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::{Promise, Promised, Store, StoreError, Tx};
@@ -69,14 +68,15 @@ impl Tasks {
         metrics: Metrics,
         registry: Registry,
     ) -> Self {
+        let now = clock.now();
         Self(Arc::new(Inner {
             store,
             clock,
             rules,
             metrics,
             registry,
-            worker: format!("process:{}", Uuid::now_v7()).into(),
-            first: TaskId::next(),
+            worker: format!("process:{}", clock::uuid_at(now)).into(),
+            first: TaskId::next(now),
             delivery: Mutex::new(None),
             fetchers: AtomicUsize::new(0),
             turned_away: watch::channel(false).0,

@@ -242,7 +242,7 @@ impl Shop {
 
     /// A new account of this role, logged in.
     pub fn token(&self, role: Role) -> String {
-        let email = format!("{}@example.com", uuid::Uuid::now_v7());
+        let email = format!("{:032x}@example.com", rand::random::<u128>());
         self.account(&email, role);
         self.login(&email)
     }

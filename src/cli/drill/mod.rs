@@ -155,7 +155,7 @@ impl Attack {
             }
             Self::Registrations => {
                 let body = json!({
-                    "email": format!("bot-{number}-{}@example.net", uuid::Uuid::now_v7()),
+                    "email": format!("bot-{number}-{:032x}@example.net", rand::random::<u128>()),
                     "name": "Hello Click https://example.net/",
                     "password": "a password of a bot",
                 });

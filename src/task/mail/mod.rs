@@ -497,7 +497,8 @@ mod tests {
     fn the_outbox_is_bounded_by_number_and_age_and_the_oldest_go_first() {
         let dir = tempfile::tempdir().expect("a directory");
         let outbox = dir.path().join("outbox");
-        let ids: Vec<TaskId> = (0..5).map(|_| TaskId::next()).collect();
+        let now = Timestamp(1_700_000_000_000_000);
+        let ids: Vec<TaskId> = (0..5).map(|_| TaskId::next(now)).collect();
         for id in &ids {
             write_file(&outbox, *id, b"mail").expect("written");
             write_file(&outbox, *id, b"mail").expect("the same again");

@@ -20,7 +20,6 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use uuid::Uuid;
 
 pub use deliver::DeliverWebhook;
 use deliver::DeliverWebhookArgs;
@@ -28,7 +27,7 @@ use sign::SigningSecret;
 
 use super::{NewTask, TaskError, TaskId};
 use crate::check::{self, Checks, FieldError};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{self, Clock, Timestamp};
 use crate::config;
 use crate::http::outgoing::Outgoing;
 use crate::store::{Store, StoreError, Tx};
@@ -345,7 +344,7 @@ impl Events {
 impl Event {
     fn new(now: Timestamp, kind: EventKind, data: &Value) -> Self {
         Self {
-            id: format!("evt_{}", Uuid::now_v7().simple()),
+            id: format!("evt_{}", clock::uuid_at(now).simple()),
             kind,
             body: json!({"type": kind.word(), "timestamp": now, "data": data}).to_string(),
             created_at: now,
