@@ -39,6 +39,7 @@ use crate::{id_type, word_type};
 use password::{Lane, Passwords};
 use place::{DEVICE_PREFIX, Origin, PlaceKind};
 use registration::OnAsked;
+pub use sql::{end_sessions, past_customer, update_account};
 use throttle::{Attempt, Rules, Throttle, Verdict};
 
 id_type! {
@@ -1306,6 +1307,17 @@ pub fn account(tx: &mut Tx<'_>, id: UserId) -> Result<Account, AuthError> {
 pub fn account_with(tx: &mut Tx<'_>, email: &str) -> Result<Account, AuthError> {
     let found = sql::account_by_email(tx, &normal_email(email))?;
     Ok(found.ok_or(AuthError::NoAccount)?.0)
+}
+
+/// What is to change of an account; what is `None` stays.
+#[derive(Clone, Copy, Debug)]
+pub struct AccountChange<'a> {
+    /// What to call its owner.
+    pub name: Option<&'a str>,
+    /// What it may do.
+    pub role: Option<Role>,
+    /// Whether it may be used.
+    pub status: Option<Status>,
 }
 
 /// How somebody is written to.

@@ -2,7 +2,10 @@
 
 use super::idempotency::{Key, KeyAsked, Stored};
 use super::place::PlaceKind;
-use super::{Account, ApiKey, Carrier, KeyId, KeyRow, Recipient, Role, Scope, SessionRow, UserId};
+use super::{
+    Account, AccountChange, ApiKey, Carrier, KeyId, KeyRow, Recipient, Role, Scope, SessionRow,
+    UserId,
+};
 use crate::clock::Timestamp;
 use crate::config::Language;
 use crate::sql;
@@ -356,8 +359,10 @@ pub(super) fn keep_answers(
 ) -> Result<u64, StoreError> {
     let callers: Vec<String> = kept.iter().map(|kept| kept.0.to_string()).collect();
     tx.execute_each(
-        sql!("UPDATE idempotency_keys SET fingerprint = $3, location = $4, body = $5 \
-         WHERE caller = $1 AND key = $2 AND body = ''"),
+        sql!(
+            "UPDATE idempotency_keys SET fingerprint = $3, location = $4, body = $5 \
+         WHERE caller = $1 AND key = $2 AND body = ''"
+        ),
         callers.iter().zip(kept).map(|(caller, (_, key, stored))| {
             [
                 caller.into(),
@@ -375,7 +380,10 @@ pub(super) fn give_up_keys(tx: &mut Tx<'_>, keys: &[(UserId, &Key)]) -> Result<(
     let callers: Vec<String> = keys.iter().map(|(caller, _)| caller.to_string()).collect();
     tx.execute_each(
         sql!("DELETE FROM idempotency_keys WHERE caller = $1 AND key = $2 AND body = ''"),
-        callers.iter().zip(keys).map(|(caller, (_, key))| [caller.into(), key.text().into()]),
+        callers
+            .iter()
+            .zip(keys)
+            .map(|(caller, (_, key))| [caller.into(), key.text().into()]),
     )?;
     Ok(())
 }
@@ -605,4 +613,61 @@ pub(super) fn purge_places(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, Sto
          (SELECT place_hash, user_id FROM known_places WHERE seen_at <= $1 ORDER BY seen_at LIMIT 500)"),
         &[until.into()],
     )
+}
+
+/// The account of a customer whom the shop before knew by this id, made if need be.
+pub fn past_customer(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    external_id: &str,
+    name: &str,
+) -> Result<UserId, StoreError> {
+    tx.row(
+        sql!(
+            "INSERT INTO users (external_id, name, role, status, created_at, updated_at) \
+         VALUES ($1, $3, 'customer', 'active', $2, $2) \
+         ON CONFLICT (external_id) DO UPDATE SET updated_at = users.updated_at RETURNING id"
+        ),
+        &[external_id.into(), now.into(), name.into()],
+        |row| row.get(0),
+    )?
+    .ok_or_else(|| StoreError::Bug("an upsert returned no id".to_owned()))
+}
+
+/// Changes what is not `None` of an account, unless that took the last active admin away, or the account is no
+/// customer's and `by_admin` does not hold; `None` when nothing changed.
+pub fn update_account(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    by_admin: bool,
+    id: UserId,
+    change: AccountChange<'_>,
+) -> Result<Option<Account>, StoreError> {
+    tx.row(
+        sql!("UPDATE users SET name = coalesce($4, name), role = coalesce($5, role), \
+         status = coalesce($6, status), updated_at = $2 \
+         WHERE id = $1 AND (role = 'customer' OR $3 = 1) AND (\
+           role <> 'admin' OR status <> 'active' \
+           OR (coalesce($5, role) = 'admin' AND coalesce($6, status) = 'active') \
+           OR EXISTS (SELECT 1 FROM users WHERE role = 'admin' AND status = 'active' AND id <> $1)) \
+         RETURNING id, email, name, role, status, created_at, last_seen_at"),
+        &[
+            id.into(),
+            now.into(),
+            i64::from(by_admin).into(),
+            change.name.into(),
+            change.role.into(),
+            change.status.into(),
+        ],
+        Account::read,
+    )
+}
+
+/// Ends all sessions of an account.
+pub fn end_sessions(tx: &mut Tx<'_>, id: UserId) -> Result<(), StoreError> {
+    tx.execute(
+        sql!("DELETE FROM sessions WHERE user_id = $1"),
+        &[id.into()],
+    )?;
+    Ok(())
 }

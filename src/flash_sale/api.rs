@@ -8,7 +8,8 @@ use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
 use super::gate::{Gate, Place, Refusal};
-use super::{Claim, ClaimRequest, NewSale, Sale, SaleError, SaleId, SaleStatus, sql};
+use super::{Claim, ClaimRequest, SaleError};
+use crate::allotment::{self, NewSale, SALE_CHANGED, Sale, SaleId, SaleStatus};
 use crate::auth::api::{Access, Tag};
 use crate::auth::idempotency::Key;
 use crate::auth::{Caller, Role, Scope};
@@ -17,8 +18,8 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Settings;
 use crate::http::{Body, Created, Failure, OptionalBody, Problem, fails, read_cursor};
 use crate::monitor::Metrics;
+use crate::order::FollowUps;
 use crate::order::api::rate_limited;
-use crate::order::{FollowUps, SALE_CHANGED};
 use crate::product::ProductId;
 use crate::product::stock::StockError;
 use crate::store::{Gather, Lane, Rows, Store, StoreError};
@@ -264,9 +265,9 @@ async fn load_sale(
     wanted: Option<HighestWanted>,
 ) -> Result<Option<Loaded<Shown>>, StoreError> {
     let read = store.point(move |tx| {
-        let found = sql::get(tx, id)?;
+        let found = allotment::get(tx, id)?;
         if let (None, Some(wanted)) = (&found, wanted) {
-            wanted.tell(sql::highest_id(tx)?);
+            wanted.tell(allotment::highest_id(tx)?);
         }
         Ok::<_, StoreError>(found)
     });

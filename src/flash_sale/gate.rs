@@ -16,12 +16,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
-use super::{Sale, SaleId};
+use crate::allotment::{self, Sale, SaleId, SaleUnits};
 use crate::auth::UserId;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, ms};
 use crate::monitor::Metrics;
-use crate::order::SaleUnits;
 use crate::product::ProductId;
 use crate::store::{Store, StoreError};
 
@@ -224,7 +223,7 @@ impl Gate {
 
     /// Builds the gates anew from the rows: after a start.
     pub async fn load(&self, store: &Store) -> Result<(), StoreError> {
-        for sale in store.read(super::open_sales).await? {
+        for sale in store.read(allotment::open_sales).await? {
             self.open(sale);
         }
         Ok(())
@@ -264,7 +263,7 @@ impl Gate {
     /// Units came back to open sales, or late payments took some.
     pub fn adjust(&self, moved: &[SaleUnits]) {
         for units in moved {
-            let Some(gate) = self.find(SaleId(units.sale_id)) else {
+            let Some(gate) = self.find(units.sale_id) else {
                 continue;
             };
             if units.change > 0 {
@@ -450,7 +449,7 @@ mod tests {
             per_user_limit: 1,
             attempts_per_minute,
             payment_window_seconds: 0,
-            status: super::super::SaleStatus::Open,
+            status: allotment::SaleStatus::Open,
             created_at: Timestamp(0),
         }
     }
@@ -494,7 +493,7 @@ mod tests {
             Some(Refusal::SoldOut)
         );
         gate.adjust(&[SaleUnits {
-            sale_id: 1,
+            sale_id: SaleId(1),
             change: 1,
         }]);
         assert!(gate.enter(SaleId(1), UserId(3), 1, now).await.is_ok());
@@ -545,7 +544,7 @@ mod tests {
         let waits = tokio::spawn(enter(2));
         until_waiting(&gate, 1).await;
         gate.adjust(&[SaleUnits {
-            sale_id: 1,
+            sale_id: SaleId(1),
             change: -1,
         }]);
         assert_eq!(told(waits).await, Err(Refusal::SoldOut));
@@ -553,7 +552,7 @@ mod tests {
         claiming.decide(false);
         assert_eq!(enter(3).await.map(drop), Err(Refusal::SoldOut));
         gate.adjust(&[SaleUnits {
-            sale_id: 1,
+            sale_id: SaleId(1),
             change: 1,
         }]);
         assert!(enter(3).await.is_ok());
@@ -625,7 +624,7 @@ mod tests {
         }
         enter(1).await.expect("fewer may still fit").decide(false);
         gate.adjust(&[SaleUnits {
-            sale_id: 1,
+            sale_id: SaleId(1),
             change: 1,
         }]);
         assert!(enter(3).await.is_ok());

@@ -20,35 +20,19 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
+use crate::allotment::{self, NewSale, Sale, SaleId, SaleStatus};
 use crate::auth::UserId;
 use crate::check::{Checks, FieldError};
 use crate::clock::Timestamp;
+use crate::config;
 use crate::order::{
     self, FollowUps, NewOrder, OrderError, OrderId, OrderItem, OrderStatus, Stored,
-    idempotency::{KeyAsked, Key, KeyError},
+    idempotency::{Key, KeyAsked, KeyError},
 };
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::product::{ProductId, UNIT_AMOUNT_MAX};
 use crate::store::{StoreError, Tx};
 use crate::task::webhook::{EventKind, Events};
-use crate::{config, id_type, word_type};
-
-id_type! {
-    /// Key of a flash sale.
-    SaleId
-}
-
-word_type! {
-    /// What the row says; with the clock it makes the state that users see.
-    SaleStatus {
-        /// Before, in or just past its window.
-        Open = "open",
-        /// Its window is over and what was left went back.
-        Ended = "ended",
-        /// It was stopped by hand and what was left went back.
-        Stopped = "stopped",
-    }
-}
 
 /// Longest sale: one year.
 const WINDOW_SECONDS_MAX: i64 = 366 * 86_400;
@@ -57,78 +41,6 @@ const PAYMENT_SECONDS_MAX: i64 = 30 * 86_400;
 
 /// Where claims are to be had, by their ids.
 const CLAIMS: &str = "/api/v1/claims/";
-
-/// A flash sale.
-#[derive(Clone, Debug)]
-pub struct Sale {
-    /// Key.
-    pub id: SaleId,
-    /// What is sold.
-    pub product_id: ProductId,
-    /// Units allotted.
-    pub quantity: i64,
-    /// Units that can still be claimed.
-    pub remaining: i64,
-    /// Units claimed and not yet paid.
-    pub held: i64,
-    /// Units sold.
-    pub sold: i64,
-    /// Units that went back to the free stock.
-    pub returned: i64,
-    /// Price of one in minor units.
-    pub unit_amount: i64,
-    /// ISO 4217.
-    pub currency: String,
-    /// First moment.
-    pub starts_at: Timestamp,
-    /// First moment after it.
-    pub ends_at: Timestamp,
-    /// Units of one buyer at most.
-    pub per_user_limit: i64,
-    /// Attempts of one buyer in a sliding minute.
-    pub attempts_per_minute: i64,
-    /// Seconds in which a claim must be paid; 0 means no payment step.
-    pub payment_window_seconds: i64,
-    /// What the row says.
-    pub status: SaleStatus,
-    /// When it was made.
-    pub created_at: Timestamp,
-}
-
-impl Sale {
-    /// `scheduled`, `running`, `sold_out`, `ended` or `stopped`.
-    pub fn state(&self, now: Timestamp) -> &'static str {
-        match self.status {
-            SaleStatus::Stopped => "stopped",
-            SaleStatus::Ended => "ended",
-            SaleStatus::Open if now >= self.ends_at => "ended",
-            SaleStatus::Open if now < self.starts_at => "scheduled",
-            SaleStatus::Open if self.remaining == 0 => "sold_out",
-            SaleStatus::Open => "running",
-        }
-    }
-}
-
-/// A sale to be made.
-#[derive(Clone, Debug)]
-pub struct NewSale {
-    /// What is sold.
-    pub product_id: ProductId,
-    /// Units to allot.
-    pub quantity: u32,
-    /// Price of one in minor units of the product's currency.
-    pub unit_amount: i64,
-    /// First moment.
-    pub starts_at: Timestamp,
-    /// First moment after it.
-    pub ends_at: Timestamp,
-    /// Units of one buyer at most.
-    pub per_user_limit: u32,
-    /// Attempts of one buyer in a sliding minute.
-    pub attempts_per_minute: u32,
-    /// Seconds in which a claim must be paid.
-    pub payment_window_seconds: i64,
-}
 
 /// Why a sale or a claim was not made.
 #[derive(Debug, thiserror::Error)]
@@ -235,10 +147,10 @@ pub fn create(
 ) -> Result<Sale, SaleError> {
     check(new, now, settings).map_err(SaleError::Invalid)?;
     let taken = stock::take(tx, new.product_id, new.quantity)?;
-    let sale = sql::insert(tx, now, new, &taken.currency)?.ok_or(SaleError::Overlap)?;
+    let sale = allotment::insert(tx, now, new, &taken.currency)?.ok_or(SaleError::Overlap)?;
     let movement = Movement {
         product_id: new.product_id,
-        sale_id: Some(sale.id.0),
+        sale_id: Some(sale.id),
         order_id: None,
         reason: Reason::Allot,
         quantity: new.quantity,
@@ -269,17 +181,12 @@ fn described(sale: &Sale, now: Timestamp) -> serde_json::Value {
 
 /// One sale.
 pub fn get(tx: &mut Tx<'_>, id: SaleId) -> Result<Sale, SaleError> {
-    sql::get(tx, id)?.ok_or(SaleError::NotFound(id))
+    allotment::get(tx, id)?.ok_or(SaleError::NotFound(id))
 }
 
 /// Sales with ids below `before`, newest first.
 pub fn list(tx: &mut Tx<'_>, before: i64, limit: i64) -> Result<Vec<Sale>, SaleError> {
-    Ok(sql::list(tx, before, limit)?)
-}
-
-/// All sales that are not closed.
-pub fn open_sales(tx: &mut Tx<'_>) -> Result<Vec<Sale>, StoreError> {
-    sql::open_sales(tx)
+    Ok(allotment::list(tx, before, limit)?)
 }
 
 /// A claim that was granted.
@@ -360,8 +267,8 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     }
     let quantity = request.quantity;
     let sale_id = request.sale_id;
-    let Some(sale) = sql::take(tx, sale_id, quantity, now)? else {
-        return Err(why_not(sql::get(tx, sale_id)?.as_ref(), sale_id, now));
+    let Some(sale) = allotment::take(tx, sale_id, quantity, now)? else {
+        return Err(why_not(allotment::get(tx, sale_id)?.as_ref(), sale_id, now));
     };
     fail::fail_point!("claim.units_taken");
     let amount = sale.unit_amount.saturating_mul(i64::from(quantity));
@@ -377,7 +284,7 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
         status,
         total_amount: amount,
         currency: sale.currency,
-        sale_id: Some(sale_id.0),
+        sale_id: Some(sale_id),
         expires_at,
     };
     let reason = if status == OrderStatus::Paid {
@@ -388,21 +295,14 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     let order = order::insert(tx, now, &request.follow_ups, &new, vec![item], reason)?;
     fail::fail_point!("claim.order_written");
     let claim_id = Uuid::now_v7().to_string();
-    if !sql::insert_claim(
-        tx,
-        now,
-        &claim_id,
-        request,
-        sale.per_user_limit,
-        order.id,
-    )? {
+    if !sql::insert_claim(tx, now, &claim_id, request, sale.per_user_limit, order.id)? {
         return Err(SaleError::LimitReached(sale.per_user_limit));
     }
     fail::fail_point!("claim.claim_written");
     if sale.remaining == 0 {
         request
             .follow_ups
-            .sale_sold_out(tx, now, sale_id.0, sale.product_id)?;
+            .sale_sold_out(tx, now, sale_id, sale.product_id)?;
     }
     let grant = Grant {
         at: 0,
@@ -430,7 +330,7 @@ pub fn claim_many(
         return claim(tx, *now, request).map(|claim| vec![Ok(claim)]);
     }
     let mut keys = Keys::begin(tx, asked)?;
-    let sale = sql::lock(tx, sale_id)?;
+    let sale = allotment::lock(tx, sale_id)?;
     let mut buyers: Vec<UserId> = asked.iter().map(|(_, request)| request.user_id).collect();
     buyers.sort_unstable();
     buyers.dedup();
@@ -498,10 +398,7 @@ struct Keys<'a>(HashMap<(UserId, &'a str), (KeyAsked<'a>, Option<Known>)>);
 
 impl<'a> Keys<'a> {
     /// In one order for all sets, so that two that share keys wait for each other and not in a circle.
-    fn begin(
-        tx: &mut Tx<'_>,
-        asked: &[(Timestamp, &'a ClaimRequest)],
-    ) -> Result<Self, StoreError> {
+    fn begin(tx: &mut Tx<'_>, asked: &[(Timestamp, &'a ClaimRequest)]) -> Result<Self, StoreError> {
         let with_key = |(now, request): &(Timestamp, &'a ClaimRequest)| request.asked_key(*now);
         let mut keys: Vec<KeyAsked<'a>> = asked.iter().filter_map(with_key).collect();
         // Of two alike the earlier stays.
@@ -632,7 +529,7 @@ impl Set {
         });
         let units = |grant: &Grant| i64::from(asked[grant.at].1.quantity);
         let all: i64 = self.granted.iter().map(units).sum();
-        if !sql::take_all(tx, sale_id, all, window)? {
+        if !allotment::take_all(tx, sale_id, all, window)? {
             // It was locked: nobody else can have changed it.
             return Err(StoreError::Bug(format!("sale {sale_id} changed under its lock")).into());
         }
@@ -650,7 +547,7 @@ impl Set {
                 status: grant.status,
                 total_amount: grant.amount,
                 currency: sale.currency.clone(),
-                sale_id: Some(sale_id.0),
+                sale_id: Some(sale_id),
                 expires_at: grant.expires_at,
             };
             (now, order, item)
@@ -678,7 +575,7 @@ impl Set {
         sql::insert_claims(tx, sale_id, &rows)?;
         fail::fail_point!("claim.claim_written");
         if sale.remaining == 0 {
-            follow_ups.sale_sold_out(tx, now, sale_id.0, sale.product_id)?;
+            follow_ups.sale_sold_out(tx, now, sale_id, sale.product_id)?;
         }
         let answer = |(grant, row): (&Grant, &sql::GrantedRow)| {
             let key = asked[grant.at].1.key.as_ref();
@@ -718,13 +615,6 @@ impl Grant {
     }
 }
 
-impl Sale {
-    /// Whether it is open, and in its window.
-    fn grants(&self, now: Timestamp) -> bool {
-        self.status == SaleStatus::Open && self.starts_at <= now && now < self.ends_at
-    }
-}
-
 /// Why a sale grants no claim, as it is.
 fn why_not(sale: Option<&Sale>, id: SaleId, now: Timestamp) -> SaleError {
     match sale {
@@ -743,7 +633,7 @@ pub fn close(
     id: SaleId,
     status: SaleStatus,
 ) -> Result<Option<Sale>, SaleError> {
-    let Some((sale, left)) = sql::close(tx, now, id, status)? else {
+    let Some((sale, left)) = allotment::close(tx, now, id, status)? else {
         get(tx, id)?;
         return Ok(None);
     };
@@ -753,7 +643,7 @@ pub fn close(
         stock::give_back(tx, sale.product_id, quantity)?;
         let movement = Movement {
             product_id: sale.product_id,
-            sale_id: Some(id.0),
+            sale_id: Some(id),
             order_id: None,
             reason: Reason::Unallot,
             quantity,
@@ -762,6 +652,11 @@ pub fn close(
     }
     events.emit(tx, now, EventKind::SaleEnded, || described(&sale, now))?;
     Ok(Some(sale))
+}
+
+/// Whether a buyer has no more units of a sale than one may have, counted by claims of live orders.
+pub fn is_within_limit(tx: &mut Tx<'_>, id: SaleId, buyer: UserId) -> Result<bool, StoreError> {
+    sql::is_within_limit(tx, id, buyer)
 }
 
 /// Units in live orders of a sale, counted from the orders: what a report card compares with.

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use super::import::{ImportError, ImportReport, import_products};
 use super::{
     CATEGORY_CHARS_MAX, CHANGED, Filter, LISTED, NewProduct, PAGE_MAX, Page, Place, Product,
-    ProductError, ProductId, ProductPatch, Search, Sort, sql,
+    ProductError, ProductId, ProductPatch, SalesNotOver, Search, Sort, sql,
 };
 use crate::auth::api::{Access, Tag};
 use crate::auth::{Role, Scope};
@@ -625,6 +625,7 @@ pub struct ProductApi {
     /// Where a file is put aside while it is imported.
     folder: Arc<std::path::Path>,
     import_turn: Arc<Semaphore>,
+    sales_not_over: SalesNotOver,
 }
 
 impl ProductApi {
@@ -635,6 +636,7 @@ impl ProductApi {
         metrics: Metrics,
         import: Arc<config::Import>,
         folder: Arc<std::path::Path>,
+        sales_not_over: SalesNotOver,
     ) -> Self {
         Self {
             store: showcase.store.clone(),
@@ -644,6 +646,7 @@ impl ProductApi {
             import,
             folder,
             import_turn: Arc::new(Semaphore::new(1)),
+            sales_not_over,
         }
     }
 }
@@ -935,9 +938,9 @@ impl ProductApi {
         id: Path<i64>,
     ) -> Result<NoContent, Failure<{ fails::SECURED | fails::NOT_FOUND | fails::CONFLICT }>> {
         access.0.require(Role::Staff, Scope::Catalogue)?;
-        let now = self.clock.now();
+        let (now, sales_not_over) = (self.clock.now(), self.sales_not_over);
         self.store
-            .write(move |tx| super::archive(tx, now, ProductId(id.0)))
+            .write(move |tx| super::archive(tx, now, ProductId(id.0), sales_not_over))
             .await
             .map_err(Problem::from)?;
         Ok(NoContent)

@@ -23,7 +23,8 @@ use crate::clock::Timestamp;
 use crate::config;
 use crate::id_type;
 use crate::store::{StoreError, Topic, Tx};
-use stock::{Movement, Reason, StockError};
+pub use sql::{each_popular, each_popular_imported, set_popularity};
+use stock::{Movement, Reason, SaleId, StockError};
 use terms::Asked;
 
 /// Touched, by row, by whatever changes what is shown of a product.
@@ -219,8 +220,8 @@ pub enum ProductError {
     #[error("the stock changed meanwhile")]
     StockChanged,
     /// These flash sales sell it or will; the first few of them.
-    #[error("the product is sold in flash sale {}; stop that first", .0.iter().map(i64::to_string).collect::<Vec<_>>().join(", "))]
-    InSale(Vec<i64>),
+    #[error("the product is sold in flash sale {}; stop that first", .0.iter().map(SaleId::to_string).collect::<Vec<_>>().join(", "))]
+    InSale(Vec<SaleId>),
     /// The database.
     #[error(transparent)]
     Store(StoreError),
@@ -418,14 +419,22 @@ impl Product {
     }
 }
 
+/// The first few flash sales of a product that run or will: a room above knows them, and hands this down.
+pub type SalesNotOver = fn(&mut Tx<'_>, Timestamp, ProductId) -> Result<Vec<SaleId>, StoreError>;
+
 /// Takes a product out of the shop, unless a flash sale sells it or will.
-pub fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<(), ProductError> {
+pub fn archive(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: ProductId,
+    sales_not_over: SalesNotOver,
+) -> Result<(), ProductError> {
     if !sql::archive(tx, now, id)? {
         return Err(ProductError::NotFound(id));
     }
     // Looked up once the product's row is locked: a sale that is being made takes its units from that
     // row, so it was made before and is seen here, or it comes after and finds no product.
-    let sales = sql::sales_not_over(tx, now, id)?;
+    let sales = sales_not_over(tx, now, id)?;
     if sales.is_empty() {
         Ok(())
     } else {

@@ -326,22 +326,6 @@ pub(super) fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<
     )? == 1)
 }
 
-/// The flash sales of a product that run or will, the earliest first, at most ten.
-pub(super) fn sales_not_over(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-    id: ProductId,
-) -> Result<Vec<i64>, StoreError> {
-    tx.rows(
-        sql!(
-            "SELECT id FROM flash_sales WHERE product_id = $1 AND status = 'open' AND ends_at > $2 \
-         ORDER BY starts_at LIMIT 10"
-        ),
-        &[id.into(), now.into()],
-        |row| row.get(0),
-    )
-}
-
 /// A row of an import onto a known SKU; what the file is silent about stays; `false` when nothing differs.
 pub(super) fn import_over(
     tx: &mut Tx<'_>,
@@ -613,72 +597,8 @@ pub(super) fn each_free(
     )
 }
 
-pub(super) fn each_allotted(
-    tx: &mut Tx<'_>,
-    mut visit: impl FnMut(ProductId, i64),
-) -> Result<(), StoreError> {
-    tx.each(
-        sql!("SELECT product_id, CAST(SUM(remaining) AS bigint) FROM flash_sales WHERE remaining > 0 GROUP BY product_id"),
-        &[],
-        |row| {
-            visit(row.get(0)?, row.get(1)?);
-            Ok(())
-        },
-    )
-}
-
-/// Units in orders, by product: `(held, sold)`. Imported history never moved stock here.
-pub(super) fn each_ordered(
-    tx: &mut Tx<'_>,
-    mut visit: impl FnMut(ProductId, i64, i64),
-) -> Result<(), StoreError> {
-    tx.each(
-        sql!("SELECT i.product_id, CAST(SUM(CASE WHEN o.status = 'pending_payment' THEN i.quantity ELSE 0 END) AS bigint), \
-         CAST(SUM(CASE WHEN o.status <> 'pending_payment' THEN i.quantity ELSE 0 END) AS bigint) \
-         FROM orders o JOIN order_items i ON i.order_id = o.id \
-         WHERE o.external_id IS NULL AND o.status IN ('pending_payment', 'paid', 'processed', 'fulfilled') \
-         GROUP BY i.product_id"),
-        &[],
-        |row| {
-            visit(row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok(())
-        },
-    )
-}
-
-/// Shows the lines of orders made from `since` on that did not come to nothing: product and units.
-pub(super) fn each_ordered_since(
-    tx: &mut Tx<'_>,
-    since: Timestamp,
-    mut visit: impl FnMut(ProductId, i64) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
-    tx.each(
-        sql!(
-            "SELECT i.product_id, i.quantity FROM orders o JOIN order_items i ON i.order_id = o.id \
-         WHERE o.created_at >= $1 AND o.status NOT IN ('cancelled', 'expired', 'refund_due')"
-        ),
-        &[since.into()],
-        |row| visit(row.get(0)?, row.get(1)?),
-    )
-}
-
-/// Whether an order was made here, and not imported, from `since` on and before `until`.
-pub(super) fn any_own_order(
-    tx: &mut Tx<'_>,
-    since: Timestamp,
-    until: Timestamp,
-) -> Result<bool, StoreError> {
-    Ok(tx
-        .row(
-            sql!("SELECT 1 FROM orders WHERE created_at >= $1 AND created_at < $2 AND import_run IS NULL LIMIT 1"),
-            &[since.into(), until.into()],
-            |_| Ok(()),
-        )?
-        .is_some())
-}
-
 /// Shows the products in the shop that have some popularity, from an index alone.
-pub(super) fn each_popular(
+pub fn each_popular(
     tx: &mut Tx<'_>,
     mut visit: impl FnMut(ProductId, i64) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
@@ -691,7 +611,7 @@ pub(super) fn each_popular(
 
 /// [`each_popular`] with the popularity that each came with. Of a product that is older than this
 /// column nothing is known, so what it has counts as imported.
-pub(super) fn each_popular_imported(
+pub fn each_popular_imported(
     tx: &mut Tx<'_>,
     mut visit: impl FnMut(ProductId, i64, i64) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
@@ -707,10 +627,7 @@ pub(super) fn each_popular_imported(
 
 /// Sets the popularity of some products, where it is another; answers of how many. One statement,
 /// whose number of rows is rounded up so that few texts fill the cache of prepared ones.
-pub(super) fn set_popularity(
-    tx: &mut Tx<'_>,
-    wanted: &[(ProductId, i64)],
-) -> Result<u64, StoreError> {
+pub fn set_popularity(tx: &mut Tx<'_>, wanted: &[(ProductId, i64)]) -> Result<u64, StoreError> {
     let Some(last) = wanted.last() else {
         return Ok(0);
     };

@@ -13,7 +13,12 @@ use sha2::{Digest, Sha256};
 use super::{ProductId, sql};
 use crate::clock::Timestamp;
 use crate::store::{StoreError, Tx};
-use crate::word_type;
+use crate::{id_type, word_type};
+
+id_type! {
+    /// Key of a flash sale: declared where the ledger names it; the sale itself is a room's above.
+    SaleId
+}
 
 /// What stands in `prev_hash` of a product's first row.
 const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -106,7 +111,7 @@ pub struct Movement {
     /// The product.
     pub product_id: ProductId,
     /// The sale that it belongs to, if any.
-    pub sale_id: Option<i64>,
+    pub sale_id: Option<SaleId>,
     /// The order that it belongs to, if any.
     pub order_id: Option<i64>,
     /// From where to where.
@@ -119,7 +124,7 @@ pub struct Movement {
 pub(super) struct LedgerRow {
     pub(super) product_id: ProductId,
     pub(super) seq: i64,
-    pub(super) sale_id: Option<i64>,
+    pub(super) sale_id: Option<SaleId>,
     pub(super) order_id: Option<i64>,
     pub(super) reason: Reason,
     pub(super) quantity: i64,
@@ -139,7 +144,7 @@ impl LedgerRow {
             "{}|{}|{}|{}|{}|{}|{}|{}|{}|{}",
             self.product_id,
             self.seq,
-            or_dash(self.sale_id),
+            or_dash(self.sale_id.map(|id| id.0)),
             or_dash(self.order_id),
             self.reason.word(),
             self.quantity,
@@ -323,6 +328,17 @@ pub fn set(
     Ok(())
 }
 
+/// Units of one product that are not free, as the tables of rooms above have them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bound {
+    /// Set aside for sales, and not claimed.
+    pub allotted: i64,
+    /// In orders that wait for payment.
+    pub held: i64,
+    /// In orders that are paid.
+    pub sold: i64,
+}
+
 /// What [`verify`] found.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Verdict {
@@ -369,12 +385,13 @@ impl Units {
     }
 }
 
-/// Recomputes every hash and balance, and compares the ledger with what the tables say. A row
-/// that can't even be read is a problem like any other and ends nothing. Memory grows with the number
-/// of products that ever moved, not with the number of rows. `progress` hears now and then how many
-/// rows were read, and ends the check with an error of its own.
+/// Recomputes every hash and balance, and compares the ledger with what the tables say: the products' own, and of
+/// what is `bound` those above, read in this transaction. A row that can't even be read is a problem like any
+/// other and ends nothing. Memory grows with the number of products that ever moved, not with the number of rows.
+/// `progress` hears now and then how many rows were read, and ends the check with an error of its own.
 pub fn verify(
     tx: &mut Tx<'_>,
+    bound: &BTreeMap<ProductId, Bound>,
     mut progress: impl FnMut(u64) -> Result<(), StoreError>,
 ) -> Result<Verdict, StoreError> {
     let mut verdict = Verdict::default();
@@ -421,17 +438,16 @@ pub fn verify(
         Ok(())
     })?;
     verdict.products = ledger.len() as u64;
-    let mut tables: BTreeMap<ProductId, Units> = BTreeMap::new();
+    let of = |bound: &Bound| Units {
+        allotted: bound.allotted,
+        held: bound.held,
+        sold: bound.sold,
+        ..Units::default()
+    };
+    let mut tables: BTreeMap<ProductId, Units> =
+        bound.iter().map(|(id, bound)| (*id, of(bound))).collect();
     sql::each_free(tx, |product, units| {
         tables.entry(product).or_default().free = units;
-    })?;
-    sql::each_allotted(tx, |product, units| {
-        tables.entry(product).or_default().allotted = units;
-    })?;
-    sql::each_ordered(tx, |product, held, sold| {
-        let entry = tables.entry(product).or_default();
-        entry.held = held;
-        entry.sold = sold;
     })?;
     for product in ledger
         .keys()
@@ -497,7 +513,7 @@ mod tests {
 
     fn verdict(store: &Store) -> Verdict {
         store
-            .read_blocking::<_, StoreError>(|tx| verify(tx, |_| Ok(())))
+            .read_blocking::<_, StoreError>(|tx| verify(tx, &BTreeMap::new(), |_| Ok(())))
             .expect("verify")
     }
 
@@ -521,7 +537,7 @@ mod tests {
                     give_back(tx, id, 1)?;
                     let movement = Movement {
                         product_id: id,
-                        sale_id: Some(5),
+                        sale_id: Some(SaleId(5)),
                         order_id: Some(8),
                         reason: Reason::Receipt,
                         quantity: 1,

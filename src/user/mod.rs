@@ -1,14 +1,14 @@
 //! Everyone's accounts, as staff see and change them.
 //!
-//! Invariants: there is always an active admin, which stands in the update's WHERE and not in a
-//! look before it; staff change customers, admins change everyone. Credentials and sessions are
+//! Invariants: there is always an active admin, which stands in the update's WHERE (`auth::update_account`)
+//! and not in a look before it; staff change customers, admins change everyone. Credentials and sessions are
 //! `auth`'s, orders are `order`'s.
 
 pub mod api;
 mod sql;
 pub mod tasks;
 
-use crate::auth::{Account, Role, Status, UserId};
+use crate::auth::{self, Account, AccountChange, Role, Status, UserId};
 use crate::check::{self, Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::store::{StoreError, Tx};
@@ -65,7 +65,12 @@ pub fn update(
         return Err(UserError::Beyond);
     }
     let before = get(tx, id)?.role;
-    let Some(account) = sql::update(tx, now, by_admin, id, name, patch)? else {
+    let change = AccountChange {
+        name,
+        role: patch.role,
+        status: patch.status,
+    };
+    let Some(account) = auth::update_account(tx, now, by_admin, id, change)? else {
         let account = get(tx, id)?;
         return Err(if account.role == Role::Customer || by_admin {
             UserError::LastAdmin
@@ -74,7 +79,7 @@ pub fn update(
         });
     };
     if account.status == Status::Disabled || account.role != before {
-        sql::end_sessions(tx, id)?;
+        auth::end_sessions(tx, id)?;
     }
     Ok(account)
 }
