@@ -30,8 +30,9 @@ use crate::cache::api::CacheApi;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::{self, Settings, ms};
 use crate::flash_sale;
-use crate::flash_sale::api::{FlashSaleApi, ReadySales, SeckillApi};
+use crate::flash_sale::api::{FlashSaleApi, SeckillApi};
 use crate::flash_sale::gate::Gate;
+use crate::flash_sale::ready::ReadySales;
 use crate::flash_sale::service::Sweeper;
 use crate::flash_sale::tasks::ExpireHolds;
 use crate::http::docs::Spec;
@@ -49,8 +50,10 @@ use crate::order::api::OrderApi;
 use crate::order::audit::VerifyStock;
 use crate::order::popularity::UpdateProductPopularity;
 use crate::order::tasks::{ProcessOrder, SendOrderEmail};
-use crate::product::api::{ProductApi, Showcase};
+use crate::product;
+use crate::product::api::ProductApi;
 use crate::product::reindex::Reindexer;
+use crate::product::showcase::Showcase;
 use crate::product::tasks::WarmCache;
 use crate::report;
 use crate::report::api::ReportApi;
@@ -619,6 +622,7 @@ fn handles(
             shares.clone(),
             Arc::new(settings.products.clone()),
             &cache,
+            product::api::shown,
         ),
         shares,
         ready_sales: ReadySales::new(store.clone(), &cache),

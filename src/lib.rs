@@ -16,6 +16,7 @@
 //! | [`task`] | what is to be done later, by whom, and what came of it |
 //! | [`auth`] | credentials, sessions, API keys, roles, the caller |
 //! | [`http`] | accept loop, limits, problems, documentation, files |
+//! | `kept` | rows of the database that are kept in the cache |
 //! | [`store`] | the database: readers, the one writer, migrations |
 //! | [`cache`] | what is read again and again, in memory and on disk |
 //! | [`monitor`] | metrics, health, logs |
@@ -37,6 +38,7 @@ pub mod clock;
 pub mod config;
 pub mod flash_sale;
 pub mod http;
+mod kept;
 pub mod monitor;
 pub mod order;
 pub mod product;

@@ -20,6 +20,7 @@ const ORDER: &[&str] = &[
     "task",
     "auth",
     "http",
+    "kept",
     "store",
     "cache",
     "monitor",

@@ -9,6 +9,7 @@ pub mod api;
 pub mod gate;
 #[cfg(test)]
 mod model;
+pub mod ready;
 pub mod rehearsal;
 pub mod service;
 #[cfg(test)]

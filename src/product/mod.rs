@@ -2,13 +2,14 @@
 //!
 //! Invariants: money is integer minor units with an ISO 4217 currency; a product that is taken out
 //! of the shop is archived, never deleted, because its ledger and orders stay; stock changes only
-//! through [`stock`]. What is absent: no cache and no knowledge of sales.
+//! through [`stock`]. What is absent: orders and sales.
 
 pub mod api;
 pub mod currency;
 pub mod import;
 pub mod reindex;
 mod search;
+pub mod showcase;
 mod sql;
 pub mod stock;
 pub mod tasks;
@@ -122,6 +123,18 @@ pub enum Sort {
     PriceDesc,
     /// Newest first.
     Newest,
+}
+
+impl Sort {
+    /// One letter that stands for it, in cursors and in keys of the cache.
+    fn letter(self) -> &'static str {
+        match self {
+            Sort::Popularity => "p",
+            Sort::PriceAsc => "a",
+            Sort::PriceDesc => "d",
+            Sort::Newest => "n",
+        }
+    }
 }
 
 /// Which page of which list.
