@@ -37,7 +37,7 @@ use crate::monitor::security::{Event, SecurityLog, Who};
 use crate::store::{Row, Store, StoreError, Tx};
 use crate::{id_type, word_type};
 use password::{Lane, Passwords};
-use place::{DEVICE_PREFIX, Origin, PlaceKind};
+use place::{DEVICE_PREFIX, Origin};
 use registration::OnAsked;
 pub use sql::{end_sessions, past_customer, update_account};
 use throttle::{Attempt, Rules, Throttle, Verdict};
@@ -71,6 +71,16 @@ word_type! {
         Active = "active",
         /// It may not: each of its requests is answered 401.
         Disabled = "disabled",
+    }
+}
+
+word_type! {
+    /// What an account is known to have logged in from.
+    PlaceKind {
+        /// A network.
+        Address = "address",
+        /// A browser.
+        Device = "device",
     }
 }
 
@@ -180,6 +190,15 @@ struct SessionRow {
     status: Status,
     last_seen_at: Timestamp,
     expires_at: Timestamp,
+}
+
+/// A registration that waits for the proof of its address, as far as another request needs it.
+struct RegistrationRow {
+    id: i64,
+    email: String,
+    name: String,
+    password_hash: String,
+    language: Option<String>,
 }
 
 struct KeyRow {

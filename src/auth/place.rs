@@ -10,22 +10,11 @@
 use std::net::IpAddr;
 
 use super::throttle::Place;
-use super::{Token, UserId, hash_token, sql};
+use super::{PlaceKind, Token, UserId, hash_token, sql};
 use crate::clock::Timestamp;
 use crate::http::{RequestInfo, network_of};
 use crate::monitor::security::Who;
 use crate::store::{StoreError, Tx};
-use crate::word_type;
-
-word_type! {
-    /// Kinds of places.
-    PlaceKind {
-        /// A network.
-        Address = "address",
-        /// A browser.
-        Device = "device",
-    }
-}
 
 /// Beginning of a device's token.
 pub(super) const DEVICE_PREFIX: &str = "ond_";

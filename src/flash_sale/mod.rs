@@ -564,7 +564,7 @@ impl Set {
         fail::fail_point!("claim.order_written");
         let row = |(grant, order): (&Grant, &OrderId)| {
             let (at, request) = asked[grant.at];
-            sql::GrantedRow {
+            GrantedRow {
                 claim_id: Uuid::now_v7().to_string(),
                 user_id: request.user_id,
                 order_id: *order,
@@ -572,19 +572,28 @@ impl Set {
                 at,
             }
         };
-        let rows: Vec<sql::GrantedRow> = self.granted.iter().zip(&orders).map(row).collect();
+        let rows: Vec<GrantedRow> = self.granted.iter().zip(&orders).map(row).collect();
         sql::insert_claims(tx, sale_id, &rows)?;
         fail::fail_point!("claim.claim_written");
         if sale.remaining == 0 {
             follow_ups.sale_sold_out(tx, now, sale_id, sale.product_id)?;
         }
-        let answer = |(grant, row): (&Grant, &sql::GrantedRow)| {
+        let answer = |(grant, row): (&Grant, &GrantedRow)| {
             let key = asked[grant.at].1.key.as_ref();
             grant.answer(row.order_id, &row.claim_id, key)
         };
         let answers = self.granted.iter().zip(&rows).map(answer);
         Ok(answers.collect::<Result<_, _>>()?)
     }
+}
+
+/// The row of a claim that was granted.
+struct GrantedRow {
+    claim_id: String,
+    user_id: UserId,
+    order_id: OrderId,
+    quantity: u32,
+    at: Timestamp,
 }
 
 impl Grant {

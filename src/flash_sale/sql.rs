@@ -1,6 +1,6 @@
 //! Every statement about claims.
 
-use super::{ClaimOnRecord, ClaimRequest};
+use super::{ClaimOnRecord, ClaimRequest, GrantedRow};
 use crate::allotment::SaleId;
 use crate::auth::UserId;
 use crate::clock::Timestamp;
@@ -40,15 +40,6 @@ pub(super) fn is_within_limit(
             |_| Ok(()),
         )?
         .is_some())
-}
-
-/// A claim that was granted.
-pub(super) struct GrantedRow {
-    pub(super) claim_id: String,
-    pub(super) user_id: UserId,
-    pub(super) order_id: OrderId,
-    pub(super) quantity: u32,
-    pub(super) at: Timestamp,
 }
 
 /// Writes claims of one sale. Their buyers' limits were looked at while the sale was locked.

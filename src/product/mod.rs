@@ -161,6 +161,22 @@ pub struct Place {
     pub id: ProductId,
 }
 
+/// Among which products is looked for some.
+enum Among<'a> {
+    /// All of them.
+    All,
+    /// Those that the index has under any of these.
+    Having(Vec<&'a Asked>),
+}
+
+/// A product on the way through a list.
+struct Step {
+    /// Where it stands.
+    place: Place,
+    /// Whether the index has it under all of the words.
+    has_words: bool,
+}
+
 /// One page of a list.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
@@ -215,6 +231,30 @@ impl Search {
     pub fn is_empty(&self) -> bool {
         self.asked.is_empty()
     }
+}
+
+/// What was taken, at what price.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Price of one unit in minor units of `currency`.
+    pub unit_amount: i64,
+    /// ISO 4217.
+    pub currency: String,
+}
+
+/// A row of the ledger.
+struct LedgerRow {
+    product_id: ProductId,
+    seq: i64,
+    sale_id: Option<SaleId>,
+    order_id: Option<i64>,
+    reason: Reason,
+    quantity: i64,
+    delta: i64,
+    balance_after: i64,
+    at: Timestamp,
+    prev_hash: String,
+    hash: String,
 }
 
 /// Why something could not be done to the catalogue.

@@ -1,9 +1,9 @@
 //! Every statement of the catalogue, the stock and its ledger.
 
-use super::stock::{LedgerRow, Taken};
 use super::terms::Asked;
 use super::{
-    CHANGED, Filter, LISTED, NewProduct, Place, Product, ProductId, ProductPatch, Silent, Sort,
+    Among, CHANGED, Filter, LISTED, LedgerRow, NewProduct, Place, Product, ProductId, ProductPatch,
+    Silent, Sort, Step, Taken,
 };
 use crate::clock::Timestamp;
 use crate::sql;
@@ -87,22 +87,6 @@ pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Product>, Sto
         &mut params,
     );
     tx.rows(sql!(&sql), &params, product)
-}
-
-/// Among which products is looked for some.
-pub(super) enum Among<'a> {
-    /// All of them.
-    All,
-    /// Those that the index has under any of these.
-    Having(Vec<&'a Asked>),
-}
-
-/// A product on the way through a list.
-pub(super) struct Step {
-    /// Where it stands.
-    pub(super) place: Place,
-    /// Whether the index has it under all of the words.
-    pub(super) has_words: bool,
 }
 
 /// The next places of a list, from its index alone where that has all products, and whether these have the

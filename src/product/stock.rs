@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
-use super::{ProductId, sql};
+use super::{LedgerRow, ProductId, Taken, sql};
 use crate::clock::Timestamp;
 use crate::store::{StoreError, Tx};
 use crate::{id_type, word_type};
@@ -120,21 +120,6 @@ pub struct Movement {
     pub quantity: u32,
 }
 
-/// A row of the ledger.
-pub(super) struct LedgerRow {
-    pub(super) product_id: ProductId,
-    pub(super) seq: i64,
-    pub(super) sale_id: Option<SaleId>,
-    pub(super) order_id: Option<i64>,
-    pub(super) reason: Reason,
-    pub(super) quantity: i64,
-    pub(super) delta: i64,
-    pub(super) balance_after: i64,
-    pub(super) at: Timestamp,
-    pub(super) prev_hash: String,
-    pub(super) hash: String,
-}
-
 impl LedgerRow {
     /// SHA-256 over the fields in their order, separated so that no two rows read alike: what is
     /// absent is a dash, for 0 would be another row.
@@ -204,15 +189,6 @@ pub fn append_all(
         rows.push(row);
     }
     sql::insert_movements(tx, &rows)
-}
-
-/// What was taken, at what price.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Taken {
-    /// Price of one unit in minor units of `currency`.
-    pub unit_amount: i64,
-    /// ISO 4217.
-    pub currency: String,
 }
 
 /// Why units could not be taken.

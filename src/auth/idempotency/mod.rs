@@ -7,9 +7,11 @@
 //! An operation looks for the answer before it looks at anything that may have changed since, or once
 //! that has refused it: the first answer is given again whatever has become of the world.
 
+mod sql;
+
 use sha2::{Digest, Sha256};
 
-use super::{UserId, sql};
+use super::UserId;
 use crate::check::FieldError;
 use crate::clock::Timestamp;
 use crate::store::{StoreError, Tx};
@@ -140,7 +142,7 @@ impl Key {
     }
 
     /// From when on an answer is still given again at `now`.
-    pub(super) fn since(&self, now: Timestamp) -> Timestamp {
+    fn since(&self, now: Timestamp) -> Timestamp {
         now.plus_seconds(-self.seconds)
     }
 
@@ -165,10 +167,7 @@ impl Key {
     }
 
     /// [`Key::keep`] of many.
-    pub fn keep_all(
-        tx: &mut Tx<'_>,
-        kept: &[(UserId, &Key, &Stored)],
-    ) -> Result<(), StoreError> {
+    pub fn keep_all(tx: &mut Tx<'_>, kept: &[(UserId, &Key, &Stored)]) -> Result<(), StoreError> {
         if kept.is_empty() || sql::keep_answers(tx, kept)? == kept.len() as u64 {
             return Ok(());
         }
