@@ -36,9 +36,9 @@ word_type! {
 /// A flash sale.
 #[derive(Clone, Debug)]
 pub struct Sale {
-    /// Key.
+    /// Key of its row.
     pub id: SaleId,
-    /// What is sold.
+    /// The product that is sold.
     pub product_id: ProductId,
     /// Units allotted.
     pub quantity: i64,
@@ -92,7 +92,7 @@ impl Sale {
 /// A sale to be made.
 #[derive(Clone, Debug)]
 pub struct NewSale {
-    /// What is sold.
+    /// The product that is sold.
     pub product_id: ProductId,
     /// Units to allot.
     pub quantity: u32,

@@ -102,7 +102,7 @@ impl Auth {
     }
 
     async fn ask_for_proof(&self, asked: RegistrationRow) -> Result<(), AuthError> {
-        // Whoever registers hears the same, so nobody learns how often an address was registered.
+        // The answer is the same in any case, so that no client learns how often an address was registered.
         if !self.0.throttle.may_write_to(&asked.email) {
             return Ok(());
         }

@@ -7,12 +7,12 @@ use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
-use super::gate::{Gate, Place, Refusal};
+use super::gate::{Gate, GatePlace, Refusal};
 use super::ready::ReadySales;
 use super::{Claim, ClaimRequest, SaleError};
 use crate::allotment::{NewSale, Sale, SaleId, SaleStatus};
 use crate::auth::api::{Access, Tag};
-use crate::auth::idempotency::Key;
+use crate::auth::idempotency::IdempotencyKey;
 use crate::auth::{Caller, Role, Scope};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Settings;
@@ -275,7 +275,7 @@ pub struct FlashSaleApi {
 struct Seated {
     now: Timestamp,
     request: ClaimRequest,
-    place: Place,
+    place: GatePlace,
 }
 
 /// Claims of each sale, granted together.
@@ -342,7 +342,7 @@ impl FlashSaleApi {
             .map(|key| {
                 let asked = sale.map(|sale| super::asked(sale, quantity));
                 let seconds = self.settings.orders.idempotency_seconds;
-                Key::new(&key, &asked.unwrap_or_default(), seconds)
+                IdempotencyKey::new(&key, &asked.unwrap_or_default(), seconds)
             })
             .transpose()?;
         let result = match wanted {
@@ -367,7 +367,7 @@ impl FlashSaleApi {
         Ok(result?)
     }
 
-    /// A claim in the product's sale of now. Who asks again once that is over, or when another has begun,
+    /// A claim in the product's sale of now. A buyer who asks again once that is over, or when another has begun,
     /// hears the first answer again.
     async fn decide_of_product(
         &self,
@@ -375,7 +375,7 @@ impl FlashSaleApi {
         product_id: ProductId,
         sale: Option<SaleId>,
         quantity: u32,
-        key: Option<Key>,
+        key: Option<IdempotencyKey>,
     ) -> Result<Created<ClaimedView>, Problem> {
         let (now, user_id) = (self.clock.now(), caller.user_id);
         let refused = match sale {
@@ -401,7 +401,7 @@ impl FlashSaleApi {
         caller: &Caller,
         sale_id: SaleId,
         quantity: u32,
-        key: Option<Key>,
+        key: Option<IdempotencyKey>,
     ) -> Result<Created<ClaimedView>, Problem> {
         let (now, user_id) = (self.clock.now(), caller.user_id);
         let place = match self.gate.enter(sale_id, user_id, quantity, now).await {
@@ -433,7 +433,7 @@ impl FlashSaleApi {
         refusal: Refusal,
         sale_id: SaleId,
         caller: &Caller,
-        key: Option<Key>,
+        key: Option<IdempotencyKey>,
     ) -> Result<Created<ClaimedView>, Problem> {
         let (now, user_id) = (self.clock.now(), caller.user_id);
         if let Some(key) = key

@@ -2,8 +2,8 @@
 //!
 //! Invariants: granting is one transaction — the conditional update on the sale, the order, the
 //! ledger row, the claim and the kept answer commit together or not at all; the update's WHERE and
-//! the schema's CHECKs make overselling impossible whatever the gate says; who comes in time and
-//! within the limits gets a unit while one is left.
+//! the schema's CHECKs make overselling impossible whatever the gate says; a buyer who comes in time
+//! and within the limits gets a unit while one is left.
 
 pub mod api;
 pub mod gate;
@@ -28,7 +28,7 @@ use crate::clock::Timestamp;
 use crate::config;
 use crate::order::{
     self, FollowUps, NewOrder, OrderError, OrderId, OrderItem, OrderStatus, Stored,
-    idempotency::{Key, KeyAsked, KeyError},
+    idempotency::{IdempotencyKey, KeyAsked, KeyError},
 };
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::product::{ProductId, UNIT_AMOUNT_MAX};
@@ -218,14 +218,14 @@ pub enum Claim {
 /// What a buyer asks for.
 #[derive(Clone, Debug)]
 pub struct ClaimRequest {
-    /// In which sale.
+    /// The sale that units are claimed in.
     pub sale_id: SaleId,
-    /// Who.
+    /// The buyer's account.
     pub user_id: UserId,
-    /// How many.
+    /// Units, at least 1.
     pub quantity: u32,
-    /// Under which key.
-    pub key: Option<Key>,
+    /// The key that its answer is kept under, if one was sent.
+    pub key: Option<IdempotencyKey>,
     /// What follows from it.
     pub follow_ups: FollowUps,
 }
@@ -243,7 +243,7 @@ pub fn granted_before(
     user_id: UserId,
     product_id: ProductId,
     quantity: u32,
-    key: &Key,
+    key: &IdempotencyKey,
 ) -> Result<Option<Stored>, SaleError> {
     let Some(location) = key.made_at(tx, now, user_id)? else {
         return Ok(None);
@@ -314,7 +314,7 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     };
     let answer = grant.answer(order.id, &claim_id, request.key.as_ref())?;
     if let Some(key) = &request.key {
-        Key::keep_all(tx, &[(request.user_id, key, &answer)])?;
+        IdempotencyKey::keep_all(tx, &[(request.user_id, key, &answer)])?;
         fail::fail_point!("claim.key_kept");
     }
     Ok(Claim::Granted(answer))
@@ -405,7 +405,7 @@ impl<'a> Keys<'a> {
         // Of two alike the earlier stays.
         keys.sort_by_key(|asked| (asked.caller, asked.key.text()));
         keys.dedup_by_key(|asked| (asked.caller, asked.key.text()));
-        let stored = Key::begin_all(tx, &keys)?;
+        let stored = IdempotencyKey::begin_all(tx, &keys)?;
         let known = keys.into_iter().zip(stored).map(|(asked, stored)| {
             let name = (asked.caller, asked.key.text());
             (name, (asked, stored.map(Known::Answer)))
@@ -413,11 +413,11 @@ impl<'a> Keys<'a> {
         Ok(Self(known.collect()))
     }
 
-    fn known(&self, user: UserId, key: &'a Key) -> Option<&Known> {
+    fn known(&self, user: UserId, key: &'a IdempotencyKey) -> Option<&Known> {
         self.0.get(&(user, key.text()))?.1.as_ref()
     }
 
-    fn granted(&mut self, user: UserId, key: &'a Key, grant: usize) {
+    fn granted(&mut self, user: UserId, key: &'a IdempotencyKey, grant: usize) {
         if let Some((_, known)) = self.0.get_mut(&(user, key.text())) {
             *known = Some(Known::Granted(grant));
         }
@@ -447,9 +447,9 @@ impl<'a> Keys<'a> {
                 }
             }
         }
-        Key::give_up_all(tx, &given_up)?;
-        Key::begin_all(tx, &taken_later)?;
-        Key::keep_all(tx, &kept)
+        IdempotencyKey::give_up_all(tx, &given_up)?;
+        IdempotencyKey::begin_all(tx, &taken_later)?;
+        IdempotencyKey::keep_all(tx, &kept)
     }
 }
 
@@ -531,7 +531,7 @@ impl Set {
         let units = |grant: &Grant| i64::from(asked[grant.at].1.quantity);
         let all: i64 = self.granted.iter().map(units).sum();
         if !allotment::take_all(tx, sale_id, all, window)? {
-            // It was locked: nobody else can have changed it.
+            // It was locked: no other transaction can have changed it.
             return Err(StoreError::Bug(format!("sale {sale_id} changed under its lock")).into());
         }
         fail::fail_point!("claim.units_taken");
@@ -602,7 +602,7 @@ impl Grant {
         &self,
         order_id: OrderId,
         claim_id: &str,
-        key: Option<&Key>,
+        key: Option<&IdempotencyKey>,
     ) -> Result<Stored, StoreError> {
         let claimed = Claimed {
             claim_id,
@@ -677,13 +677,13 @@ pub fn units_ordered(tx: &mut Tx<'_>, id: SaleId) -> Result<i64, StoreError> {
 /// A claim that was granted, as it stands now.
 #[derive(Clone, Debug)]
 pub struct ClaimOnRecord {
-    /// In which sale.
+    /// The sale.
     pub sale_id: SaleId,
-    /// To whom.
+    /// The buyer's account.
     pub user_id: UserId,
     /// The order that it became.
     pub order_id: OrderId,
-    /// Units.
+    /// Units that it granted.
     pub quantity: u32,
     /// When it was granted.
     pub created_at: Timestamp,

@@ -171,8 +171,8 @@ impl Card {
     }
 }
 
-/// What one connection saw.
-struct Seen {
+/// What the buyers on one connection saw.
+struct ConnectionSeen {
     accepted: BTreeMap<String, i64>,
     replayed: u64,
     doubled: u64,
@@ -312,8 +312,8 @@ async fn buy(
     next: Arc<AtomicUsize>,
     end: usize,
     progress: Arc<Progress>,
-) -> anyhow::Result<Seen> {
-    let mut seen = Seen {
+) -> anyhow::Result<ConnectionSeen> {
+    let mut seen = ConnectionSeen {
         accepted: BTreeMap::new(),
         replayed: 0,
         doubled: 0,

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::{Claim, ClaimRequest, SaleError};
 use crate::allotment::{NewSale, SaleId};
-use crate::auth::idempotency::Key;
+use crate::auth::idempotency::IdempotencyKey;
 use crate::auth::{self, NewAccount, Role, UserId};
 use crate::clock::Timestamp;
 use crate::config;
@@ -195,7 +195,7 @@ fn told(outcome: &Result<Claim, SaleError>) -> String {
 fn request(sale: SaleId, asked: &Asked) -> ClaimRequest {
     let key = asked.key.map(|key| {
         let asked = super::asked(sale, asked.quantity);
-        Key::new(&format!("key {key}"), &asked, 3_600).expect("a key")
+        IdempotencyKey::new(&format!("key {key}"), &asked, 3_600).expect("a key")
     });
     ClaimRequest {
         sale_id: sale,

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::allotment::SaleUnits;
 use crate::auth::api::{Access, Tag, UserView};
-use crate::auth::idempotency::{Key, Stored};
+use crate::auth::idempotency::{IdempotencyKey, Stored};
 use crate::auth::{Role, Scope, UserId};
 use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
@@ -263,7 +263,7 @@ impl OrderApi {
         &self,
         buyer: Buyer,
         now: Timestamp,
-        key: Option<&Key>,
+        key: Option<&IdempotencyKey>,
     ) -> Result<Option<Stored>, Problem> {
         if buyer.is_staff {
             return Ok(None);
@@ -346,7 +346,7 @@ impl OrderApi {
         let key = idempotency_key
             .0
             .map(|key| {
-                Key::new(
+                IdempotencyKey::new(
                     &key,
                     &format!("POST /orders {asked}"),
                     self.rules.idempotency_seconds,

@@ -71,24 +71,24 @@ word_type! {
 /// A line of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderItem {
-    /// What.
+    /// The product.
     pub product_id: ProductId,
-    /// How many.
+    /// Units, at least 1.
     pub quantity: u32,
-    /// Price of one in minor units.
+    /// Price of one unit in minor units.
     pub unit_amount: i64,
-    /// Price of all.
+    /// Price of all units.
     pub amount: i64,
 }
 
 /// An order.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// Key.
+    /// Key of its row.
     pub id: OrderId,
-    /// Whose.
+    /// The buyer's account.
     pub user_id: UserId,
-    /// State.
+    /// Where it is in its life.
     pub status: OrderStatus,
     /// Sum of its lines in minor units.
     pub total_amount: i64,
@@ -111,7 +111,7 @@ pub struct Order {
 /// An order whose units have been taken already.
 #[derive(Clone, Debug)]
 pub struct NewOrder {
-    /// Whose.
+    /// The buyer's account.
     pub user_id: UserId,
     /// First state: pending or paid.
     pub status: OrderStatus,
@@ -132,7 +132,7 @@ pub struct FollowUps {
     pub process: bool,
     /// Whether customers get mails about their orders.
     pub mail: bool,
-    /// Whoever wants to hear of it.
+    /// Where webhooks are told of it.
     pub events: Events,
 }
 
@@ -154,10 +154,10 @@ impl FollowUps {
     }
 }
 
-/// Who orders.
+/// A caller who places an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buyer {
-    /// For whom.
+    /// The account that the order is for.
     pub user_id: UserId,
     /// Whether it is staff, whom the limits of what is unpaid don't hold for: they may count the stock
     /// anyhow.

@@ -103,8 +103,8 @@ pub(super) fn insert_items<'a>(
 }
 
 /// How many of a buyer's newest orders are looked at for what waits for payment, from the oldest order of the
-/// shop that does on: it bounds the work, and only who orders this often within the time for payment, and has
-/// paid all but a few, gets beyond it.
+/// shop that does on: it bounds the work, and only a buyer who orders this often within the time for payment, and
+/// has paid all but a few, gets beyond it.
 const NEWEST_LOOKED_AT: i64 = 1_000;
 
 /// How many orders of a buyer wait for payment, those of flash sales left out, and when the first of them

@@ -50,8 +50,8 @@ impl Handler for ProcessOrder {
     }
 }
 
-/// What follows from what happened to an order: whoever wants it hears of it, what is paid is
-/// processed, the customer gets a mail. All of it commits with what happened, or none.
+/// What follows from what happened to an order: webhooks that want it are told, a paid order is processed, the
+/// customer gets a mail. All of it commits with what happened, or none.
 pub(super) fn follow(
     tx: &mut Tx<'_>,
     now: Timestamp,

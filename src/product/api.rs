@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use super::import::{ImportError, ImportReport, import_products};
 use super::showcase::{ShowError, Showcase};
 use super::{
-    CATEGORY_CHARS_MAX, Filter, NewProduct, PAGE_MAX, Place, Product, ProductError, ProductId,
+    CATEGORY_CHARS_MAX, Filter, ListPlace, NewProduct, PAGE_MAX, Product, ProductError, ProductId,
     ProductPatch, SalesNotOver, Search, Sort,
 };
 use crate::auth::api::{Access, Tag};
@@ -368,19 +368,19 @@ fn sort_of(word: &str) -> Result<Sort, Problem> {
 }
 
 /// A place, with the order that it is a place in.
-fn write_cursor(sort: Sort, place: Place) -> String {
+fn write_cursor(sort: Sort, place: ListPlace) -> String {
     let text = format!("{}.{}.{}", sort.letter(), place.key, place.id);
     URL_SAFE_NO_PAD.encode(text)
 }
 
 /// The place of a cursor; `None` when it is not ours or of another order.
-fn read_cursor(text: &str, sort: Sort) -> Option<Place> {
+fn read_cursor(text: &str, sort: Sort) -> Option<ListPlace> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
     let (letter, place) = text.split_once('.')?;
     let (key, id) = place.split_once('.')?;
     (letter == sort.letter()).then_some(())?;
     let (key, id) = (key.parse().ok()?, ProductId(id.parse().ok()?));
-    Some(Place { key, id })
+    Some(ListPlace { key, id })
 }
 
 #[OpenApi(prefix_path = "/api/v1", tag = "Tag::Products")]

@@ -50,21 +50,21 @@ pub const PAGE_MAX: usize = 200;
 /// A product as the shop sells it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Product {
-    /// Key.
+    /// Key of its row.
     pub id: ProductId,
     /// The shop's own article number.
     pub sku: Option<String>,
-    /// Name.
+    /// Name, 1 to 200 characters.
     pub name: String,
-    /// Description.
+    /// Description, at most 10,000 characters.
     pub description: String,
-    /// Category.
+    /// Category, at most 100 characters; empty for none.
     pub category: String,
     /// Price of one unit in minor units.
     pub unit_amount: i64,
     /// ISO 4217.
     pub currency: String,
-    /// Free units.
+    /// Free units: what an order can take.
     pub stock: i64,
     /// Units that open sales began with: set aside, and claimed in those sales since.
     pub set_aside: i64,
@@ -144,17 +144,17 @@ pub struct Filter {
     pub category: Option<String>,
     /// Words that must occur.
     pub search: Search,
-    /// Order.
+    /// The order of the list.
     pub sort: Sort,
     /// Where the page before ended.
-    pub after: Option<Place>,
+    pub after: Option<ListPlace>,
     /// Rows at most.
     pub limit: i64,
 }
 
 /// A place in a list: a product's sort key and id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct ListPlace {
     /// What the list is sorted by.
     pub key: i64,
     /// Which of those that have the same.
@@ -172,7 +172,7 @@ enum Among<'a> {
 /// A product on the way through a list.
 struct Step {
     /// Where it stands.
-    place: Place,
+    place: ListPlace,
     /// Whether the index has it under all of the words.
     has_words: bool,
 }
@@ -183,7 +183,7 @@ pub struct Page {
     /// Products in the order asked for.
     pub products: Vec<Product>,
     /// Where it goes on; `None` at the end of the list.
-    pub next: Option<Place>,
+    pub next: Option<ListPlace>,
 }
 
 /// What a text asks the catalogue for.
@@ -462,13 +462,13 @@ impl Product {
     }
 
     /// Its place in a list of this order.
-    fn place(&self, sort: Sort) -> Place {
+    fn place(&self, sort: Sort) -> ListPlace {
         let key = match sort {
             Sort::Popularity => self.popularity,
             Sort::PriceAsc | Sort::PriceDesc => self.unit_amount,
             Sort::Newest => self.id.0,
         };
-        Place { key, id: self.id }
+        ListPlace { key, id: self.id }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::{CHANGED, Filter, LISTED, PAGE_MAX, Page, Place, Product, ProductId, sql};
+use super::{CHANGED, Filter, LISTED, ListPlace, PAGE_MAX, Page, Product, ProductId, sql};
 use crate::cache::{Cache, CacheError, Cached, Id, Kind, KindRules, Loaded, Ready};
 use crate::config;
 use crate::http::ClientAddr;
@@ -50,14 +50,14 @@ impl KeptTable for Products {
     }
 }
 
-/// A page of a list: where its products stand, and where it goes on. It may be longer than who asked for it
-/// wants: see [`room_for`].
+/// A page of a list: where its products stand, and where it goes on. It may be longer than the page that
+/// was asked for: see [`room_for`].
 #[derive(Clone)]
-struct Listed(Arc<(Vec<Place>, Option<Place>)>);
+struct Listed(Arc<(Vec<ListPlace>, Option<ListPlace>)>);
 
 impl Listed {
     /// The first `limit` products, and where a page of those goes on.
-    fn first(&self, limit: i64) -> (&[Place], Option<Place>) {
+    fn first(&self, limit: i64) -> (&[ListPlace], Option<ListPlace>) {
         let (places, next) = &*self.0;
         let limit = usize::try_from(limit).unwrap_or(0);
         match places.get(..limit) {
@@ -81,7 +81,7 @@ impl Cached for Listed {
     }
 }
 
-/// Pages are kept in two lengths, so that who asks for one product more or less asks for the same.
+/// Pages are kept in two lengths, so that requests for one product more or less share one.
 const ROOMS: [i64; 2] = [50, PAGE_MAX as i64];
 
 /// The length of the page that is kept for those who ask for so many products.
@@ -94,7 +94,7 @@ fn room_for(limit: i64) -> i64 {
 pub(super) struct ShownPage {
     products: ShownProducts,
     /// Where the list goes on; `None` at its end.
-    pub(super) next: Option<Place>,
+    pub(super) next: Option<ListPlace>,
 }
 
 enum ShownProducts {
@@ -189,7 +189,7 @@ impl Showcase {
         self.products.many(ids).await
     }
 
-    /// A page of a list, for the client who asks.
+    /// A page of a list, for the client that asks.
     pub(super) async fn page(
         &self,
         mut filter: Filter,
@@ -349,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_page_of_a_list_comes_back_from_disk_as_it_was() {
-        let place = |key, id| Place {
+        let place = |key, id| ListPlace {
             key,
             id: ProductId(id),
         };

@@ -2,8 +2,8 @@
 
 use super::terms::Asked;
 use super::{
-    Among, CHANGED, Filter, LISTED, LedgerRow, NewProduct, Place, Product, ProductId, ProductPatch,
-    Silent, Sort, Step, Taken,
+    Among, CHANGED, Filter, LISTED, LedgerRow, ListPlace, NewProduct, Product, ProductId,
+    ProductPatch, Silent, Sort, Step, Taken,
 };
 use crate::clock::Timestamp;
 use crate::sql;
@@ -96,7 +96,7 @@ pub(super) fn walk(
     filter: &Filter,
     among: &Among<'_>,
     words: &[&str],
-    after: Option<Place>,
+    after: Option<ListPlace>,
     limit: i64,
 ) -> Result<Vec<Step>, StoreError> {
     let mut params: Vec<Param<'_>> = Vec::new();
@@ -116,7 +116,7 @@ pub(super) fn walk(
     let select = format!("{column}, id, {has}");
     let sql = ordered(filter, among, &select, after, limit, &mut params);
     tx.rows(sql!(&sql), &params, |row| {
-        let place = Place {
+        let place = ListPlace {
             key: row.get(0)?,
             id: row.get(1)?,
         };
@@ -149,7 +149,7 @@ fn ordered<'a>(
     filter: &'a Filter,
     among: &Among<'a>,
     select: &str,
-    after: Option<Place>,
+    after: Option<ListPlace>,
     limit: i64,
     params: &mut Vec<Param<'a>>,
 ) -> String {
@@ -268,7 +268,7 @@ pub(super) fn insert(
             now.into(),
         ],
     )?;
-    // Whoever asked for it before was told that there is none.
+    // A reader who asked for this key before was told that there is no such product.
     tx.touch_row(CHANGED, id);
     Ok(id)
 }
@@ -643,7 +643,7 @@ pub(super) fn terms_of(tx: &mut Tx<'_>, id: ProductId) -> Result<Vec<String>, St
     )
 }
 
-/// Statements of a forger, for the test that finds him.
+/// Statements of a forger, for the test that finds the forgery.
 #[cfg(test)]
 pub(super) mod tampering {
     use super::{ProductId, StoreError, Tx};
@@ -712,7 +712,7 @@ mod tests {
             for category in [None, Some("Home".to_owned())] {
                 for after in [
                     None,
-                    Some(Place {
+                    Some(ListPlace {
                         key: 0,
                         id: ProductId(9),
                     }),

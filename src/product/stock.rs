@@ -59,7 +59,7 @@ word_type! {
 
 /// Where a unit is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum UnitPlace {
     Outside,
     Free,
     Allotted,
@@ -68,29 +68,29 @@ enum Place {
 }
 
 impl Reason {
-    fn route(self) -> (Place, Place) {
+    fn route(self) -> (UnitPlace, UnitPlace) {
         match self {
-            Reason::Receipt => (Place::Outside, Place::Free),
-            Reason::WriteOff => (Place::Free, Place::Outside),
-            Reason::Allot => (Place::Free, Place::Allotted),
-            Reason::Unallot => (Place::Allotted, Place::Free),
-            Reason::Hold => (Place::Free, Place::Held),
-            Reason::Sell => (Place::Free, Place::Sold),
-            Reason::ClaimHold => (Place::Allotted, Place::Held),
-            Reason::ClaimSell => (Place::Allotted, Place::Sold),
-            Reason::Pay => (Place::Held, Place::Sold),
-            Reason::Release => (Place::Held, Place::Free),
-            Reason::ReleaseToSale => (Place::Held, Place::Allotted),
-            Reason::Refund => (Place::Sold, Place::Free),
-            Reason::RefundToSale => (Place::Sold, Place::Allotted),
+            Reason::Receipt => (UnitPlace::Outside, UnitPlace::Free),
+            Reason::WriteOff => (UnitPlace::Free, UnitPlace::Outside),
+            Reason::Allot => (UnitPlace::Free, UnitPlace::Allotted),
+            Reason::Unallot => (UnitPlace::Allotted, UnitPlace::Free),
+            Reason::Hold => (UnitPlace::Free, UnitPlace::Held),
+            Reason::Sell => (UnitPlace::Free, UnitPlace::Sold),
+            Reason::ClaimHold => (UnitPlace::Allotted, UnitPlace::Held),
+            Reason::ClaimSell => (UnitPlace::Allotted, UnitPlace::Sold),
+            Reason::Pay => (UnitPlace::Held, UnitPlace::Sold),
+            Reason::Release => (UnitPlace::Held, UnitPlace::Free),
+            Reason::ReleaseToSale => (UnitPlace::Held, UnitPlace::Allotted),
+            Reason::Refund => (UnitPlace::Sold, UnitPlace::Free),
+            Reason::RefundToSale => (UnitPlace::Sold, UnitPlace::Allotted),
         }
     }
 
     /// How the free stock changes when `quantity` units move.
     fn change_of_free(self, quantity: i64) -> i64 {
         match self.route() {
-            (Place::Free, _) => quantity.saturating_neg(),
-            (_, Place::Free) => quantity,
+            (UnitPlace::Free, _) => quantity.saturating_neg(),
+            (_, UnitPlace::Free) => quantity,
             _ => 0,
         }
     }
@@ -98,8 +98,8 @@ impl Reason {
     /// How the number of units in the house changes.
     fn delta(self, quantity: i64) -> i64 {
         match self.route() {
-            (Place::Outside, _) => quantity,
-            (_, Place::Outside) => quantity.saturating_neg(),
+            (UnitPlace::Outside, _) => quantity,
+            (_, UnitPlace::Outside) => quantity.saturating_neg(),
             _ => 0,
         }
     }
@@ -350,13 +350,13 @@ struct Units {
 }
 
 impl Units {
-    fn shift(&mut self, place: Place, by: i64) {
+    fn shift(&mut self, place: UnitPlace, by: i64) {
         match place {
-            Place::Outside => self.total = self.total.saturating_sub(by),
-            Place::Free => self.free = self.free.saturating_add(by),
-            Place::Allotted => self.allotted = self.allotted.saturating_add(by),
-            Place::Held => self.held = self.held.saturating_add(by),
-            Place::Sold => self.sold = self.sold.saturating_add(by),
+            UnitPlace::Outside => self.total = self.total.saturating_sub(by),
+            UnitPlace::Free => self.free = self.free.saturating_add(by),
+            UnitPlace::Allotted => self.allotted = self.allotted.saturating_add(by),
+            UnitPlace::Held => self.held = self.held.saturating_add(by),
+            UnitPlace::Sold => self.sold = self.sold.saturating_add(by),
         }
     }
 }

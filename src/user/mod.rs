@@ -45,8 +45,8 @@ pub struct Patch {
 }
 
 /// Changes an account. Sessions end with the same commit where the account is disabled, and where it gets
-/// another role: that has another life, and whoever has it shall have shown the password for it. To be
-/// followed by [`crate::auth::Auth::forget_callers`]. `by` is the role of who changes it.
+/// another role: a session of that role begins with the password. To be followed by
+/// [`crate::auth::Auth::forget_callers`]. `by` is the role of the account that makes the change.
 pub fn update(
     tx: &mut Tx<'_>,
     now: Timestamp,

@@ -1,6 +1,6 @@
 //! Every statement about idempotency keys.
 
-use super::{Key, KeyAsked, Stored};
+use super::{IdempotencyKey, KeyAsked, Stored};
 use crate::auth::UserId;
 use crate::clock::Timestamp;
 use crate::sql;
@@ -54,7 +54,7 @@ pub(super) fn answered(
 /// Keeps answers under keys that this transaction has taken; answers how many.
 pub(super) fn keep_answers(
     tx: &mut Tx<'_>,
-    kept: &[(UserId, &Key, &Stored)],
+    kept: &[(UserId, &IdempotencyKey, &Stored)],
 ) -> Result<u64, StoreError> {
     let callers: Vec<String> = kept.iter().map(|kept| kept.0.to_string()).collect();
     tx.execute_each(
@@ -75,7 +75,10 @@ pub(super) fn keep_answers(
 }
 
 /// Gives up keys without an answer.
-pub(super) fn give_up_keys(tx: &mut Tx<'_>, keys: &[(UserId, &Key)]) -> Result<(), StoreError> {
+pub(super) fn give_up_keys(
+    tx: &mut Tx<'_>,
+    keys: &[(UserId, &IdempotencyKey)],
+) -> Result<(), StoreError> {
     let callers: Vec<String> = keys.iter().map(|(caller, _)| caller.to_string()).collect();
     tx.execute_each(
         sql!("DELETE FROM idempotency_keys WHERE caller = $1 AND key = $2 AND body = ''"),
