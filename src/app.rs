@@ -21,6 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::allotment;
 use crate::auth::api::{AuthApi, Guarded};
 use crate::auth::registration::{self, OnAsked};
 use crate::auth::{self, Auth, OnRegistered, Role, Scope, Surroundings, idempotency};
@@ -28,8 +29,10 @@ use crate::cache::Cache;
 use crate::cache::api::CacheApi;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::{self, Settings, ms};
-use crate::flash_sale::api::{FlashSaleApi, ReadySales, SeckillApi};
+use crate::flash_sale;
+use crate::flash_sale::api::{FlashSaleApi, SeckillApi};
 use crate::flash_sale::gate::Gate;
+use crate::flash_sale::ready::ReadySales;
 use crate::flash_sale::service::Sweeper;
 use crate::flash_sale::tasks::ExpireHolds;
 use crate::http::docs::Spec;
@@ -44,10 +47,14 @@ use crate::monitor::security::{Event, SecurityLog, Who};
 use crate::monitor::{self, CheckOutcome, Health, Metrics, Need, State, logs};
 use crate::order::FollowUps;
 use crate::order::api::OrderApi;
+use crate::order::audit::VerifyStock;
+use crate::order::popularity::UpdateProductPopularity;
 use crate::order::tasks::{ProcessOrder, SendOrderEmail};
-use crate::product::api::{ProductApi, Showcase};
+use crate::product;
+use crate::product::api::ProductApi;
 use crate::product::reindex::Reindexer;
-use crate::product::tasks::{UpdateProductPopularity, VerifyStock, WarmCache};
+use crate::product::showcase::Showcase;
+use crate::product::tasks::WarmCache;
 use crate::report;
 use crate::report::api::ReportApi;
 use crate::report::tasks::GenerateSalesReport;
@@ -616,6 +623,7 @@ fn handles(
             shares.clone(),
             Arc::new(settings.products.clone()),
             &cache,
+            product::api::shown,
         ),
         shares,
         ready_sales: ReadySales::new(store.clone(), &cache),
@@ -659,6 +667,7 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             handles.metrics.clone(),
             Arc::new(handles.settings.import.clone()),
             Arc::from(handles.settings.data.dir.as_path()),
+            allotment::not_over,
         ),
         OrderApi::new(
             handles.store.clone(),
@@ -666,6 +675,7 @@ fn service(handles: &Handles) -> OpenApiService<Api, ()> {
             Arc::new(handles.settings.orders.clone()),
             handles.metrics.clone(),
             Arc::new(move |moved| gate.adjust(moved)),
+            flash_sale::is_within_limit,
             follow_ups,
         ),
         sales.clone(),

@@ -9,12 +9,14 @@
 //! | [`flash_sale`] | sales, the gate, claims, rehearsal |
 //! | [`report`] | sales reports |
 //! | [`order`] | orders, their states, idempotency, import of past orders |
+//! | [`allotment`] | what is set aside of products for sales |
 //! | [`product`] | the catalogue, stock and its hash-chained ledger |
 //! | [`user`] | accounts, as staff see and change them |
 //! | [`schedule`] | what is done again and again, and what came of each time |
 //! | [`task`] | what is to be done later, by whom, and what came of it |
 //! | [`auth`] | credentials, sessions, API keys, roles, the caller |
 //! | [`http`] | accept loop, limits, problems, documentation, files |
+//! | `kept` | rows of the database that are kept in the cache |
 //! | [`store`] | the database: readers, the one writer, migrations |
 //! | [`cache`] | what is read again and again, in memory and on disk |
 //! | [`monitor`] | metrics, health, logs |
@@ -22,10 +24,11 @@
 //! | [`config`], [`zone`], [`check`], [`clock`], `threads` | settings, time zones, input checks, time, work that gives way |
 //!
 //! One claim, in one direction: `flash_sale/api.rs` asks the gate, which may refuse early; then one
-//! `store.write` runs `flash_sale::claim`, whose conditional update in `flash_sale/sql.rs` decides;
+//! `store.write` runs `flash_sale::claim`, whose conditional update in `allotment/sql.rs` decides;
 //! ledger row, claim and order join the same transaction; the writer commits for everyone who
 //! waits; after the commit the gate is told, and the answer goes out.
 
+pub mod allotment;
 pub mod app;
 pub mod auth;
 pub mod cache;
@@ -35,6 +38,7 @@ pub mod clock;
 pub mod config;
 pub mod flash_sale;
 pub mod http;
+mod kept;
 pub mod monitor;
 pub mod order;
 pub mod product;

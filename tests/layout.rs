@@ -1,6 +1,7 @@
 //! The tree keeps its shape: imports point down, each framework has one home, and every file says
 //! what it owns.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,12 +13,14 @@ const ORDER: &[&str] = &[
     "flash_sale",
     "report",
     "order",
+    "allotment",
     "product",
     "user",
     "schedule",
     "task",
     "auth",
     "http",
+    "kept",
     "store",
     "cache",
     "monitor",
@@ -28,6 +31,42 @@ const ORDER: &[&str] = &[
     "clock",
     "threads",
 ];
+
+/// The room that each table belongs to: it alone writes there, and only it and the rooms above read.
+const OWNERS: &[(&str, &str)] = &[
+    ("api_keys", "auth"),
+    ("cached_reports", "report"),
+    ("claims", "flash_sale"),
+    ("flash_sales", "allotment"),
+    ("idempotency_keys", "auth"),
+    ("known_places", "auth"),
+    ("openings", "store"),
+    ("order_items", "order"),
+    ("orders", "order"),
+    ("product_terms", "product"),
+    ("product_terms_due", "product"),
+    ("products", "product"),
+    ("queues", "task"),
+    ("registrations", "auth"),
+    ("schedule_runs", "schedule"),
+    ("schedules", "schedule"),
+    ("sessions", "auth"),
+    ("stock_movements", "product"),
+    ("task_attempts", "task"),
+    ("task_batches", "task"),
+    ("task_edges", "task"),
+    ("task_index", "task"),
+    ("task_locks", "task"),
+    ("task_logs", "task"),
+    ("tasks", "task"),
+    ("users", "auth"),
+    ("webhook_deliveries", "task"),
+    ("webhook_endpoints", "task"),
+    ("webhook_events", "task"),
+];
+
+/// What breaks the rule of [`OWNERS`] and why: room, table, reason. The list may only get shorter.
+const FOREIGN: &[(&str, &str, &str)] = &[];
 
 fn sources() -> Vec<(PathBuf, String)> {
     fn walk(dir: &Path, out: &mut Vec<(PathBuf, String)>) {
@@ -219,6 +258,152 @@ fn sql_stands_in_sql_files_and_the_store() {
         "SQL outside sql.rs and store/:\n{}",
         wrong.join("\n")
     );
+}
+
+/// A file without comment lines and without what is compiled for tests alone.
+fn code_of_the_program(text: &str) -> String {
+    let mut out = String::new();
+    let mut is_skipped = false;
+    for line in text.lines() {
+        if line == "#[cfg(test)]" {
+            is_skipped = true;
+        } else if !is_skipped && !line.trim_start().starts_with("//") {
+            out.push_str(line);
+            out.push('\n');
+        }
+        // An item ends with the first line at the margin that closes it, or that is all of it.
+        if is_skipped && !line.starts_with([' ', '#']) && line.ends_with(['}', ';']) {
+            is_skipped = false;
+        }
+    }
+    out
+}
+
+/// Tables that statements in this code name, and whether they write there. Keywords are in capitals in all
+/// statements of this house, and nowhere else.
+fn tables_named(code: &str) -> BTreeSet<(&str, bool)> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words: Vec<&str> = code
+        .split(|c| !is_word(c))
+        .filter(|word| !word.is_empty())
+        .collect();
+    let mut found = BTreeSet::new();
+    for (at, pair) in words.windows(2).enumerate() {
+        let is_write = match pair[0] {
+            "INTO" | "UPDATE" => true,
+            "FROM" => at > 0 && words[at - 1] == "DELETE",
+            "JOIN" => false,
+            _ => continue,
+        };
+        if OWNERS.iter().any(|(table, _)| *table == pair[1]) {
+            found.insert((pair[1], is_write));
+        }
+    }
+    found
+}
+
+#[test]
+fn statements_are_read_for_the_tables_that_they_name() {
+    let code = code_of_the_program(
+        "// DELETE FROM orders\nfn a() { sql!(\"WITH x (id) AS (VALUES ($1)) UPDATE users \\\n SET a = 1 FROM x\") }\n\
+         #[cfg(test)]\npub(super) mod forging {\n    fn b() { \"UPDATE products\" }\n}\n\
+         fn c() { \"DELETE FROM sessions WHERE id IN (SELECT id FROM tasks) ON CONFLICT DO UPDATE SET\" }\n\
+         #[cfg(test)]\nuse x;\nfn d() { \"SELECT 1 FROM queues q JOIN \\\n        claims c\" }\n",
+    );
+    let found: Vec<(&str, bool)> = tables_named(&code).into_iter().collect();
+    let expected = [
+        ("claims", false),
+        ("queues", false),
+        ("sessions", true),
+        ("tasks", false),
+        ("users", true),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn every_table_of_the_schema_has_an_owner() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/migrations");
+    let mut made = BTreeSet::new();
+    for entry in fs::read_dir(folder).expect("readable directory") {
+        let text = fs::read_to_string(entry.expect("entry").path()).expect("readable file");
+        for rest in text.split("CREATE TABLE ").skip(1) {
+            let name = rest.split([' ', '(']).next().unwrap_or_default();
+            made.insert(name.to_owned());
+        }
+    }
+    let owned: BTreeSet<String> = OWNERS
+        .iter()
+        .map(|(table, _)| (*table).to_owned())
+        .collect();
+    assert_eq!(owned, made);
+    assert_eq!(owned.len(), OWNERS.len(), "each table has one owner");
+}
+
+#[test]
+fn only_its_owner_writes_a_table_and_only_rooms_above_read_it() {
+    let mut wrong = Vec::new();
+    let mut foreign = BTreeSet::new();
+    let mut written = BTreeSet::new();
+    for (path, text) in sources() {
+        if path.ends_with("tests.rs") {
+            continue; // a room's tests, in a file of their own
+        }
+        let room = module_of(&path);
+        let code = code_of_the_program(&text);
+        for verb in ["FROM {", "INTO {", "UPDATE {", "JOIN {"] {
+            if code.contains(verb) {
+                wrong.push(format!("{}: `{verb}` hides a table", path.display()));
+            }
+        }
+        for (table, is_write) in tables_named(&code) {
+            let (table, owner) = OWNERS
+                .iter()
+                .find(|(known, _)| *known == table)
+                .expect("a table that has an owner");
+            if is_write && room == *owner {
+                written.insert(*table);
+            }
+            let may = match is_write {
+                true => room == *owner,
+                false => rank(&room) <= rank(owner),
+            };
+            if may {
+                continue;
+            }
+            match FOREIGN
+                .iter()
+                .find(|(known, of, _)| *known == room && of == table)
+            {
+                Some((room, table, _)) => {
+                    foreign.insert((*room, *table));
+                }
+                None => wrong.push(format!(
+                    "{} {} `{table}`, which is `{owner}`'s",
+                    path.display(),
+                    if is_write { "writes" } else { "reads" }
+                )),
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "statements on tables of others:\n{}",
+        wrong.join("\n")
+    );
+    let unused: Vec<_> = FOREIGN
+        .iter()
+        .filter(|(room, table, _)| !foreign.contains(&(*room, *table)))
+        .collect();
+    assert!(
+        unused.is_empty(),
+        "no longer so; leave them out: {unused:?}"
+    );
+    let never: Vec<_> = OWNERS
+        .iter()
+        .filter(|(table, _)| !written.contains(table))
+        .collect();
+    assert!(never.is_empty(), "their owners never write: {never:?}");
 }
 
 #[test]

@@ -37,8 +37,9 @@ use crate::monitor::security::{Event, SecurityLog, Who};
 use crate::store::{Row, Store, StoreError, Tx};
 use crate::{id_type, word_type};
 use password::{Lane, Passwords};
-use place::{DEVICE_PREFIX, Origin, PlaceKind};
+use place::{DEVICE_PREFIX, Origin};
 use registration::OnAsked;
+pub use sql::{end_sessions, past_customer, update_account};
 use throttle::{Attempt, Rules, Throttle, Verdict};
 
 id_type! {
@@ -70,6 +71,16 @@ word_type! {
         Active = "active",
         /// It may not: each of its requests is answered 401.
         Disabled = "disabled",
+    }
+}
+
+word_type! {
+    /// What an account is known to have logged in from.
+    PlaceKind {
+        /// A network.
+        Address = "address",
+        /// A browser.
+        Device = "device",
     }
 }
 
@@ -142,7 +153,7 @@ impl Role {
 /// An account without its credentials.
 #[derive(Clone, Debug)]
 pub struct Account {
-    /// Key.
+    /// Key of its row.
     pub id: UserId,
     /// Address that it logs in with; none for customers that came by import.
     pub email: Option<String>,
@@ -179,6 +190,15 @@ struct SessionRow {
     status: Status,
     last_seen_at: Timestamp,
     expires_at: Timestamp,
+}
+
+/// A registration that waits for the proof of its address, as far as another request needs it.
+struct RegistrationRow {
+    id: i64,
+    email: String,
+    name: String,
+    password_hash: String,
+    language: Option<String>,
 }
 
 struct KeyRow {
@@ -491,7 +511,7 @@ struct Cached {
 
 /// A session's use that is not on disk yet.
 #[derive(Clone)]
-struct Seen {
+struct SessionUse {
     token_hash: Arc<str>,
     user_id: UserId,
     at: Timestamp,
@@ -501,13 +521,13 @@ struct Seen {
 struct Callers {
     known: HashMap<String, Cached>,
     /// Uses of sessions that are no longer among them.
-    unsaved: Vec<Seen>,
+    unsaved: Vec<SessionUse>,
     callers_max: usize,
 }
 
 impl Cached {
-    fn unsaved(&self) -> Option<Seen> {
-        (!self.is_key && self.last_seen_at > self.saved_at).then(|| Seen {
+    fn unsaved(&self) -> Option<SessionUse> {
+        (!self.is_key && self.last_seen_at > self.saved_at).then(|| SessionUse {
             token_hash: Arc::clone(&self.caller.token_hash),
             user_id: self.caller.user_id,
             at: self.last_seen_at,
@@ -531,19 +551,19 @@ impl Callers {
     }
 
     /// Bounded: where nothing can be written for long, the oldest notes stay and the rest is lost.
-    fn keep(&mut self, seen: impl IntoIterator<Item = Seen>) {
+    fn keep(&mut self, seen: impl IntoIterator<Item = SessionUse>) {
         let room = self.callers_max.saturating_sub(self.unsaved.len());
         self.unsaved.extend(seen.into_iter().take(room));
     }
 
     /// All that is not on disk. What is still known stays noted there.
-    fn take_unsaved(&mut self) -> Vec<Seen> {
+    fn take_unsaved(&mut self) -> Vec<SessionUse> {
         let mut unsaved = std::mem::take(&mut self.unsaved);
         unsaved.extend(self.known.values().filter_map(Cached::unsaved));
         unsaved
     }
 
-    fn note_saved(&mut self, seen: &[Seen]) {
+    fn note_saved(&mut self, seen: &[SessionUse]) {
         for seen in seen {
             if let Some(cached) = self.known.get_mut(&*seen.token_hash) {
                 cached.saved_at = cached.saved_at.max(seen.at);
@@ -1308,15 +1328,26 @@ pub fn account_with(tx: &mut Tx<'_>, email: &str) -> Result<Account, AuthError> 
     Ok(found.ok_or(AuthError::NoAccount)?.0)
 }
 
-/// How somebody is written to.
+/// What is to change of an account; what is `None` stays.
+#[derive(Clone, Copy, Debug)]
+pub struct AccountChange<'a> {
+    /// What to call its owner.
+    pub name: Option<&'a str>,
+    /// What it may do.
+    pub role: Option<Role>,
+    /// Whether it may be used.
+    pub status: Option<Status>,
+}
+
+/// How the owner of an account is written to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipient {
-    /// Address.
+    /// Mail address.
     pub email: String,
-    /// What to call them. `None` while it is not known that the name was chosen by who reads mails there:
-    /// anybody can register any address under any text as a name.
+    /// What to call them. `None` while it is not known that the reader of that address chose the name: a stranger
+    /// can register any address under any text as a name.
     pub name: Option<String>,
-    /// What they read; `None` if they never said.
+    /// The language that they read; `None` if they never said.
     pub language: Option<Language>,
 }
 

@@ -9,23 +9,12 @@
 
 use std::net::IpAddr;
 
-use super::throttle::Place;
-use super::{Token, UserId, hash_token, sql};
+use super::throttle::KnownPlace;
+use super::{PlaceKind, Token, UserId, hash_token, sql};
 use crate::clock::Timestamp;
 use crate::http::{RequestInfo, network_of};
 use crate::monitor::security::Who;
 use crate::store::{StoreError, Tx};
-use crate::word_type;
-
-word_type! {
-    /// Kinds of places.
-    PlaceKind {
-        /// A network.
-        Address = "address",
-        /// A browser.
-        Device = "device",
-    }
-}
 
 /// Beginning of a device's token.
 pub(super) const DEVICE_PREFIX: &str = "ond_";
@@ -104,10 +93,10 @@ impl Origin {
     }
 
     /// This place as the throttle counts it.
-    pub(super) fn place(&self, kind: PlaceKind) -> Place<'_> {
+    pub(super) fn place(&self, kind: PlaceKind) -> KnownPlace<'_> {
         match (kind, &self.device) {
-            (PlaceKind::Device, Some(device)) => Place::Device(&device.hash),
-            (PlaceKind::Device | PlaceKind::Address, _) => Place::Address(self.address),
+            (PlaceKind::Device, Some(device)) => KnownPlace::Device(&device.hash),
+            (PlaceKind::Device | PlaceKind::Address, _) => KnownPlace::Address(self.address),
         }
     }
 

@@ -8,11 +8,10 @@
 //! an owner of the address who opens the link of a stranger's registration gets no account by that.
 
 use super::place::Origin;
-use super::sql::{self, Asked};
 use super::throttle::Verdict;
 use super::{
-    Auth, AuthError, Carrier, Lane, Login, NewSession, Role, check_account, check_known_password,
-    check_token, hash_token, new_token,
+    Auth, AuthError, Carrier, Lane, Login, NewSession, RegistrationRow, Role, check_account,
+    check_known_password, check_token, hash_token, new_token, sql,
 };
 use crate::clock::Timestamp;
 use crate::config::Language;
@@ -79,7 +78,7 @@ impl Auth {
             }
         };
         attempt.failed();
-        let asked = Asked {
+        let asked = RegistrationRow {
             id: 0,
             email,
             name,
@@ -102,8 +101,8 @@ impl Auth {
             .await
     }
 
-    async fn ask_for_proof(&self, asked: Asked) -> Result<(), AuthError> {
-        // Whoever registers hears the same, so nobody learns how often an address was registered.
+    async fn ask_for_proof(&self, asked: RegistrationRow) -> Result<(), AuthError> {
+        // The answer is the same in any case, so that no client learns how often an address was registered.
         if !self.0.throttle.may_write_to(&asked.email) {
             return Ok(());
         }
@@ -168,7 +167,7 @@ impl Auth {
     /// `token_hash` is that of the proof.
     async fn make_account(
         &self,
-        asked: Asked,
+        asked: RegistrationRow,
         origin: Origin,
         token_hash: Option<String>,
     ) -> Result<Login, AuthError> {
@@ -216,7 +215,7 @@ pub fn notice(tx: &mut Tx<'_>, now: Timestamp, id: i64) -> Result<Option<Notice>
     let Some(asked) = sql::set_registration_token(tx, now, id, &token.hash)? else {
         return Ok(None);
     };
-    let Asked {
+    let RegistrationRow {
         email, language, ..
     } = asked;
     let language = language.as_deref().and_then(Language::from_word);

@@ -1,8 +1,9 @@
 //! Every statement about accounts' credentials, sessions and API keys.
 
-use super::idempotency::{Key, KeyAsked, Stored};
-use super::place::PlaceKind;
-use super::{Account, ApiKey, Carrier, KeyId, KeyRow, Recipient, Role, Scope, SessionRow, UserId};
+use super::{
+    Account, AccountChange, ApiKey, Carrier, KeyId, KeyRow, PlaceKind, Recipient, RegistrationRow,
+    Role, Scope, SessionRow, UserId,
+};
 use crate::clock::Timestamp;
 use crate::config::Language;
 use crate::sql;
@@ -304,95 +305,6 @@ pub(super) fn key(
     )
 }
 
-pub(super) fn stored(
-    tx: &mut Tx<'_>,
-    caller: UserId,
-    key: &str,
-    since: Timestamp,
-) -> Result<Option<Stored>, StoreError> {
-    tx.row(
-        sql!("SELECT fingerprint, location, body FROM idempotency_keys WHERE caller = $1 AND key = $2 AND created_at > $3"),
-        &[(&caller.to_string()).into(), key.into(), since.into()],
-        |row| Ok(Stored { fingerprint: row.get(0)?, location: row.get(1)?, body: row.get(2)? }),
-    )
-}
-
-/// Takes each key that has no answer, or an old one; answers how many. A key that another transaction has taken
-/// waits for its end here.
-pub(super) fn begin_keys(tx: &mut Tx<'_>, asked: &[KeyAsked<'_>]) -> Result<u64, StoreError> {
-    let callers: Vec<String> = asked.iter().map(|asked| asked.caller.to_string()).collect();
-    tx.execute_each(
-        sql!("INSERT INTO idempotency_keys (caller, key, fingerprint, location, body, created_at) \
-         VALUES ($1, $2, '', '', '', $3) ON CONFLICT (caller, key) DO UPDATE SET fingerprint = excluded.fingerprint, \
-         location = excluded.location, body = excluded.body, created_at = excluded.created_at \
-         WHERE idempotency_keys.created_at <= $4"),
-        callers.iter().zip(asked).map(|(caller, asked)| {
-            let since = asked.key.since(asked.now);
-            [caller.into(), asked.key.text().into(), asked.now.into(), since.into()]
-        }),
-    )
-}
-
-/// The answers under these keys, in their order; `None` for one that this transaction has taken.
-pub(super) fn answered(
-    tx: &mut Tx<'_>,
-    asked: &[KeyAsked<'_>],
-) -> Result<Vec<Option<Stored>>, StoreError> {
-    let callers: Vec<String> = asked.iter().map(|asked| asked.caller.to_string()).collect();
-    tx.row_of_each(
-        sql!("SELECT fingerprint, location, body FROM idempotency_keys WHERE caller = $1 AND key = $2 AND body <> ''"),
-        callers
-            .iter()
-            .zip(asked)
-            .map(|(caller, asked)| [caller.into(), asked.key.text().into()]),
-        |row| Ok(Stored { fingerprint: row.get(0)?, location: row.get(1)?, body: row.get(2)? }),
-    )
-}
-
-/// Keeps answers under keys that this transaction has taken; answers how many.
-pub(super) fn keep_answers(
-    tx: &mut Tx<'_>,
-    kept: &[(UserId, &Key, &Stored)],
-) -> Result<u64, StoreError> {
-    let callers: Vec<String> = kept.iter().map(|kept| kept.0.to_string()).collect();
-    tx.execute_each(
-        sql!(
-            "UPDATE idempotency_keys SET fingerprint = $3, location = $4, body = $5 \
-         WHERE caller = $1 AND key = $2 AND body = ''"
-        ),
-        callers.iter().zip(kept).map(|(caller, (_, key, stored))| {
-            [
-                caller.into(),
-                key.text().into(),
-                (&stored.fingerprint).into(),
-                (&stored.location).into(),
-                (&stored.body).into(),
-            ]
-        }),
-    )
-}
-
-/// Gives up keys without an answer.
-pub(super) fn give_up_keys(tx: &mut Tx<'_>, keys: &[(UserId, &Key)]) -> Result<(), StoreError> {
-    let callers: Vec<String> = keys.iter().map(|(caller, _)| caller.to_string()).collect();
-    tx.execute_each(
-        sql!("DELETE FROM idempotency_keys WHERE caller = $1 AND key = $2 AND body = ''"),
-        callers
-            .iter()
-            .zip(keys)
-            .map(|(caller, (_, key))| [caller.into(), key.text().into()]),
-    )?;
-    Ok(())
-}
-
-pub(super) fn purge_keys(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, StoreError> {
-    tx.execute(
-        sql!("DELETE FROM idempotency_keys WHERE (caller, key) IN \
-         (SELECT caller, key FROM idempotency_keys WHERE created_at <= $1 ORDER BY created_at LIMIT 500)"),
-        &[until.into()],
-    )
-}
-
 /// How an active account is written to.
 pub(super) fn recipient(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Recipient>, StoreError> {
     tx.row(
@@ -437,30 +349,19 @@ pub(super) fn end_sessions_beyond(
     )
 }
 
-/// What somebody has asked to be registered with, as far as another request needs it.
-pub(super) struct Asked {
-    pub(super) id: i64,
-    pub(super) email: String,
-    pub(super) name: String,
-    pub(super) password_hash: String,
-    pub(super) language: Option<String>,
-}
-
-impl Asked {
-    fn read(row: &Row<'_>) -> Result<Self, StoreError> {
-        Ok(Self {
-            id: row.get(0)?,
-            email: row.get(1)?,
-            name: row.get(2)?,
-            password_hash: row.get(3)?,
-            language: row.get(4)?,
-        })
-    }
+fn registration_row(row: &Row<'_>) -> Result<RegistrationRow, StoreError> {
+    Ok(RegistrationRow {
+        id: row.get(0)?,
+        email: row.get(1)?,
+        name: row.get(2)?,
+        password_hash: row.get(3)?,
+        language: row.get(4)?,
+    })
 }
 
 pub(super) fn insert_registration(
     tx: &mut Tx<'_>,
-    asked: &Asked,
+    asked: &RegistrationRow,
     expires_at: Timestamp,
 ) -> Result<i64, StoreError> {
     tx.row(
@@ -486,14 +387,14 @@ pub(super) fn set_registration_token(
     now: Timestamp,
     id: i64,
     token_hash: &str,
-) -> Result<Option<Asked>, StoreError> {
+) -> Result<Option<RegistrationRow>, StoreError> {
     tx.row(
         sql!(
             "UPDATE registrations SET token_hash = $2 WHERE id = $1 AND expires_at > $3 \
          RETURNING id, email, name, password_hash, language"
         ),
         &[id.into(), token_hash.into(), now.into()],
-        Asked::read,
+        registration_row,
     )
 }
 
@@ -501,14 +402,14 @@ pub(super) fn registration(
     tx: &mut Tx<'_>,
     now: Timestamp,
     token_hash: &str,
-) -> Result<Option<Asked>, StoreError> {
+) -> Result<Option<RegistrationRow>, StoreError> {
     tx.row(
         sql!(
             "SELECT id, email, name, password_hash, language FROM registrations \
          WHERE token_hash = $1 AND expires_at > $2"
         ),
         &[token_hash.into(), now.into()],
-        Asked::read,
+        registration_row,
     )
 }
 
@@ -610,4 +511,61 @@ pub(super) fn purge_places(tx: &mut Tx<'_>, until: Timestamp) -> Result<u64, Sto
          (SELECT place_hash, user_id FROM known_places WHERE seen_at <= $1 ORDER BY seen_at LIMIT 500)"),
         &[until.into()],
     )
+}
+
+/// The account of a customer whom the shop before knew by this id, made if need be.
+pub fn past_customer(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    external_id: &str,
+    name: &str,
+) -> Result<UserId, StoreError> {
+    tx.row(
+        sql!(
+            "INSERT INTO users (external_id, name, role, status, created_at, updated_at) \
+         VALUES ($1, $3, 'customer', 'active', $2, $2) \
+         ON CONFLICT (external_id) DO UPDATE SET updated_at = users.updated_at RETURNING id"
+        ),
+        &[external_id.into(), now.into(), name.into()],
+        |row| row.get(0),
+    )?
+    .ok_or_else(|| StoreError::Bug("an upsert returned no id".to_owned()))
+}
+
+/// Changes what is not `None` of an account, unless that took the last active admin away, or the account is no
+/// customer's and `by_admin` does not hold; `None` when nothing changed.
+pub fn update_account(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    by_admin: bool,
+    id: UserId,
+    change: AccountChange<'_>,
+) -> Result<Option<Account>, StoreError> {
+    tx.row(
+        sql!("UPDATE users SET name = coalesce($4, name), role = coalesce($5, role), \
+         status = coalesce($6, status), updated_at = $2 \
+         WHERE id = $1 AND (role = 'customer' OR $3 = 1) AND (\
+           role <> 'admin' OR status <> 'active' \
+           OR (coalesce($5, role) = 'admin' AND coalesce($6, status) = 'active') \
+           OR EXISTS (SELECT 1 FROM users WHERE role = 'admin' AND status = 'active' AND id <> $1)) \
+         RETURNING id, email, name, role, status, created_at, last_seen_at"),
+        &[
+            id.into(),
+            now.into(),
+            i64::from(by_admin).into(),
+            change.name.into(),
+            change.role.into(),
+            change.status.into(),
+        ],
+        Account::read,
+    )
+}
+
+/// Ends all sessions of an account.
+pub fn end_sessions(tx: &mut Tx<'_>, id: UserId) -> Result<(), StoreError> {
+    tx.execute(
+        sql!("DELETE FROM sessions WHERE user_id = $1"),
+        &[id.into()],
+    )?;
+    Ok(())
 }

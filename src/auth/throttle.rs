@@ -182,7 +182,7 @@ fn wider_network_of(address: IpAddr) -> IpAddr {
 
 /// What a count is found by, and where.
 #[derive(Clone, Copy)]
-struct Key {
+struct CountKey {
     digest: [u8; 16],
     room: Room,
 }
@@ -236,24 +236,24 @@ impl Counts {
         ])
     }
 
-    fn bucket(&mut self, key: &Key) -> &mut Vec<Count> {
+    fn bucket(&mut self, key: &CountKey) -> &mut Vec<Count> {
         let [a, b, c, d, e, f, g, h, ..] = key.digest;
         let table = &mut self.0[key.room as usize];
         let at = u64::from_le_bytes([a, b, c, d, e, f, g, h]) % table.len() as u64;
         &mut table[at as usize]
     }
 
-    fn get(&mut self, key: &Key) -> Option<&mut Count> {
+    fn get(&mut self, key: &CountKey) -> Option<&mut Count> {
         self.bucket(key)
             .iter_mut()
             .find(|count| count.key == key.digest)
     }
 
-    fn level_ms(&mut self, key: &Key, now: u64) -> u64 {
+    fn level_ms(&mut self, key: &CountKey, now: u64) -> u64 {
         self.get(key).map_or(0, |count| count.level_ms(now))
     }
 
-    fn add(&mut self, key: &Key, ms: u64, now: u64) {
+    fn add(&mut self, key: &CountKey, ms: u64, now: u64) {
         let bucket = self.bucket(key);
         let at = match bucket.iter().position(|count| count.key == key.digest) {
             Some(at) => at,
@@ -298,7 +298,7 @@ enum Weight {
 /// A count that a guess adds to.
 #[derive(Clone, Copy)]
 struct Counter {
-    key: Key,
+    key: CountKey,
     limit: Limit,
     weight: Weight,
     /// Whether its level can refuse a guess; otherwise it only tells what a success may take back.
@@ -334,7 +334,7 @@ fn converted(ms: u64, from: Limit, to: Limit) -> u64 {
 
 /// A place from which an account was logged in to before.
 #[derive(Clone, Copy, Debug)]
-pub enum Place<'a> {
+pub enum KnownPlace<'a> {
     /// The network of this address.
     Address(IpAddr),
     /// The browser that holds the token with this hash.
@@ -381,7 +381,7 @@ impl Throttle {
         }
     }
 
-    fn key(&self, kind: Kind, parts: &[&[u8]]) -> Key {
+    fn key(&self, kind: Kind, parts: &[&[u8]]) -> CountKey {
         let mut digest = Sha256::new_with_prefix(self.secret);
         digest.update([kind as u8]);
         for part in parts {
@@ -391,7 +391,7 @@ impl Throttle {
         let whole: [u8; 32] = digest.finalize().into();
         let mut digest = [0; 16];
         digest.copy_from_slice(&whole[..16]);
-        Key {
+        CountKey {
             digest,
             room: kind.room(),
         }
@@ -431,10 +431,10 @@ impl Throttle {
     }
 
     /// Begins a guess at the password of an account from a place that has logged in to it before.
-    pub fn known_begins(&self, account: &str, place: Place<'_>) -> Verdict<'_> {
+    pub fn known_begins(&self, account: &str, place: KnownPlace<'_>) -> Verdict<'_> {
         let place = match place {
-            Place::Address(address) => format!("address {}", network_of(address)),
-            Place::Device(hash) => format!("device {hash}"),
+            KnownPlace::Address(address) => format!("address {}", network_of(address)),
+            KnownPlace::Device(hash) => format!("device {hash}"),
         };
         let place = place.as_bytes();
         self.begin(Guess {
@@ -775,7 +775,7 @@ mod tests {
     fn strangers_do_not_shut_out_a_known_place_and_its_own_guesses_are_counted() {
         let bench = Bench::new();
         let known = |place, right| ended(bench.throttle.known_begins(OWNER, place), right);
-        let home = Place::Address(HOME);
+        let home = KnownPlace::Address(HOME);
         for number in 0..9 {
             let _refused = bench.wrong(OWNER, address(number));
         }
@@ -794,7 +794,7 @@ mod tests {
             "whoever guesses from there waits"
         );
         assert_eq!(
-            known(Place::Device("hash"), true),
+            known(KnownPlace::Device("hash"), true),
             Ok(()),
             "a browser there is another place"
         );
@@ -1030,7 +1030,7 @@ mod tests {
             })
             .count();
         assert_eq!(secrets, 200, "of a secret as well");
-        let home = Place::Address(in_network(9));
+        let home = KnownPlace::Address(in_network(9));
         let known = ended(bench.throttle.known_begins(OWNER, home), true);
         assert_eq!(known, Ok(()));
         bench.clock.advance(Duration::from_secs(200 * 12));

@@ -17,7 +17,7 @@ use super::{
 use crate::app;
 use crate::auth::{self, Role, Scope};
 use crate::config;
-use crate::product::stock;
+use crate::order::audit;
 use crate::store::{StoreError, file};
 use crate::user;
 use crate::zone;
@@ -225,7 +225,7 @@ pub(super) fn stock(common: &Common, command: &StockCommand) -> Outcome {
         bar.tick();
     })?;
     let verdict = file::read_alone::<_, StoreError>(&path, &settings.database, |tx| {
-        stock::verify(tx, |rows| {
+        audit::verify(tx, |rows| {
             bar.set_message(format!("{rows} movements"));
             bar.tick();
             Ok(())

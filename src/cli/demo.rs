@@ -4,8 +4,9 @@ use clap::Args;
 
 use super::rehearse::{self, Crowd};
 use super::{Common, Failed, Outcome, sample, say};
+use crate::allotment::{NewSale, Sale};
 use crate::app::{self, App};
-use crate::flash_sale::{self, NewSale, Sale, rehearsal};
+use crate::flash_sale::{self, rehearsal};
 use crate::monitor::{Metrics, logs};
 use crate::product::ProductId;
 use crate::task::webhook::Events;

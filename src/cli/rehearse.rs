@@ -21,12 +21,14 @@ use super::drill::Attack;
 use super::{
     Common, EXIT_BROKEN, EXIT_USAGE, Failed, Outcome, existing_database, greeting, print, say,
 };
+use crate::allotment::{NewSale, Sale, SaleId};
 use crate::app::{self, App, End, Signals};
 use crate::auth;
 use crate::flash_sale::rehearsal::{self, Card, Plan, Progress};
-use crate::flash_sale::{self, NewSale, Sale, SaleError, SaleId};
+use crate::flash_sale::{self, SaleError};
 use crate::monitor::{Metrics, logs};
-use crate::product::{ProductId, stock};
+use crate::order::audit;
+use crate::product::ProductId;
 use crate::store::{StoreError, database_in, file};
 use crate::task::webhook::Events;
 
@@ -363,7 +365,7 @@ async fn sell(app: &App, sale: &Sale, crowd: &Crowd, quiet: bool) -> Result<Card
     // A large ledger takes longer than a request may, so this reads without the server's limit.
     let (path, settings) = (app.database(), app.settings.database.clone());
     let verdict = tokio::task::spawn_blocking(move || {
-        file::read_alone::<_, StoreError>(&path, &settings, |tx| stock::verify(tx, |_| Ok(())))
+        file::read_alone::<_, StoreError>(&path, &settings, |tx| audit::verify(tx, |_| Ok(())))
     })
     .await??;
     card.conclude(&verdict);

@@ -7,21 +7,22 @@ use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
-use super::gate::{Gate, Place, Refusal};
-use super::{Claim, ClaimRequest, NewSale, Sale, SaleError, SaleId, SaleStatus, sql};
+use super::gate::{Gate, GatePlace, Refusal};
+use super::ready::ReadySales;
+use super::{Claim, ClaimRequest, SaleError};
+use crate::allotment::{NewSale, Sale, SaleId, SaleStatus};
 use crate::auth::api::{Access, Tag};
-use crate::auth::idempotency::Key;
+use crate::auth::idempotency::IdempotencyKey;
 use crate::auth::{Caller, Role, Scope};
-use crate::cache::{Cache, Cached, HighestWanted, Id, Kind, KindRules, Loaded};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Settings;
 use crate::http::{Body, Created, Failure, OptionalBody, Problem, fails, read_cursor};
 use crate::monitor::Metrics;
+use crate::order::FollowUps;
 use crate::order::api::rate_limited;
-use crate::order::{FollowUps, SALE_CHANGED};
 use crate::product::ProductId;
 use crate::product::stock::StockError;
-use crate::store::{Gather, Lane, Rows, Store, StoreError};
+use crate::store::{Gather, Lane, Store};
 
 impl From<SaleError> for Problem {
     fn from(error: SaleError) -> Self {
@@ -248,79 +249,6 @@ type ClaimResult = Result<
     Failure<{ fails::SECURED | fails::NOT_FOUND | fails::CONFLICT | fails::RATE_LIMITED }>,
 >;
 
-/// A sale as its row is; what it is called at a moment is worked out when it is shown.
-#[derive(Clone)]
-struct Shown(Arc<Sale>);
-
-impl Cached for Shown {
-    fn heap_bytes(&self) -> usize {
-        std::mem::size_of::<Sale>() + self.0.currency.len()
-    }
-}
-
-async fn load_sale(
-    store: Store,
-    id: SaleId,
-    wanted: Option<HighestWanted>,
-) -> Result<Option<Loaded<Shown>>, StoreError> {
-    let read = store.point(move |tx| {
-        let found = sql::get(tx, id)?;
-        if let (None, Some(wanted)) = (&found, wanted) {
-            wanted.tell(sql::highest_id(tx)?);
-        }
-        Ok::<_, StoreError>(found)
-    });
-    let found = read.await?;
-    Ok(found.map(|sale| {
-        let tag = format!("product:{}", sale.product_id);
-        Loaded::new(Shown(Arc::new(sale))).tag(tag)
-    }))
-}
-
-/// Sales, kept ready to be shown. What a commit changed is gone from here before its caller hears
-/// of it. For looks at a sale alone: a claim is decided by the row.
-#[derive(Clone)]
-pub struct ReadySales {
-    store: Store,
-    sales: Kind<Shown>,
-}
-
-impl ReadySales {
-    /// Of this database's sales. To be made once for each cache.
-    pub fn new(store: Store, cache: &Cache) -> Self {
-        let sales: Kind<Shown> = cache.kind(KindRules {
-            on_disk: false,
-            ..KindRules::new("flash_sale", 1)
-        });
-        let changed = sales.clone();
-        store.on_commit_of(SALE_CHANGED, move |rows| match rows {
-            Rows::Any => changed.invalidate_all(),
-            Rows::These(ids) => ids.iter().for_each(|id| changed.invalidate(*id)),
-        });
-        let of = store.clone();
-        sales.on_warm(move |sales, ids| {
-            let store = of.clone();
-            Box::pin(async move {
-                let mut found = 0;
-                for id in ids {
-                    let Id::Int(sale) = id else { continue };
-                    let load = || load_sale(store.clone(), SaleId(sale), None);
-                    found += usize::from(sales.get_or_load(sale, load).await?.is_some());
-                }
-                Ok(found)
-            })
-        });
-        Self { store, sales }
-    }
-
-    async fn get(&self, id: SaleId) -> Result<Arc<Sale>, Problem> {
-        let load = || load_sale(self.store.clone(), id, self.sales.asks_for_highest());
-        let hit = self.sales.get_or_load(id.0, load).await?;
-        let sale = hit.map(|hit| hit.value.0);
-        Ok(sale.ok_or(SaleError::NotFound(id))?)
-    }
-}
-
 /// What a buyer asks for units of.
 #[derive(Clone, Copy, Debug)]
 enum Wanted {
@@ -347,7 +275,7 @@ pub struct FlashSaleApi {
 struct Seated {
     now: Timestamp,
     request: ClaimRequest,
-    place: Place,
+    place: GatePlace,
 }
 
 /// Claims of each sale, granted together.
@@ -414,7 +342,7 @@ impl FlashSaleApi {
             .map(|key| {
                 let asked = sale.map(|sale| super::asked(sale, quantity));
                 let seconds = self.settings.orders.idempotency_seconds;
-                Key::new(&key, &asked.unwrap_or_default(), seconds)
+                IdempotencyKey::new(&key, &asked.unwrap_or_default(), seconds)
             })
             .transpose()?;
         let result = match wanted {
@@ -439,7 +367,7 @@ impl FlashSaleApi {
         Ok(result?)
     }
 
-    /// A claim in the product's sale of now. Who asks again once that is over, or when another has begun,
+    /// A claim in the product's sale of now. A buyer who asks again once that is over, or when another has begun,
     /// hears the first answer again.
     async fn decide_of_product(
         &self,
@@ -447,7 +375,7 @@ impl FlashSaleApi {
         product_id: ProductId,
         sale: Option<SaleId>,
         quantity: u32,
-        key: Option<Key>,
+        key: Option<IdempotencyKey>,
     ) -> Result<Created<ClaimedView>, Problem> {
         let (now, user_id) = (self.clock.now(), caller.user_id);
         let refused = match sale {
@@ -473,7 +401,7 @@ impl FlashSaleApi {
         caller: &Caller,
         sale_id: SaleId,
         quantity: u32,
-        key: Option<Key>,
+        key: Option<IdempotencyKey>,
     ) -> Result<Created<ClaimedView>, Problem> {
         let (now, user_id) = (self.clock.now(), caller.user_id);
         let place = match self.gate.enter(sale_id, user_id, quantity, now).await {
@@ -505,7 +433,7 @@ impl FlashSaleApi {
         refusal: Refusal,
         sale_id: SaleId,
         caller: &Caller,
-        key: Option<Key>,
+        key: Option<IdempotencyKey>,
     ) -> Result<Created<ClaimedView>, Problem> {
         let (now, user_id) = (self.clock.now(), caller.user_id);
         if let Some(key) = key
@@ -620,7 +548,11 @@ impl FlashSaleApi {
         /// Key of the sale
         id: Path<i64>,
     ) -> Result<Body<SaleView>, Failure<{ fails::NOT_FOUND }>> {
-        let sale = self.ready.get(SaleId(id.0)).await?;
+        let id = SaleId(id.0);
+        let found = self.ready.get(id).await.map_err(Problem::from)?;
+        let sale = found
+            .ok_or(SaleError::NotFound(id))
+            .map_err(Problem::from)?;
         Ok(Body(SaleView::new(&sale, self.clock.now())))
     }
 

@@ -16,12 +16,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
-use super::{Sale, SaleId};
+use crate::allotment::{self, Sale, SaleId, SaleUnits};
 use crate::auth::UserId;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, ms};
 use crate::monitor::Metrics;
-use crate::order::SaleUnits;
 use crate::product::ProductId;
 use crate::store::{Store, StoreError};
 
@@ -65,7 +64,7 @@ struct SaleGate {
 struct Places {
     left: u32,
     reserved: u32,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<WaitingClaim>,
 }
 
 impl Places {
@@ -76,7 +75,8 @@ impl Places {
     }
 }
 
-struct Waiting {
+/// A buyer's claim that waits for its turn.
+struct WaitingClaim {
     quantity: u32,
     tell: oneshot::Sender<bool>,
 }
@@ -143,7 +143,7 @@ impl SaleGate {
                 break;
             };
             if sold_out {
-                // Whoever no longer waits does not mind.
+                // A buyer who no longer waits has dropped the other end.
                 let _gone = first.tell.send(false);
             } else if first.tell.send(true).is_ok() {
                 places.reserved += quantity;
@@ -163,14 +163,14 @@ impl SaleGate {
 }
 
 /// A place in the writer's queue. It must be decided; dropped, it counts as not sold.
-pub struct Place {
+pub struct GatePlace {
     gate: Arc<SaleGate>,
     quantity: u32,
     buyers_max: usize,
     decided: bool,
 }
 
-impl Place {
+impl GatePlace {
     /// Tells the gate what the claim came to.
     pub fn decide(mut self, sold: bool) {
         self.decided = true;
@@ -182,7 +182,7 @@ impl Place {
     pub fn limit_reached(self, user: UserId) {
         let mut full = self.gate.full.lock();
         if full.len() >= self.buyers_max {
-            // Simple and rare: whoever comes again costs the database one look more.
+            // Simple and rare: each of these buyers costs the database one look more.
             full.clear();
         }
         let fewest = full.entry(user).or_insert(self.quantity);
@@ -192,7 +192,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for GatePlace {
     fn drop(&mut self) {
         if !self.decided {
             self.gate.decide(self.quantity, false);
@@ -224,7 +224,7 @@ impl Gate {
 
     /// Builds the gates anew from the rows: after a start.
     pub async fn load(&self, store: &Store) -> Result<(), StoreError> {
-        for sale in store.read(super::open_sales).await? {
+        for sale in store.read(allotment::open_sales).await? {
             self.open(sale);
         }
         Ok(())
@@ -250,7 +250,7 @@ impl Gate {
         self.0.sales.write().insert(gate.sale.id, Arc::new(gate));
     }
 
-    /// Closes it; whoever waits hears that it is over.
+    /// Closes the gate of a sale; the claims that wait are refused.
     pub fn close(&self, id: SaleId) {
         let gate = self.0.sales.write().remove(&id);
         if let Some(gate) = gate {
@@ -264,7 +264,7 @@ impl Gate {
     /// Units came back to open sales, or late payments took some.
     pub fn adjust(&self, moved: &[SaleUnits]) {
         for units in moved {
-            let Some(gate) = self.find(SaleId(units.sale_id)) else {
+            let Some(gate) = self.find(units.sale_id) else {
                 continue;
             };
             if units.change > 0 {
@@ -327,7 +327,7 @@ impl Gate {
         user: UserId,
         quantity: u32,
         now: Timestamp,
-    ) -> Result<Place, Refusal> {
+    ) -> Result<GatePlace, Refusal> {
         let gate = self.find(id).ok_or(Refusal::Unknown)?;
         if now < gate.sale.starts_at {
             return Err(Refusal::NotStarted);
@@ -371,7 +371,7 @@ impl Gate {
                 return Err(Refusal::Overloaded);
             } else {
                 let (tell, answer) = oneshot::channel();
-                places.waiting.push_back(Waiting { quantity, tell });
+                places.waiting.push_back(WaitingClaim { quantity, tell });
                 Some(answer)
             }
         };
@@ -389,7 +389,7 @@ impl Gate {
                 Err(_) => return Err(Refusal::Overloaded),
             }
         }
-        Ok(Place {
+        Ok(GatePlace {
             gate,
             quantity,
             buyers_max: self.0.settings.tracked_buyers_max,
@@ -398,7 +398,8 @@ impl Gate {
     }
 }
 
-/// One who waits. Dropped before it took its answer, it gives back a place that was already its.
+/// The end of a [`WaitingClaim`] that stays with its buyer. Dropped before it took its answer, it gives back a place
+/// that the claim had got.
 struct Waiter<'a> {
     gate: &'a SaleGate,
     quantity: u32,
@@ -450,7 +451,7 @@ mod tests {
             per_user_limit: 1,
             attempts_per_minute,
             payment_window_seconds: 0,
-            status: super::super::SaleStatus::Open,
+            status: allotment::SaleStatus::Open,
             created_at: Timestamp(0),
         }
     }
@@ -494,7 +495,7 @@ mod tests {
             Some(Refusal::SoldOut)
         );
         gate.adjust(&[SaleUnits {
-            sale_id: 1,
+            sale_id: SaleId(1),
             change: 1,
         }]);
         assert!(gate.enter(SaleId(1), UserId(3), 1, now).await.is_ok());
@@ -509,7 +510,9 @@ mod tests {
     }
 
     /// What a buyer who waits is told, long before the wait would be over.
-    async fn told(waits: tokio::task::JoinHandle<Result<Place, Refusal>>) -> Result<(), Refusal> {
+    async fn told(
+        waits: tokio::task::JoinHandle<Result<GatePlace, Refusal>>,
+    ) -> Result<(), Refusal> {
         let told = tokio::time::timeout(Duration::from_secs(60), waits).await;
         told.expect("told at once").expect("no panic").map(drop)
     }
@@ -545,7 +548,7 @@ mod tests {
         let waits = tokio::spawn(enter(2));
         until_waiting(&gate, 1).await;
         gate.adjust(&[SaleUnits {
-            sale_id: 1,
+            sale_id: SaleId(1),
             change: -1,
         }]);
         assert_eq!(told(waits).await, Err(Refusal::SoldOut));
@@ -553,7 +556,7 @@ mod tests {
         claiming.decide(false);
         assert_eq!(enter(3).await.map(drop), Err(Refusal::SoldOut));
         gate.adjust(&[SaleUnits {
-            sale_id: 1,
+            sale_id: SaleId(1),
             change: 1,
         }]);
         assert!(enter(3).await.is_ok());
@@ -625,7 +628,7 @@ mod tests {
         }
         enter(1).await.expect("fewer may still fit").decide(false);
         gate.adjust(&[SaleUnits {
-            sale_id: 1,
+            sale_id: SaleId(1),
             change: 1,
         }]);
         assert!(enter(3).await.is_ok());

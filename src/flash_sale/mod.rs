@@ -2,13 +2,14 @@
 //!
 //! Invariants: granting is one transaction — the conditional update on the sale, the order, the
 //! ledger row, the claim and the kept answer commit together or not at all; the update's WHERE and
-//! the schema's CHECKs make overselling impossible whatever the gate says; who comes in time and
-//! within the limits gets a unit while one is left.
+//! the schema's CHECKs make overselling impossible whatever the gate says; a buyer who comes in time
+//! and within the limits gets a unit while one is left.
 
 pub mod api;
 pub mod gate;
 #[cfg(test)]
 mod model;
+pub mod ready;
 pub mod rehearsal;
 pub mod service;
 #[cfg(test)]
@@ -18,35 +19,19 @@ pub mod tasks;
 
 use std::collections::HashMap;
 
+use crate::allotment::{self, NewSale, Sale, SaleId, SaleStatus};
 use crate::auth::UserId;
 use crate::check::{Checks, FieldError};
 use crate::clock::{self, Timestamp};
+use crate::config;
 use crate::order::{
     self, FollowUps, NewOrder, OrderError, OrderId, OrderItem, OrderStatus, Stored,
-    idempotency::{Key, KeyAsked, KeyError},
+    idempotency::{IdempotencyKey, KeyAsked, KeyError},
 };
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::product::{ProductId, UNIT_AMOUNT_MAX};
 use crate::store::{StoreError, Tx};
 use crate::task::webhook::{EventKind, Events};
-use crate::{config, id_type, word_type};
-
-id_type! {
-    /// Key of a flash sale.
-    SaleId
-}
-
-word_type! {
-    /// What the row says; with the clock it makes the state that users see.
-    SaleStatus {
-        /// Before, in or just past its window.
-        Open = "open",
-        /// Its window is over and what was left went back.
-        Ended = "ended",
-        /// It was stopped by hand and what was left went back.
-        Stopped = "stopped",
-    }
-}
 
 /// Longest sale: one year.
 const WINDOW_SECONDS_MAX: i64 = 366 * 86_400;
@@ -55,78 +40,6 @@ const PAYMENT_SECONDS_MAX: i64 = 30 * 86_400;
 
 /// Where claims are to be had, by their ids.
 const CLAIMS: &str = "/api/v1/claims/";
-
-/// A flash sale.
-#[derive(Clone, Debug)]
-pub struct Sale {
-    /// Key.
-    pub id: SaleId,
-    /// What is sold.
-    pub product_id: ProductId,
-    /// Units allotted.
-    pub quantity: i64,
-    /// Units that can still be claimed.
-    pub remaining: i64,
-    /// Units claimed and not yet paid.
-    pub held: i64,
-    /// Units sold.
-    pub sold: i64,
-    /// Units that went back to the free stock.
-    pub returned: i64,
-    /// Price of one in minor units.
-    pub unit_amount: i64,
-    /// ISO 4217.
-    pub currency: String,
-    /// First moment.
-    pub starts_at: Timestamp,
-    /// First moment after it.
-    pub ends_at: Timestamp,
-    /// Units of one buyer at most.
-    pub per_user_limit: i64,
-    /// Attempts of one buyer in a sliding minute.
-    pub attempts_per_minute: i64,
-    /// Seconds in which a claim must be paid; 0 means no payment step.
-    pub payment_window_seconds: i64,
-    /// What the row says.
-    pub status: SaleStatus,
-    /// When it was made.
-    pub created_at: Timestamp,
-}
-
-impl Sale {
-    /// `scheduled`, `running`, `sold_out`, `ended` or `stopped`.
-    pub fn state(&self, now: Timestamp) -> &'static str {
-        match self.status {
-            SaleStatus::Stopped => "stopped",
-            SaleStatus::Ended => "ended",
-            SaleStatus::Open if now >= self.ends_at => "ended",
-            SaleStatus::Open if now < self.starts_at => "scheduled",
-            SaleStatus::Open if self.remaining == 0 => "sold_out",
-            SaleStatus::Open => "running",
-        }
-    }
-}
-
-/// A sale to be made.
-#[derive(Clone, Debug)]
-pub struct NewSale {
-    /// What is sold.
-    pub product_id: ProductId,
-    /// Units to allot.
-    pub quantity: u32,
-    /// Price of one in minor units of the product's currency.
-    pub unit_amount: i64,
-    /// First moment.
-    pub starts_at: Timestamp,
-    /// First moment after it.
-    pub ends_at: Timestamp,
-    /// Units of one buyer at most.
-    pub per_user_limit: u32,
-    /// Attempts of one buyer in a sliding minute.
-    pub attempts_per_minute: u32,
-    /// Seconds in which a claim must be paid.
-    pub payment_window_seconds: i64,
-}
 
 /// Why a sale or a claim was not made.
 #[derive(Debug, thiserror::Error)]
@@ -233,10 +146,10 @@ pub fn create(
 ) -> Result<Sale, SaleError> {
     check(new, now, settings).map_err(SaleError::Invalid)?;
     let taken = stock::take(tx, new.product_id, new.quantity)?;
-    let sale = sql::insert(tx, now, new, &taken.currency)?.ok_or(SaleError::Overlap)?;
+    let sale = allotment::insert(tx, now, new, &taken.currency)?.ok_or(SaleError::Overlap)?;
     let movement = Movement {
         product_id: new.product_id,
-        sale_id: Some(sale.id.0),
+        sale_id: Some(sale.id),
         order_id: None,
         reason: Reason::Allot,
         quantity: new.quantity,
@@ -267,17 +180,12 @@ fn described(sale: &Sale, now: Timestamp) -> serde_json::Value {
 
 /// One sale.
 pub fn get(tx: &mut Tx<'_>, id: SaleId) -> Result<Sale, SaleError> {
-    sql::get(tx, id)?.ok_or(SaleError::NotFound(id))
+    allotment::get(tx, id)?.ok_or(SaleError::NotFound(id))
 }
 
 /// Sales with ids below `before`, newest first.
 pub fn list(tx: &mut Tx<'_>, before: i64, limit: i64) -> Result<Vec<Sale>, SaleError> {
-    Ok(sql::list(tx, before, limit)?)
-}
-
-/// All sales that are not closed.
-pub fn open_sales(tx: &mut Tx<'_>) -> Result<Vec<Sale>, StoreError> {
-    sql::open_sales(tx)
+    Ok(allotment::list(tx, before, limit)?)
 }
 
 /// A claim that was granted.
@@ -308,14 +216,14 @@ pub enum Claim {
 /// What a buyer asks for.
 #[derive(Clone, Debug)]
 pub struct ClaimRequest {
-    /// In which sale.
+    /// The sale that units are claimed in.
     pub sale_id: SaleId,
-    /// Who.
+    /// The buyer's account.
     pub user_id: UserId,
-    /// How many.
+    /// Units, at least 1.
     pub quantity: u32,
-    /// Under which key.
-    pub key: Option<Key>,
+    /// The key that its answer is kept under, if one was sent.
+    pub key: Option<IdempotencyKey>,
     /// What follows from it.
     pub follow_ups: FollowUps,
 }
@@ -333,7 +241,7 @@ pub fn granted_before(
     user_id: UserId,
     product_id: ProductId,
     quantity: u32,
-    key: &Key,
+    key: &IdempotencyKey,
 ) -> Result<Option<Stored>, SaleError> {
     let Some(location) = key.made_at(tx, now, user_id)? else {
         return Ok(None);
@@ -358,8 +266,8 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     }
     let quantity = request.quantity;
     let sale_id = request.sale_id;
-    let Some(sale) = sql::take(tx, sale_id, quantity, now)? else {
-        return Err(why_not(sql::get(tx, sale_id)?.as_ref(), sale_id, now));
+    let Some(sale) = allotment::take(tx, sale_id, quantity, now)? else {
+        return Err(why_not(allotment::get(tx, sale_id)?.as_ref(), sale_id, now));
     };
     fail::fail_point!("claim.units_taken");
     let amount = sale.unit_amount.saturating_mul(i64::from(quantity));
@@ -375,7 +283,7 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
         status,
         total_amount: amount,
         currency: sale.currency,
-        sale_id: Some(sale_id.0),
+        sale_id: Some(sale_id),
         expires_at,
     };
     let reason = if status == OrderStatus::Paid {
@@ -393,7 +301,7 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     if sale.remaining == 0 {
         request
             .follow_ups
-            .sale_sold_out(tx, now, sale_id.0, sale.product_id)?;
+            .sale_sold_out(tx, now, sale_id, sale.product_id)?;
     }
     let grant = Grant {
         at: 0,
@@ -404,7 +312,7 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, request: &ClaimRequest) -> Result<
     };
     let answer = grant.answer(order.id, &claim_id, request.key.as_ref())?;
     if let Some(key) = &request.key {
-        Key::keep_all(tx, &[(request.user_id, key, &answer)])?;
+        IdempotencyKey::keep_all(tx, &[(request.user_id, key, &answer)])?;
         fail::fail_point!("claim.key_kept");
     }
     Ok(Claim::Granted(answer))
@@ -421,7 +329,7 @@ pub fn claim_many(
         return claim(tx, *now, request).map(|claim| vec![Ok(claim)]);
     }
     let mut keys = Keys::begin(tx, asked)?;
-    let sale = sql::lock(tx, sale_id)?;
+    let sale = allotment::lock(tx, sale_id)?;
     let mut buyers: Vec<UserId> = asked.iter().map(|(_, request)| request.user_id).collect();
     buyers.sort_unstable();
     buyers.dedup();
@@ -495,7 +403,7 @@ impl<'a> Keys<'a> {
         // Of two alike the earlier stays.
         keys.sort_by_key(|asked| (asked.caller, asked.key.text()));
         keys.dedup_by_key(|asked| (asked.caller, asked.key.text()));
-        let stored = Key::begin_all(tx, &keys)?;
+        let stored = IdempotencyKey::begin_all(tx, &keys)?;
         let known = keys.into_iter().zip(stored).map(|(asked, stored)| {
             let name = (asked.caller, asked.key.text());
             (name, (asked, stored.map(Known::Answer)))
@@ -503,11 +411,11 @@ impl<'a> Keys<'a> {
         Ok(Self(known.collect()))
     }
 
-    fn known(&self, user: UserId, key: &'a Key) -> Option<&Known> {
+    fn known(&self, user: UserId, key: &'a IdempotencyKey) -> Option<&Known> {
         self.0.get(&(user, key.text()))?.1.as_ref()
     }
 
-    fn granted(&mut self, user: UserId, key: &'a Key, grant: usize) {
+    fn granted(&mut self, user: UserId, key: &'a IdempotencyKey, grant: usize) {
         if let Some((_, known)) = self.0.get_mut(&(user, key.text())) {
             *known = Some(Known::Granted(grant));
         }
@@ -537,9 +445,9 @@ impl<'a> Keys<'a> {
                 }
             }
         }
-        Key::give_up_all(tx, &given_up)?;
-        Key::begin_all(tx, &taken_later)?;
-        Key::keep_all(tx, &kept)
+        IdempotencyKey::give_up_all(tx, &given_up)?;
+        IdempotencyKey::begin_all(tx, &taken_later)?;
+        IdempotencyKey::keep_all(tx, &kept)
     }
 }
 
@@ -620,8 +528,8 @@ impl Set {
         });
         let units = |grant: &Grant| i64::from(asked[grant.at].1.quantity);
         let all: i64 = self.granted.iter().map(units).sum();
-        if !sql::take_all(tx, sale_id, all, window)? {
-            // It was locked: nobody else can have changed it.
+        if !allotment::take_all(tx, sale_id, all, window)? {
+            // It was locked: no other transaction can have changed it.
             return Err(StoreError::Bug(format!("sale {sale_id} changed under its lock")).into());
         }
         fail::fail_point!("claim.units_taken");
@@ -638,7 +546,7 @@ impl Set {
                 status: grant.status,
                 total_amount: grant.amount,
                 currency: sale.currency.clone(),
-                sale_id: Some(sale_id.0),
+                sale_id: Some(sale_id),
                 expires_at: grant.expires_at,
             };
             (now, order, item)
@@ -654,7 +562,7 @@ impl Set {
         fail::fail_point!("claim.order_written");
         let row = |(grant, order): (&Grant, &OrderId)| {
             let (at, request) = asked[grant.at];
-            sql::GrantedRow {
+            GrantedRow {
                 claim_id: clock::uuid_at(at).to_string(),
                 user_id: request.user_id,
                 order_id: *order,
@@ -662,13 +570,13 @@ impl Set {
                 at,
             }
         };
-        let rows: Vec<sql::GrantedRow> = self.granted.iter().zip(&orders).map(row).collect();
+        let rows: Vec<GrantedRow> = self.granted.iter().zip(&orders).map(row).collect();
         sql::insert_claims(tx, sale_id, &rows)?;
         fail::fail_point!("claim.claim_written");
         if sale.remaining == 0 {
-            follow_ups.sale_sold_out(tx, now, sale_id.0, sale.product_id)?;
+            follow_ups.sale_sold_out(tx, now, sale_id, sale.product_id)?;
         }
-        let answer = |(grant, row): (&Grant, &sql::GrantedRow)| {
+        let answer = |(grant, row): (&Grant, &GrantedRow)| {
             let key = asked[grant.at].1.key.as_ref();
             grant.answer(row.order_id, &row.claim_id, key)
         };
@@ -677,13 +585,22 @@ impl Set {
     }
 }
 
+/// The row of a claim that was granted.
+struct GrantedRow {
+    claim_id: String,
+    user_id: UserId,
+    order_id: OrderId,
+    quantity: u32,
+    at: Timestamp,
+}
+
 impl Grant {
     /// What its buyer is told.
     fn answer(
         &self,
         order_id: OrderId,
         claim_id: &str,
-        key: Option<&Key>,
+        key: Option<&IdempotencyKey>,
     ) -> Result<Stored, StoreError> {
         let claimed = Claimed {
             claim_id,
@@ -706,13 +623,6 @@ impl Grant {
     }
 }
 
-impl Sale {
-    /// Whether it is open, and in its window.
-    fn grants(&self, now: Timestamp) -> bool {
-        self.status == SaleStatus::Open && self.starts_at <= now && now < self.ends_at
-    }
-}
-
 /// Why a sale grants no claim, as it is.
 fn why_not(sale: Option<&Sale>, id: SaleId, now: Timestamp) -> SaleError {
     match sale {
@@ -731,7 +641,7 @@ pub fn close(
     id: SaleId,
     status: SaleStatus,
 ) -> Result<Option<Sale>, SaleError> {
-    let Some((sale, left)) = sql::close(tx, now, id, status)? else {
+    let Some((sale, left)) = allotment::close(tx, now, id, status)? else {
         get(tx, id)?;
         return Ok(None);
     };
@@ -741,7 +651,7 @@ pub fn close(
         stock::give_back(tx, sale.product_id, quantity)?;
         let movement = Movement {
             product_id: sale.product_id,
-            sale_id: Some(id.0),
+            sale_id: Some(id),
             order_id: None,
             reason: Reason::Unallot,
             quantity,
@@ -752,6 +662,11 @@ pub fn close(
     Ok(Some(sale))
 }
 
+/// Whether a buyer has no more units of a sale than one may have, counted by claims of live orders.
+pub fn is_within_limit(tx: &mut Tx<'_>, id: SaleId, buyer: UserId) -> Result<bool, StoreError> {
+    sql::is_within_limit(tx, id, buyer)
+}
+
 /// Units in live orders of a sale, counted from the orders: what a report card compares with.
 pub fn units_ordered(tx: &mut Tx<'_>, id: SaleId) -> Result<i64, StoreError> {
     sql::units_ordered(tx, id)
@@ -760,13 +675,13 @@ pub fn units_ordered(tx: &mut Tx<'_>, id: SaleId) -> Result<i64, StoreError> {
 /// A claim that was granted, as it stands now.
 #[derive(Clone, Debug)]
 pub struct ClaimOnRecord {
-    /// In which sale.
+    /// The sale.
     pub sale_id: SaleId,
-    /// To whom.
+    /// The buyer's account.
     pub user_id: UserId,
     /// The order that it became.
     pub order_id: OrderId,
-    /// Units.
+    /// Units that it granted.
     pub quantity: u32,
     /// When it was granted.
     pub created_at: Timestamp,

@@ -14,13 +14,14 @@ use proptest::prelude::*;
 use proptest::sample::{Index as Pick, select};
 
 use super::gate::{Gate, Refusal};
-use super::{ClaimRequest, NewSale, SaleError, SaleId, SaleStatus};
+use super::{ClaimRequest, SaleError};
+use crate::allotment::{self, NewSale, SaleId, SaleStatus, SaleUnits};
 use crate::auth::{NewAccount, Role, UserId};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
-use crate::order::{self, Buyer, FollowUps, OrderError, OrderId, OrderStatus, SaleUnits, Unpaid};
-use crate::product::stock::{self, StockError};
+use crate::order::{self, Buyer, FollowUps, OrderError, OrderId, OrderStatus, Unpaid, audit};
+use crate::product::stock::StockError;
 use crate::product::{self, NewProduct, ProductError, ProductId, ProductPatch};
 use crate::store::{Store, StoreError};
 use crate::task::webhook::Events;
@@ -535,7 +536,16 @@ impl World {
         let known = self.orders[at].clone();
         let paid = self
             .store
-            .write_blocking(move |tx| order::pay(tx, now, &follow_ups(), known.id, None))
+            .write_blocking(move |tx| {
+                order::pay(
+                    tx,
+                    now,
+                    &follow_ups(),
+                    super::is_within_limit,
+                    known.id,
+                    None,
+                )
+            })
             .expect("any order can be paid");
         self.moved(&paid.1);
         let units = known.quantity;
@@ -664,17 +674,17 @@ impl World {
     fn delete(&mut self, now: Timestamp, product: usize) {
         let known = &self.products[product];
         let id = known.id;
-        let selling: Vec<i64> = self
+        let selling: Vec<SaleId> = self
             .sales
             .iter()
             .filter(|sale| {
                 sale.product == product && sale.status == SaleStatus::Open && sale.ends_at > now
             })
-            .map(|sale| sale.id.0)
+            .map(|sale| sale.id)
             .collect();
         let done = self
             .store
-            .write_blocking(move |tx| product::archive(tx, now, id));
+            .write_blocking(move |tx| product::archive(tx, now, id, allotment::not_over));
         match done {
             Ok(()) => {
                 assert!(known.is_active && selling.is_empty());
@@ -783,7 +793,7 @@ fn no_order_of_calls_sells_beyond_a_limit() {
     };
     let verify = || {
         let verdict = store
-            .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| Ok(())))
+            .read_blocking::<_, StoreError>(|tx| audit::verify(tx, |_| Ok(())))
             .expect("the ledger can be read");
         assert_eq!(verdict.problems, Vec::<String>::new());
     };

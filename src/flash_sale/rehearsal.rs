@@ -14,7 +14,8 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use super::{Sale, SaleError, SaleId};
+use super::SaleError;
+use crate::allotment::{self, Sale, SaleId, SaleStatus};
 use crate::clock::{Stopwatch, Timestamp};
 use crate::http::client::Connection;
 use crate::product::ProductId;
@@ -170,8 +171,8 @@ impl Card {
     }
 }
 
-/// What one connection saw.
-struct Seen {
+/// What the buyers on one connection saw.
+struct ConnectionSeen {
     accepted: BTreeMap<String, i64>,
     replayed: u64,
     doubled: u64,
@@ -200,7 +201,7 @@ pub fn open_now(
 ) -> Result<Option<Sale>, SaleError> {
     let id = match sale {
         Some(id) => id,
-        None => match super::open_sales(tx)?
+        None => match allotment::open_sales(tx)?
             .iter()
             .filter(|sale| sale.ends_at > now && sale.remaining > 0)
             .min_by_key(|sale| sale.starts_at)
@@ -209,7 +210,7 @@ pub fn open_now(
             None => return Ok(None),
         },
     };
-    if !super::sql::bring_forward(tx, now, id, now.plus_seconds(3_600))? {
+    if !allotment::bring_forward(tx, now, id, now.plus_seconds(3_600))? {
         super::get(tx, id)?;
         return Err(SaleError::Ended);
     }
@@ -218,15 +219,9 @@ pub fn open_now(
 
 /// Closes the product's other open sales, in a copy or a sample: a new one may then be made.
 pub fn close_others(tx: &mut Tx<'_>, now: Timestamp, product: ProductId) -> Result<(), SaleError> {
-    let open = super::open_sales(tx)?;
+    let open = allotment::open_sales(tx)?;
     for sale in open.iter().filter(|sale| sale.product_id == product) {
-        super::close(
-            tx,
-            now,
-            &Events::default(),
-            sale.id,
-            super::SaleStatus::Stopped,
-        )?;
+        super::close(tx, now, &Events::default(), sale.id, SaleStatus::Stopped)?;
     }
     Ok(())
 }
@@ -293,7 +288,7 @@ pub async fn run(plan: Plan, store: &Store, progress: Arc<Progress>) -> anyhow::
     }
     let (sold, remaining) = store
         .read(move |tx| {
-            let remaining = super::sql::get(tx, sale_id)?.map_or(0, |sale| sale.remaining);
+            let remaining = allotment::get(tx, sale_id)?.map_or(0, |sale| sale.remaining);
             Ok::<_, StoreError>((super::units_ordered(tx, sale_id)? - sold_before, remaining))
         })
         .await?;
@@ -317,8 +312,8 @@ async fn buy(
     next: Arc<AtomicUsize>,
     end: usize,
     progress: Arc<Progress>,
-) -> anyhow::Result<Seen> {
-    let mut seen = Seen {
+) -> anyhow::Result<ConnectionSeen> {
+    let mut seen = ConnectionSeen {
         accepted: BTreeMap::new(),
         replayed: 0,
         doubled: 0,

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::SaleError;
 use super::gate::Gate;
-use super::{SaleError, SaleStatus, sql};
+use crate::allotment::{self, SaleStatus, SaleUnits};
 use crate::cache::Cache;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Settings, ms};
-use crate::order::{self, FollowUps, OrderError, SaleUnits};
+use crate::order::{self, FollowUps, OrderError};
 use crate::store::Store;
 
 /// The background service; clones do the same.
@@ -68,7 +69,7 @@ impl Sweeper {
     /// One round.
     pub async fn sweep(&self) -> Result<(), SaleError> {
         let now = self.clock.now();
-        for id in self.store.point(move |tx| sql::due(tx, now)).await? {
+        for id in self.store.point(move |tx| allotment::due(tx, now)).await? {
             let (gate, events) = (self.gate.clone(), self.follow_ups.events.clone());
             self.store
                 .write_then(

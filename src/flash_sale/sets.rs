@@ -9,13 +9,14 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use tokio::sync::oneshot;
 
-use super::{Claim, ClaimRequest, NewSale, SaleError, SaleId};
-use crate::auth::idempotency::Key;
+use super::{Claim, ClaimRequest, SaleError};
+use crate::allotment::{NewSale, SaleId};
+use crate::auth::idempotency::IdempotencyKey;
 use crate::auth::{self, NewAccount, Role, UserId};
 use crate::clock::Timestamp;
 use crate::config;
 use crate::monitor::Metrics;
-use crate::order::FollowUps;
+use crate::order::{FollowUps, audit};
 use crate::product::{self, NewProduct, ProductError};
 use crate::store::{Param, Sql, Store, StoreError, Tx};
 use crate::task::webhook::Events;
@@ -194,7 +195,7 @@ fn told(outcome: &Result<Claim, SaleError>) -> String {
 fn request(sale: SaleId, asked: &Asked) -> ClaimRequest {
     let key = asked.key.map(|key| {
         let asked = super::asked(sale, asked.quantity);
-        Key::new(&format!("key {key}"), &asked, 3_600).expect("a key")
+        IdempotencyKey::new(&format!("key {key}"), &asked, 3_600).expect("a key")
     });
     ClaimRequest {
         sale_id: sale,
@@ -289,7 +290,7 @@ proptest! {
             prop_assert_eq!(found, expected);
             prop_assert_eq!(at_once.rows(), apart.rows());
         }
-        let verdict = at_once.store.read_blocking(|tx| product::stock::verify(tx, |_| Ok(())));
+        let verdict = at_once.store.read_blocking(|tx| audit::verify(tx, |_| Ok(())));
         let verdict = verdict.expect("read");
         prop_assert_eq!(verdict.problems_total, 0, "{:?}", verdict.problems);
         apart.store.close();

@@ -1,181 +1,13 @@
-//! Every statement about sales and claims.
+//! Every statement about claims.
 
-use super::{ClaimOnRecord, ClaimRequest, NewSale, Sale, SaleId, SaleStatus};
+use super::{ClaimOnRecord, ClaimRequest, GrantedRow};
+use crate::allotment::SaleId;
 use crate::auth::UserId;
 use crate::clock::Timestamp;
-use crate::order::{OrderId, SALE_CHANGED};
+use crate::order::OrderId;
 use crate::product::ProductId;
 use crate::sql;
-use crate::store::{Row, StoreError, Tx};
-
-const COLUMNS: &str = "id, product_id, quantity, remaining, held, sold, returned, unit_amount, currency, starts_at, \
-     ends_at, per_user_limit, attempts_per_minute, payment_window_seconds, status, created_at";
-
-fn sale(row: &Row<'_>) -> Result<Sale, StoreError> {
-    Ok(Sale {
-        id: row.get(0)?,
-        product_id: row.get(1)?,
-        quantity: row.get(2)?,
-        remaining: row.get(3)?,
-        held: row.get(4)?,
-        sold: row.get(5)?,
-        returned: row.get(6)?,
-        unit_amount: row.get(7)?,
-        currency: row.get(8)?,
-        starts_at: row.get(9)?,
-        ends_at: row.get(10)?,
-        per_user_limit: row.get(11)?,
-        attempts_per_minute: row.get(12)?,
-        payment_window_seconds: row.get(13)?,
-        status: row.get(14)?,
-        created_at: row.get(15)?,
-    })
-}
-
-/// Writes a sale unless another open one of the product overlaps it in time.
-pub(super) fn insert(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-    new: &NewSale,
-    currency: &str,
-) -> Result<Option<Sale>, StoreError> {
-    let made = tx.row(
-        sql!(&format!(
-            "INSERT INTO flash_sales (product_id, quantity, remaining, held, sold, returned, unit_amount, currency, \
-             starts_at, ends_at, per_user_limit, attempts_per_minute, payment_window_seconds, status, created_at) \
-             SELECT $1, $2, $2, 0, 0, 0, $3, $4, $5, $6, $7, $8, $9, 'open', $10 WHERE NOT EXISTS \
-             (SELECT 1 FROM flash_sales WHERE product_id = $1 AND status = 'open' AND starts_at < $6 AND ends_at > $5) \
-             RETURNING {COLUMNS}"
-        )),
-        &[
-            new.product_id.into(),
-            new.quantity.into(),
-            new.unit_amount.into(),
-            currency.into(),
-            new.starts_at.into(),
-            new.ends_at.into(),
-            new.per_user_limit.into(),
-            new.attempts_per_minute.into(),
-            new.payment_window_seconds.into(),
-            now.into(),
-        ],
-        sale,
-    )?;
-    if let Some(sale) = &made {
-        // Whoever asked for it before was told that there is none.
-        tx.touch_row(SALE_CHANGED, sale.id);
-    }
-    Ok(made)
-}
-
-pub(super) fn get(tx: &mut Tx<'_>, id: SaleId) -> Result<Option<Sale>, StoreError> {
-    tx.row(
-        sql!(&format!("SELECT {COLUMNS} FROM flash_sales WHERE id = $1")),
-        &[id.into()],
-        sale,
-    )
-}
-
-/// The highest key that a sale has.
-pub(super) fn highest_id(tx: &mut Tx<'_>) -> Result<Option<i64>, StoreError> {
-    let highest = tx.row(sql!("SELECT max(id) FROM flash_sales"), &[], |row| {
-        row.get(0)
-    })?;
-    Ok(highest.flatten())
-}
-
-pub(super) fn list(tx: &mut Tx<'_>, before: i64, limit: i64) -> Result<Vec<Sale>, StoreError> {
-    tx.rows(
-        sql!(&format!(
-            "SELECT {COLUMNS} FROM flash_sales WHERE id < $1 ORDER BY id DESC LIMIT $2"
-        )),
-        &[before.into(), limit.into()],
-        sale,
-    )
-}
-
-pub(super) fn open_sales(tx: &mut Tx<'_>) -> Result<Vec<Sale>, StoreError> {
-    tx.rows(
-        sql!(&format!(
-            "SELECT {COLUMNS} FROM flash_sales WHERE status = 'open' ORDER BY ends_at LIMIT 10000"
-        )),
-        &[],
-        sale,
-    )
-}
-
-pub(super) fn due(tx: &mut Tx<'_>, now: Timestamp) -> Result<Vec<SaleId>, StoreError> {
-    tx.rows(
-        sql!("SELECT id FROM flash_sales WHERE status = 'open' AND ends_at <= $1 ORDER BY ends_at LIMIT 100"),
-        &[now.into()],
-        |row| row.get(0),
-    )
-}
-
-/// What a claim needs to know of its sale.
-pub(super) struct Terms {
-    pub(super) product_id: ProductId,
-    pub(super) remaining: i64,
-    pub(super) unit_amount: i64,
-    pub(super) currency: String,
-    pub(super) per_user_limit: i64,
-    pub(super) payment_window_seconds: i64,
-}
-
-/// The decision: takes units from a sale that is open, in its window, and has them.
-pub(super) fn take(
-    tx: &mut Tx<'_>,
-    id: SaleId,
-    quantity: u32,
-    now: Timestamp,
-) -> Result<Option<Terms>, StoreError> {
-    tx.touch_row(SALE_CHANGED, id);
-    tx.row(
-        sql!("UPDATE flash_sales SET remaining = remaining - $2, \
-         held = held + CASE WHEN payment_window_seconds > 0 AND unit_amount > 0 THEN $2 ELSE 0 END, \
-         sold = sold + CASE WHEN payment_window_seconds > 0 AND unit_amount > 0 THEN 0 ELSE $2 END \
-         WHERE id = $1 AND status = 'open' AND starts_at <= $3 AND ends_at > $3 AND remaining >= $2 \
-         RETURNING product_id, remaining, unit_amount, currency, per_user_limit, payment_window_seconds"),
-        &[id.into(), quantity.into(), now.into()],
-        |row| {
-            Ok(Terms {
-                product_id: row.get(0)?,
-                remaining: row.get(1)?,
-                unit_amount: row.get(2)?,
-                currency: row.get(3)?,
-                per_user_limit: row.get(4)?,
-                payment_window_seconds: row.get(5)?,
-            })
-        },
-    )
-}
-
-/// A sale, which nobody else changes before this transaction ends.
-pub(super) fn lock(tx: &mut Tx<'_>, id: SaleId) -> Result<Option<Sale>, StoreError> {
-    tx.lock_row(
-        sql!(&format!("SELECT {COLUMNS} FROM flash_sales WHERE id = $1")),
-        &[id.into()],
-        sale,
-    )
-}
-
-/// [`take`] of what claims of one sale were granted together: the first of them came at `first`, the last at
-/// `last`.
-pub(super) fn take_all(
-    tx: &mut Tx<'_>,
-    id: SaleId,
-    quantity: i64,
-    (first, last): (Timestamp, Timestamp),
-) -> Result<bool, StoreError> {
-    tx.touch_row(SALE_CHANGED, id);
-    Ok(tx.execute(
-        sql!("UPDATE flash_sales SET remaining = remaining - $2, \
-         held = held + CASE WHEN payment_window_seconds > 0 AND unit_amount > 0 THEN $2 ELSE 0 END, \
-         sold = sold + CASE WHEN payment_window_seconds > 0 AND unit_amount > 0 THEN 0 ELSE $2 END \
-         WHERE id = $1 AND status = 'open' AND starts_at <= $3 AND ends_at > $4 AND remaining >= $2"),
-        &[id.into(), quantity.into(), first.into(), last.into()],
-    )? == 1)
-}
+use crate::store::{StoreError, Tx};
 
 /// Units of this sale that each of these buyers has.
 pub(super) fn units_of(
@@ -193,13 +25,21 @@ pub(super) fn units_of(
     Ok(units.into_iter().map(Option::unwrap_or_default).collect())
 }
 
-/// A claim that was granted.
-pub(super) struct GrantedRow {
-    pub(super) claim_id: String,
-    pub(super) user_id: UserId,
-    pub(super) order_id: OrderId,
-    pub(super) quantity: u32,
-    pub(super) at: Timestamp,
+/// Whether a buyer has no more units of a sale than one may have.
+pub(super) fn is_within_limit(
+    tx: &mut Tx<'_>,
+    sale: SaleId,
+    buyer: UserId,
+) -> Result<bool, StoreError> {
+    Ok(tx
+        .row(
+            sql!("SELECT 1 FROM flash_sales s WHERE s.id = $1 AND (SELECT COALESCE(SUM(c.quantity), 0) FROM claims c \
+             JOIN orders o ON o.id = c.order_id WHERE c.sale_id = $1 AND c.user_id = $2 AND o.status <> 'cancelled' \
+             AND o.status <> 'expired' AND o.status <> 'refund_due') <= s.per_user_limit"),
+            &[sale.into(), buyer.into()],
+            |_| Ok(()),
+        )?
+        .is_some())
 }
 
 /// Writes claims of one sale. Their buyers' limits were looked at while the sale was locked.
@@ -284,44 +124,6 @@ pub(super) fn sale_of_claim(
         &[claim.into(), product.into()],
         |row| row.get(0),
     )
-}
-
-/// Closes an open sale; answers what was left in it.
-pub(super) fn close(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-    id: SaleId,
-    status: SaleStatus,
-) -> Result<Option<(Sale, i64)>, StoreError> {
-    let Some(before) = get(tx, id)?.filter(|sale| sale.status == SaleStatus::Open) else {
-        return Ok(None);
-    };
-    tx.touch_row(SALE_CHANGED, id);
-    let closed = tx.row(
-        sql!(&format!(
-            "UPDATE flash_sales SET returned = returned + remaining, remaining = 0, status = $2, closed_at = $3 \
-             WHERE id = $1 AND status = 'open' AND remaining = $4 RETURNING {COLUMNS}"
-        )),
-        &[id.into(), status.into(), now.into(), before.remaining.into()],
-        sale,
-    )?;
-    Ok(closed.map(|sale| (sale, before.remaining)))
-}
-
-/// Opens a sale for a rehearsal: it begins now at the latest and ends at `until` at the earliest.
-pub(super) fn bring_forward(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-    id: SaleId,
-    until: Timestamp,
-) -> Result<bool, StoreError> {
-    tx.touch_row(SALE_CHANGED, id);
-    let changed = tx.execute(
-        sql!("UPDATE flash_sales SET starts_at = CASE WHEN starts_at < $2 THEN starts_at ELSE $2 END, \
-         ends_at = CASE WHEN ends_at > $3 THEN ends_at ELSE $3 END WHERE id = $1 AND status = 'open'"),
-        &[id.into(), now.into(), until.into()],
-    )?;
-    Ok(changed == 1)
 }
 
 /// Units in the sale's live orders, counted from the orders themselves. An order without its sale is

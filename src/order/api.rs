@@ -10,9 +10,12 @@ use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
 use super::pace::Pace;
-use super::{Buyer, Filter, FollowUps, Order, OrderError, OrderId, OrderStatus, SaleUnits, Unpaid};
+use super::{
+    Buyer, Filter, FollowUps, Order, OrderError, OrderId, OrderStatus, Unpaid, WithinLimit,
+};
+use crate::allotment::SaleUnits;
 use crate::auth::api::{Access, Tag, UserView};
-use crate::auth::idempotency::{Key, Stored};
+use crate::auth::idempotency::{IdempotencyKey, Stored};
 use crate::auth::{Role, Scope, UserId};
 use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
@@ -174,7 +177,7 @@ impl From<Order> for OrderView {
             state: order.status.word().to_owned(),
             total_amount: order.total_amount,
             currency: order.currency,
-            sale_id: order.sale_id,
+            sale_id: order.sale_id.map(|id| id.0),
             created_at: order.created_at,
             expires_at: order.expires_at,
             paid_at: order.paid_at,
@@ -223,6 +226,7 @@ pub struct OrderApi {
     pace: Pace,
     metrics: Metrics,
     on_sale_units: OnSaleUnits,
+    is_within_limit: WithinLimit,
     follow_ups: FollowUps,
 }
 
@@ -234,6 +238,7 @@ impl OrderApi {
         rules: Arc<config::Orders>,
         metrics: Metrics,
         on_sale_units: OnSaleUnits,
+        is_within_limit: WithinLimit,
         follow_ups: FollowUps,
     ) -> Self {
         let pace = Pace::new(
@@ -248,6 +253,7 @@ impl OrderApi {
             pace,
             metrics,
             on_sale_units,
+            is_within_limit,
             follow_ups,
         }
     }
@@ -257,7 +263,7 @@ impl OrderApi {
         &self,
         buyer: Buyer,
         now: Timestamp,
-        key: Option<&Key>,
+        key: Option<&IdempotencyKey>,
     ) -> Result<Option<Stored>, Problem> {
         if buyer.is_staff {
             return Ok(None);
@@ -340,7 +346,7 @@ impl OrderApi {
         let key = idempotency_key
             .0
             .map(|key| {
-                Key::new(
+                IdempotencyKey::new(
                     &key,
                     &format!("POST /orders {asked}"),
                     self.rules.idempotency_seconds,
@@ -579,8 +585,11 @@ impl OrderApi {
         }
         let owner = (!trusted).then_some(caller.user_id);
         let now = self.clock.now();
-        self.change(move |tx, follow_ups| super::pay(tx, now, follow_ups, OrderId(id.0), owner))
-            .await
+        let is_within_limit = self.is_within_limit;
+        self.change(move |tx, follow_ups| {
+            super::pay(tx, now, follow_ups, is_within_limit, OrderId(id.0), owner)
+        })
+        .await
     }
 }
 

@@ -10,7 +10,7 @@ use std::io::{Read, Seek};
 use chrono::TimeZone;
 
 use super::sql;
-use crate::auth::UserId;
+use crate::auth::{self, UserId};
 use crate::check::{self, Checks};
 use crate::clock::Timestamp;
 use crate::config;
@@ -336,7 +336,7 @@ fn take(
     let customer = match known.customers.get(&first.customer) {
         Some(id) => *id,
         None => {
-            let id = sql::customer(tx, now, &first.customer, &first.customer_name)?;
+            let id = auth::past_customer(tx, now, &first.customer, &first.customer_name)?;
             known.customers.insert(first.customer.clone(), id);
             id
         }
@@ -437,7 +437,7 @@ mod tests {
         let whole = import(40, [row("1"), row("1"), row("1")].concat().as_bytes());
         assert_eq!((whole.created, whole.failed), (3, 0));
         let verdict = store
-            .read_blocking::<_, StoreError>(|tx| crate::product::stock::verify(tx, |_| Ok(())))
+            .read_blocking::<_, StoreError>(|tx| crate::order::audit::verify(tx, |_| Ok(())))
             .expect("verify");
         assert_eq!((verdict.movements, verdict.problems_total), (1, 0));
     }

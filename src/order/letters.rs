@@ -1,9 +1,10 @@
 //! What an order looks like to others: to customers in a mail, to programs in an event.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::Order;
-use super::tasks::About;
+use super::{Order, OrderStatus};
 use crate::clock::Timestamp;
 use crate::config::Language;
 use crate::product::import::minor_to_decimal;
@@ -11,6 +12,39 @@ use crate::task::mail::Letter;
 
 /// Lines of an order that a mail shows.
 pub(super) const LINES_SHOWN: usize = 20;
+
+/// What a mail about an order says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum About {
+    /// It was placed, and is to be paid in time.
+    Placed,
+    /// It is paid.
+    Paid,
+    /// It was cancelled before it was paid.
+    Cancelled,
+    /// It was not paid in time.
+    Expired,
+    /// It was paid, and the money comes back.
+    RefundDue,
+}
+
+impl About {
+    /// Whether it is still true of an order in this state.
+    pub(super) fn holds(self, status: OrderStatus) -> bool {
+        match self {
+            About::Placed => status == OrderStatus::PendingPayment,
+            About::Paid => matches!(
+                status,
+                OrderStatus::Paid | OrderStatus::Processed | OrderStatus::Fulfilled
+            ),
+            About::Cancelled => status == OrderStatus::Cancelled,
+            About::Expired => status == OrderStatus::Expired,
+            About::RefundDue => status == OrderStatus::RefundDue,
+        }
+    }
+}
+
 /// An order as receivers of events see it.
 pub(super) fn described(order: &Order) -> Value {
     let items: Vec<Value> = order

@@ -17,18 +17,21 @@
 //! were first taken, so it is no way round the limits of a sale; what a customer holds without having
 //! paid is bounded by the settings, in orders and in units of each product, and counted in the transaction
 //! that takes more (claims are bounded by their sale instead). What is absent: `order` does not
-//! decide about flash sales; of one it knows the counters that its orders' units come from
-//! ([`SaleUnits`]) and, for a late payment, its terms (`sql::take_again`).
+//! decide about flash sales; it moves its orders' units back to what is set aside for one
+//! ([`crate::allotment`]) and asks of a room above whether a buyer may have more ([`WithinLimit`]).
 
 pub mod api;
+pub mod audit;
 pub mod import;
 mod letters;
 pub mod pace;
+pub mod popularity;
 mod sql;
 pub mod tasks;
 
 use std::collections::BTreeMap;
 
+use crate::allotment::{self, SaleId, SaleUnits, TakenAgain};
 use crate::auth::UserId;
 pub use crate::auth::idempotency::{self, Stored};
 use crate::check::{Checks, FieldError};
@@ -36,12 +39,9 @@ use crate::clock::Timestamp;
 use crate::config;
 use crate::product::ProductId;
 use crate::product::stock::{self, Movement, Reason, StockError};
-use crate::store::{StoreError, Topic, Tx};
+use crate::store::{StoreError, Tx};
 use crate::task::webhook::{EventKind, Events};
 use crate::{id_type, word_type};
-
-/// Touched, by row, by whatever changes the figures of a sale that an order's units come from.
-pub const SALE_CHANGED: Topic = Topic::new(3);
 
 id_type! {
     /// Key of an order.
@@ -71,31 +71,31 @@ word_type! {
 /// A line of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderItem {
-    /// What.
+    /// The product.
     pub product_id: ProductId,
-    /// How many.
+    /// Units, at least 1.
     pub quantity: u32,
-    /// Price of one in minor units.
+    /// Price of one unit in minor units.
     pub unit_amount: i64,
-    /// Price of all.
+    /// Price of all units.
     pub amount: i64,
 }
 
 /// An order.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// Key.
+    /// Key of its row.
     pub id: OrderId,
-    /// Whose.
+    /// The buyer's account.
     pub user_id: UserId,
-    /// State.
+    /// Where it is in its life.
     pub status: OrderStatus,
     /// Sum of its lines in minor units.
     pub total_amount: i64,
     /// ISO 4217.
     pub currency: String,
     /// The sale that its units came from, if any.
-    pub sale_id: Option<i64>,
+    pub sale_id: Option<SaleId>,
     /// When it was made.
     pub created_at: Timestamp,
     /// Until when it must be paid.
@@ -111,7 +111,7 @@ pub struct Order {
 /// An order whose units have been taken already.
 #[derive(Clone, Debug)]
 pub struct NewOrder {
-    /// Whose.
+    /// The buyer's account.
     pub user_id: UserId,
     /// First state: pending or paid.
     pub status: OrderStatus,
@@ -120,7 +120,7 @@ pub struct NewOrder {
     /// ISO 4217.
     pub currency: String,
     /// The sale that the units came from.
-    pub sale_id: Option<i64>,
+    pub sale_id: Option<SaleId>,
     /// Until when it must be paid.
     pub expires_at: Option<Timestamp>,
 }
@@ -132,7 +132,7 @@ pub struct FollowUps {
     pub process: bool,
     /// Whether customers get mails about their orders.
     pub mail: bool,
-    /// Whoever wants to hear of it.
+    /// Where webhooks are told of it.
     pub events: Events,
 }
 
@@ -142,7 +142,7 @@ impl FollowUps {
         &self,
         tx: &mut Tx<'_>,
         now: Timestamp,
-        sale_id: i64,
+        sale_id: SaleId,
         product_id: ProductId,
     ) -> Result<(), StoreError> {
         self.events.emit(
@@ -154,20 +154,10 @@ impl FollowUps {
     }
 }
 
-/// Units of an open sale that moved otherwise than by a claim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SaleUnits {
-    /// The sale.
-    pub sale_id: i64,
-    /// What that did to the units that can be claimed: above 0, so many came back; below 0, a late
-    /// payment took so many.
-    pub change: i64,
-}
-
-/// Who orders.
+/// A caller who places an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buyer {
-    /// For whom.
+    /// The account that the order is for.
     pub user_id: UserId,
     /// Whether it is staff, whom the limits of what is unpaid don't hold for: they may count the stock
     /// anyhow.
@@ -551,7 +541,7 @@ fn release(
     let mut released = Vec::new();
     for item in &order.items {
         let back_to_sale = match order.sale_id {
-            Some(sale) => sql::back_to_sale(tx, sale, item.quantity, was_held)?,
+            Some(sale) => allotment::give_back(tx, sale, item.quantity, was_held)?,
             None => false,
         };
         let reason = match (back_to_sale, was_held) {
@@ -567,7 +557,7 @@ fn release(
             }),
             sale => {
                 if let Some(sale) = sale {
-                    sql::returned_from_sale(tx, sale, item.quantity, was_held)?;
+                    allotment::count_returned(tx, sale, item.quantity, was_held)?;
                 }
                 stock::give_back(tx, item.product_id, item.quantity)?;
             }
@@ -584,12 +574,17 @@ fn release(
     Ok(released)
 }
 
+/// Whether a buyer has no more units of a sale than one may have. The claims that tell are a room's above, which
+/// hands this down.
+pub type WithinLimit = fn(&mut Tx<'_>, SaleId, UserId) -> Result<bool, StoreError>;
+
 /// Notes a payment. Paid twice is paid once; paid too late takes the units again or is due back.
 /// Answers besides what a late payment took from a sale that is open.
 pub fn pay(
     tx: &mut Tx<'_>,
     now: Timestamp,
     follow_ups: &FollowUps,
+    is_within_limit: WithinLimit,
     id: OrderId,
     owner: Option<UserId>,
 ) -> Result<(Order, Vec<SaleUnits>), OrderError> {
@@ -602,7 +597,7 @@ pub fn pay(
             }
             for item in &order.items {
                 if let Some(sale) = order.sale_id {
-                    sql::held_to_sold(tx, sale, item.quantity)?;
+                    allotment::sell_held(tx, sale, item.quantity)?;
                 }
                 let movement = Movement {
                     product_id: item.product_id,
@@ -614,7 +609,7 @@ pub fn pay(
                 stock::append(tx, now, &movement)?;
             }
         }
-        OrderStatus::Expired => taken = pay_late(tx, now, follow_ups, &order)?,
+        OrderStatus::Expired => taken = pay_late(tx, now, follow_ups, is_within_limit, &order)?,
         // Its buyer gave it up, but the money is here.
         OrderStatus::Cancelled => {
             if !sql::shift(tx, now, id, OrderStatus::Cancelled, OrderStatus::Paid)? {
@@ -668,13 +663,14 @@ fn pay_late(
     tx: &mut Tx<'_>,
     now: Timestamp,
     follow_ups: &FollowUps,
+    is_within_limit: WithinLimit,
     order: &Order,
 ) -> Result<Vec<SaleUnits>, OrderError> {
     if !sql::shift(tx, now, order.id, OrderStatus::Expired, OrderStatus::Paid)? {
         return Err(OrderError::State(order.status));
     }
     // What a line took before another was refused is undone with it.
-    match tx.part(|tx| take_again(tx, now, follow_ups, order))? {
+    match tx.part(|tx| take_again(tx, now, follow_ups, is_within_limit, order))? {
         Ok(taken) => Ok(taken),
         Err(Late::Store(error)) => Err(error.into()),
         Err(Late::Refused) => {
@@ -689,29 +685,32 @@ fn take_again(
     tx: &mut Tx<'_>,
     now: Timestamp,
     follow_ups: &FollowUps,
+    is_within_limit: WithinLimit,
     order: &Order,
 ) -> Result<Vec<SaleUnits>, Late> {
     let mut from_sale = Vec::new();
     for item in &order.items {
         let reason = match order.sale_id {
-            Some(sale) => match sql::take_again(tx, now, sale, item)? {
-                Some(sql::TakenAgain::FromSale { remaining }) => {
-                    from_sale.push(SaleUnits {
-                        sale_id: sale,
-                        change: -i64::from(item.quantity),
-                    });
-                    if remaining == 0 {
-                        follow_ups.sale_sold_out(tx, now, sale, item.product_id)?;
+            Some(sale) => {
+                match allotment::take_again(tx, now, sale, item.quantity, item.unit_amount)? {
+                    Some(TakenAgain::FromSale { remaining }) => {
+                        from_sale.push(SaleUnits {
+                            sale_id: sale,
+                            change: -i64::from(item.quantity),
+                        });
+                        if remaining == 0 {
+                            follow_ups.sale_sold_out(tx, now, sale, item.product_id)?;
+                        }
+                        Reason::ClaimSell
                     }
-                    Reason::ClaimSell
+                    // The sale has closed since, and its units lie with the free ones.
+                    Some(TakenAgain::FromReturned) => {
+                        stock::take(tx, item.product_id, item.quantity)?;
+                        Reason::Sell
+                    }
+                    None => return Err(Late::Refused),
                 }
-                // The sale has closed since, and its units lie with the free ones.
-                Some(sql::TakenAgain::FromReturned) => {
-                    stock::take(tx, item.product_id, item.quantity)?;
-                    Reason::Sell
-                }
-                None => return Err(Late::Refused),
-            },
+            }
             None => {
                 let now_sold_at = stock::take(tx, item.product_id, item.quantity)?;
                 if now_sold_at.unit_amount > item.unit_amount
@@ -734,7 +733,7 @@ fn take_again(
     // Counted once the sale's row is locked by the change above: another transaction that gives this
     // buyer units of the sale comes before or after this one, never in between.
     if let Some(sale) = order.sale_id
-        && !sql::is_within_limit(tx, sale, order.user_id)?
+        && !is_within_limit(tx, sale, order.user_id)?
     {
         return Err(Late::Refused);
     }
@@ -782,6 +781,8 @@ mod tests {
     use crate::store::Store;
 
     const START: Timestamp = Timestamp(1_000_000_000);
+    /// No order here is of a sale.
+    const NO_SALE: WithinLimit = |_, _, _| Ok(false);
 
     /// Every way through the states, with the ledger checked after each step.
     #[test]
@@ -822,7 +823,7 @@ mod tests {
                 .stock;
             assert_eq!(free, expected, "{step}");
             let verdict = store
-                .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| Ok(())))
+                .read_blocking::<_, StoreError>(|tx| audit::verify(tx, |_| Ok(())))
                 .expect("verify");
             assert_eq!(verdict.problems, Vec::<String>::new(), "{step}");
         };
@@ -862,7 +863,9 @@ mod tests {
         let id = order.id;
         for _ in 0..2 {
             let (paid, _) = store
-                .write_blocking(move |tx| pay(tx, START, &FollowUps::default(), id, Some(user)))
+                .write_blocking(move |tx| {
+                    pay(tx, START, &FollowUps::default(), NO_SALE, id, Some(user))
+                })
                 .expect("pay");
             assert_eq!(paid.status, OrderStatus::Paid);
             stock_is(7, "paid");
@@ -883,7 +886,7 @@ mod tests {
         assert_eq!((expire(), expire()), (1, 0));
         stock_is(10, "expired");
         let (paid, _) = store
-            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), id, None))
+            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, id, None))
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::Paid);
         stock_is(4, "paid late, units taken again");
@@ -892,7 +895,7 @@ mod tests {
         assert_eq!(expire(), 1);
         place(vec![(product, 1)]).expect("another buyer");
         let (paid, _) = store
-            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), id, None))
+            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, id, None))
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::RefundDue);
         stock_is(3, "paid late, units gone");
@@ -915,10 +918,10 @@ mod tests {
         let id = place(vec![(product, 1), (other, 1)]).expect("order").id;
         assert_eq!(expire(), 2, "this one and the other buyer's");
         store
-            .write_blocking(move |tx| crate::product::archive(tx, late, other))
+            .write_blocking(move |tx| crate::product::archive(tx, late, other, allotment::not_over))
             .expect("archived");
         let (paid, _) = store
-            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), id, None))
+            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, id, None))
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::RefundDue);
         assert_eq!(paid.paid_at, Some(late), "the money came");
@@ -937,7 +940,7 @@ mod tests {
             .write_blocking(move |tx| crate::product::update(tx, late, product, &dearer))
             .expect("dearer");
         let (paid, _) = store
-            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), id, None))
+            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, id, None))
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::RefundDue);
         stock_is(4, "paid late, at a price of before");
@@ -947,7 +950,7 @@ mod tests {
             .write_blocking(move |tx| cancel(tx, START, &FollowUps::default(), id, None))
             .expect("cancelled");
         let (paid, _) = store
-            .write_blocking(move |tx| pay(tx, START, &FollowUps::default(), id, None))
+            .write_blocking(move |tx| pay(tx, START, &FollowUps::default(), NO_SALE, id, None))
             .expect("a payment that crossed it");
         assert_eq!(paid.status, OrderStatus::RefundDue);
         stock_is(4, "cancelled, then paid");
@@ -974,7 +977,7 @@ mod tests {
             Err(OrderError::State(OrderStatus::Fulfilled))
         ));
         let (again, moved) = store
-            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), past, None))
+            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, past, None))
             .expect("paid already");
         assert_eq!((again.status, moved), (OrderStatus::Fulfilled, Vec::new()));
         stock_is(4, "delivered is delivered");

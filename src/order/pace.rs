@@ -1,9 +1,9 @@
 //! How fast one customer may place orders.
 //!
 //! An order and its cancellation cost the writer two commits and the database rows for good, and flicker
-//! the stock that others see; so whoever makes them in a loop is slowed down before the writer is asked.
+//! the stock that others see; so a customer who places them in a loop is slowed down before the writer is asked.
 //! Invariants: a customer may place `limit` orders at once, and each minute again as many, spread over it;
-//! time is monotonic; memory is bounded, 16 bytes or so a customer, and who is forgotten begins anew.
+//! time is monotonic; memory is bounded, 16 bytes or so a customer, and a customer who is forgotten begins anew.
 
 use std::collections::HashMap;
 use std::sync::Arc;

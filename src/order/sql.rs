@@ -1,6 +1,6 @@
 //! Every statement about orders and their lines.
 
-use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, SALE_CHANGED};
+use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus};
 use crate::auth::{Account, UserId};
 use crate::clock::Timestamp;
 use crate::product::ProductId;
@@ -103,8 +103,8 @@ pub(super) fn insert_items<'a>(
 }
 
 /// How many of a buyer's newest orders are looked at for what waits for payment, from the oldest order of the
-/// shop that does on: it bounds the work, and only who orders this often within the time for payment, and has
-/// paid all but a few, gets beyond it.
+/// shop that does on: it bounds the work, and only a buyer who orders this often within the time for payment, and
+/// has paid all but a few, gets beyond it.
 const NEWEST_LOOKED_AT: i64 = 1_000;
 
 /// A line of an order that waits for payment.
@@ -255,111 +255,6 @@ pub(super) fn due(tx: &mut Tx<'_>, now: Timestamp, limit: u32) -> Result<Vec<Ord
     )
 }
 
-/// Units of a sale's order go back to the sale while it is open; `false` when it is closed.
-pub(super) fn back_to_sale(
-    tx: &mut Tx<'_>,
-    sale: i64,
-    quantity: u32,
-    was_held: bool,
-) -> Result<bool, StoreError> {
-    let sql = if was_held {
-        "UPDATE flash_sales SET remaining = remaining + $2, held = held - $2 WHERE id = $1 AND status = 'open'"
-    } else {
-        "UPDATE flash_sales SET remaining = remaining + $2, sold = sold - $2 WHERE id = $1 AND status = 'open'"
-    };
-    tx.touch_row(SALE_CHANGED, sale);
-    Ok(tx.execute(sql!(sql), &[sale.into(), quantity.into()])? == 1)
-}
-
-/// Units of a closed sale's order: the sale counts them as returned.
-pub(super) fn returned_from_sale(
-    tx: &mut Tx<'_>,
-    sale: i64,
-    quantity: u32,
-    was_held: bool,
-) -> Result<(), StoreError> {
-    let sql = if was_held {
-        "UPDATE flash_sales SET returned = returned + $2, held = held - $2 WHERE id = $1"
-    } else {
-        "UPDATE flash_sales SET returned = returned + $2, sold = sold - $2 WHERE id = $1"
-    };
-    tx.touch_row(SALE_CHANGED, sale);
-    tx.execute(sql!(sql), &[sale.into(), quantity.into()])?;
-    Ok(())
-}
-
-pub(super) fn held_to_sold(tx: &mut Tx<'_>, sale: i64, quantity: u32) -> Result<(), StoreError> {
-    tx.touch_row(SALE_CHANGED, sale);
-    tx.execute(
-        sql!("UPDATE flash_sales SET held = held - $2, sold = sold + $2 WHERE id = $1"),
-        &[sale.into(), quantity.into()],
-    )?;
-    Ok(())
-}
-
-/// Where the units of a late payment came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TakenAgain {
-    /// From the sale, which still has so many.
-    FromSale {
-        /// Units that can be claimed, after it.
-        remaining: i64,
-    },
-    /// From those that the sale gave back at its end: the caller takes them from the free stock.
-    FromReturned,
-}
-
-/// A late payment takes units of its sale, by the terms of the sale: within its window and the
-/// payment window after it, at a price that has not risen, while the sale has any of its units left.
-/// A sale that was stopped by hand has none for it. `None` when it gets none.
-pub(super) fn take_again(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-    sale: i64,
-    item: &OrderItem,
-) -> Result<Option<TakenAgain>, StoreError> {
-    let params = [
-        sale.into(),
-        item.quantity.into(),
-        item.unit_amount.into(),
-        now.into(),
-    ];
-    tx.touch_row(SALE_CHANGED, sale);
-    let open = tx.row(
-        sql!("open", "UPDATE flash_sales SET remaining = remaining - $2, sold = sold + $2 WHERE id = $1 AND status = 'open' \
-         AND remaining >= $2 AND unit_amount <= $3 AND ends_at + payment_window_seconds * 1000000 > $4 \
-         RETURNING remaining"),
-        &params,
-        |row| Ok(TakenAgain::FromSale { remaining: row.get(0)? }),
-    )?;
-    if open.is_some() {
-        return Ok(open);
-    }
-    let ended = tx.execute(
-        sql!("ended", "UPDATE flash_sales SET returned = returned - $2, sold = sold + $2 WHERE id = $1 AND status = 'ended' \
-         AND returned >= $2 AND unit_amount <= $3 AND ends_at + payment_window_seconds * 1000000 > $4"),
-        &params,
-    )?;
-    Ok((ended == 1).then_some(TakenAgain::FromReturned))
-}
-
-/// Whether a buyer has no more units of a sale than one may have.
-pub(super) fn is_within_limit(
-    tx: &mut Tx<'_>,
-    sale: i64,
-    buyer: UserId,
-) -> Result<bool, StoreError> {
-    Ok(tx
-        .row(
-            sql!("SELECT 1 FROM flash_sales s WHERE s.id = $1 AND (SELECT COALESCE(SUM(c.quantity), 0) FROM claims c \
-             JOIN orders o ON o.id = c.order_id WHERE c.sale_id = $1 AND c.user_id = $2 AND o.status <> 'cancelled' \
-             AND o.status <> 'expired' AND o.status <> 'refund_due') <= s.per_user_limit"),
-            &[sale.into(), buyer.into()],
-            |_| Ok(()),
-        )?
-        .is_some())
-}
-
 /// A payment that came too late and gets no units: the money is due back. The order was set to
 /// `paid` in this transaction.
 pub(super) fn owe_back(tx: &mut Tx<'_>, now: Timestamp, id: OrderId) -> Result<(), StoreError> {
@@ -384,25 +279,6 @@ pub(super) fn import_run_of(tx: &mut Tx<'_>, external_id: &str) -> Result<Option
     )
 }
 
-/// The account of a customer of the shop before, made if need be.
-pub(super) fn customer(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-    external_id: &str,
-    name: &str,
-) -> Result<UserId, StoreError> {
-    tx.row(
-        sql!(
-            "INSERT INTO users (external_id, name, role, status, created_at, updated_at) \
-         VALUES ($1, $3, 'customer', 'active', $2, $2) \
-         ON CONFLICT (external_id) DO UPDATE SET updated_at = users.updated_at RETURNING id"
-        ),
-        &[external_id.into(), now.into(), name.into()],
-        |row| row.get(0),
-    )?
-    .ok_or_else(|| StoreError::Bug("an upsert returned no id".to_owned()))
-}
-
 /// A past order, taken over as delivered.
 pub(super) fn insert_past(
     tx: &mut Tx<'_>,
@@ -425,4 +301,54 @@ pub(super) fn insert_past(
             run.into(),
         ],
     )
+}
+
+/// Units in orders, by product: `(held, sold)`. Imported history never moved stock here.
+pub(super) fn each_ordered(
+    tx: &mut Tx<'_>,
+    mut visit: impl FnMut(ProductId, i64, i64),
+) -> Result<(), StoreError> {
+    tx.each(
+        sql!("SELECT i.product_id, CAST(SUM(CASE WHEN o.status = 'pending_payment' THEN i.quantity ELSE 0 END) AS bigint), \
+         CAST(SUM(CASE WHEN o.status <> 'pending_payment' THEN i.quantity ELSE 0 END) AS bigint) \
+         FROM orders o JOIN order_items i ON i.order_id = o.id \
+         WHERE o.external_id IS NULL AND o.status IN ('pending_payment', 'paid', 'processed', 'fulfilled') \
+         GROUP BY i.product_id"),
+        &[],
+        |row| {
+            visit(row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(())
+        },
+    )
+}
+
+/// Shows the lines of orders made from `since` on that did not come to nothing: product and units.
+pub(super) fn each_ordered_since(
+    tx: &mut Tx<'_>,
+    since: Timestamp,
+    mut visit: impl FnMut(ProductId, i64) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    tx.each(
+        sql!(
+            "SELECT i.product_id, i.quantity FROM orders o JOIN order_items i ON i.order_id = o.id \
+         WHERE o.created_at >= $1 AND o.status NOT IN ('cancelled', 'expired', 'refund_due')"
+        ),
+        &[since.into()],
+        |row| visit(row.get(0)?, row.get(1)?),
+    )
+}
+
+/// Whether an order was made here, and not imported, from `since` on and before `until`.
+pub(super) fn any_own_order(
+    tx: &mut Tx<'_>,
+    since: Timestamp,
+    until: Timestamp,
+) -> Result<bool, StoreError> {
+    Ok(tx
+        .row(
+            sql!("SELECT 1 FROM orders WHERE created_at >= $1 AND created_at < $2 AND import_run IS NULL LIMIT 1"),
+            &[since.into(), until.into()],
+            |_| Ok(()),
+        )?
+        .is_some())
 }

@@ -4,7 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{FollowUps, Order, OrderError, OrderId, OrderStatus, letters, sql};
+use super::letters::{self, About};
+use super::{FollowUps, Order, OrderError, OrderId, OrderStatus, sql};
 use crate::auth;
 use crate::clock::Timestamp;
 use crate::product::{self, ProductError};
@@ -49,8 +50,8 @@ impl Handler for ProcessOrder {
     }
 }
 
-/// What follows from what happened to an order: whoever wants it hears of it, what is paid is
-/// processed, the customer gets a mail. All of it commits with what happened, or none.
+/// What follows from what happened to an order: webhooks that want it are told, a paid order is processed, the
+/// customer gets a mail. All of it commits with what happened, or none.
 pub(super) fn follow(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -178,38 +179,6 @@ fn process(
         | OrderStatus::RefundDue => order.status,
     };
     Ok(Some(serde_json::json!({"state": state.word()})))
-}
-
-/// What a mail about an order says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum About {
-    /// It was placed, and is to be paid in time.
-    Placed,
-    /// It is paid.
-    Paid,
-    /// It was cancelled before it was paid.
-    Cancelled,
-    /// It was not paid in time.
-    Expired,
-    /// It was paid, and the money comes back.
-    RefundDue,
-}
-
-impl About {
-    /// Whether it is still true of an order in this state.
-    fn holds(self, status: OrderStatus) -> bool {
-        match self {
-            About::Placed => status == OrderStatus::PendingPayment,
-            About::Paid => matches!(
-                status,
-                OrderStatus::Paid | OrderStatus::Processed | OrderStatus::Fulfilled
-            ),
-            About::Cancelled => status == OrderStatus::Cancelled,
-            About::Expired => status == OrderStatus::Expired,
-            About::RefundDue => status == OrderStatus::RefundDue,
-        }
-    }
 }
 
 /// Writes to a customer about an order, unless it is no longer true.

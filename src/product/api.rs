@@ -1,8 +1,7 @@
 //! The catalogue over HTTP.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,24 +14,24 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::import::{ImportError, ImportReport, import_products};
+use super::showcase::{ShowError, Showcase};
 use super::{
-    CATEGORY_CHARS_MAX, CHANGED, Filter, LISTED, NewProduct, PAGE_MAX, Page, Place, Product,
-    ProductError, ProductId, ProductPatch, Search, Sort, sql,
+    CATEGORY_CHARS_MAX, Filter, ListPlace, NewProduct, PAGE_MAX, Product, ProductError, ProductId,
+    ProductPatch, SalesNotOver, Search, Sort,
 };
 use crate::auth::api::{Access, Tag};
 use crate::auth::{Role, Scope};
-use crate::cache::{Cache, CacheError, Cached, HighestWanted, Id, Kind, KindRules, Loaded, Ready};
+use crate::cache::{Id, Ready};
 use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::http::json::etag_of;
-use crate::http::shares::{Refused, Resource, Shares};
 use crate::http::{
     Body, ClientAddr, Created, CsvBody, Failure, NoContent, Printed, PrintedTagged, Problem, fails,
 };
 use crate::monitor::Metrics;
 use crate::sheet;
-use crate::store::{Lane, Rows, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 impl From<ProductError> for Problem {
     fn from(error: ProductError) -> Self {
@@ -247,6 +246,16 @@ impl From<ImportReport> for ImportView {
     }
 }
 
+impl From<ShowError> for Problem {
+    fn from(error: ShowError) -> Self {
+        match error {
+            ShowError::Store(error) => error.into(),
+            ShowError::Busy(refused) => refused.into(),
+            ShowError::Cache(error) => error.into(),
+        }
+    }
+}
+
 impl From<ImportError> for Problem {
     fn from(error: ImportError) -> Self {
         match error {
@@ -256,327 +265,12 @@ impl From<ImportError> for Problem {
     }
 }
 
-/// A product as it is shown.
-fn shown(product: Product) -> Result<Ready, StoreError> {
+/// A product as it is shown: what [`Showcase`] keeps of it.
+pub fn shown(product: Product) -> Result<Ready, StoreError> {
     let json = serde_json::to_vec(&ProductView::from(product))
         .map_err(|error| StoreError::Bug(error.to_string()))?;
     let etag = etag_of(&json).to_str().unwrap_or_default().to_owned();
     Ok(Ready::new("application/json", etag, json))
-}
-
-/// A page of a list: where its products stand, and where it goes on. It may be longer than who asked for it
-/// wants: see [`room_for`].
-#[derive(Clone)]
-struct Listed(Arc<(Vec<Place>, Option<Place>)>);
-
-impl Listed {
-    /// The first `limit` products, and where a page of those goes on.
-    fn first(&self, limit: i64) -> (&[Place], Option<Place>) {
-        let (places, next) = &*self.0;
-        let limit = usize::try_from(limit).unwrap_or(0);
-        match places.get(..limit) {
-            Some(first) if limit < places.len() => (first, first.last().copied()),
-            Some(_) | None => (places, *next),
-        }
-    }
-}
-
-impl Cached for Listed {
-    fn heap_bytes(&self) -> usize {
-        std::mem::size_of_val(&*self.0.0) + 64
-    }
-
-    fn to_disk(&self) -> Option<Vec<u8>> {
-        serde_json::to_vec(&*self.0).ok()
-    }
-
-    fn from_disk(bytes: &[u8]) -> Option<Self> {
-        Some(Self(Arc::new(serde_json::from_slice(bytes).ok()?)))
-    }
-}
-
-/// Pages are kept in two lengths, so that who asks for one product more or less asks for the same.
-const ROOMS: [i64; 2] = [50, PAGE_MAX as i64];
-
-/// The length of the page that is kept for those who ask for so many products.
-fn room_for(limit: i64) -> i64 {
-    let fits = ROOMS.into_iter().find(|room| *room >= limit);
-    fits.unwrap_or(PAGE_MAX as i64)
-}
-
-/// The key of a product.
-fn number(id: &Id) -> Option<i64> {
-    match id {
-        Id::Int(id) => Some(*id),
-        Id::Bytes(_) => None,
-    }
-}
-
-/// What is shown of the catalogue, kept ready: products by key, and which of them a list has. What a
-/// commit changed is gone from here before its caller hears of it.
-#[derive(Clone)]
-pub struct Showcase {
-    store: Store,
-    shares: Shares,
-    rules: Arc<config::Products>,
-    products: Kind<Ready>,
-    lists: Kind<Listed>,
-    searches: Kind<Listed>,
-    /// Whether there may be products that only the earlier rule's words find.
-    has_two_rules: Arc<AtomicBool>,
-}
-
-impl Showcase {
-    /// Of this database's products. To be made once for each cache.
-    pub fn new(store: Store, shares: Shares, rules: Arc<config::Products>, cache: &Cache) -> Self {
-        let products: Kind<Ready> = cache.kind(KindRules::new("product", 2));
-        let listing = |name| KindRules {
-            has_own_turns: true,
-            ..KindRules::new(name, 2)
-        };
-        let lists: Kind<Listed> = cache.kind(listing("product_list"));
-        let searches: Kind<Listed> = cache.kind(listing("product_search"));
-        let changed = products.clone();
-        store.on_commit_of(CHANGED, move |rows| match rows {
-            Rows::Any => changed.invalidate_all(),
-            Rows::These(ids) => ids.iter().for_each(|id| changed.invalidate(*id)),
-        });
-        let listed = [lists.clone(), searches.clone()];
-        store.on_commit(LISTED, move || {
-            listed.iter().for_each(Kind::invalidate_all);
-        });
-        let of = store.clone();
-        products.on_warm(move |products, ids| {
-            let store = of.clone();
-            Box::pin(async move {
-                let found =
-                    products.get_many_or_load(&ids, |ids| load_shown(store.clone(), ids, None));
-                Ok(found.await?.into_iter().flatten().count())
-            })
-        });
-        Self {
-            store,
-            shares,
-            rules,
-            products,
-            lists,
-            searches,
-            has_two_rules: Arc::new(AtomicBool::new(true)),
-        }
-    }
-
-    async fn one(&self, id: i64) -> Result<Option<Ready>, CacheError> {
-        let load = || {
-            let (store, wanted) = (self.store.clone(), self.products.asks_for_highest());
-            async move {
-                let read = store.point(move |tx| {
-                    let found = sql::get(tx, ProductId(id))?;
-                    if let (None, Some(wanted)) = (&found, wanted) {
-                        wanted.tell(sql::highest_id(tx)?);
-                    }
-                    Ok::<_, StoreError>(found)
-                });
-                let found = read.await?;
-                found.map(loaded).transpose()
-            }
-        };
-        let hit = self.products.get_or_load(id, load).await?;
-        Ok(hit.map(|hit| hit.value))
-    }
-
-    /// Those of these products that there are, in this order.
-    async fn many(&self, ids: &[Id]) -> Result<Vec<Option<Ready>>, CacheError> {
-        let load = |ids| load_shown(self.store.clone(), ids, self.products.asks_for_highest());
-        let hits = self.products.get_many_or_load(ids, load).await?;
-        Ok(hits
-            .into_iter()
-            .map(|hit| hit.map(|hit| hit.value))
-            .collect())
-    }
-
-    async fn page(
-        &self,
-        mut filter: Filter,
-        client: ClientAddr,
-        leads_on: bool,
-    ) -> Result<Printed<ProductPage>, Problem> {
-        let (sort, limit) = (filter.sort, filter.limit);
-        filter.limit = room_for(limit);
-        let loaded = self.listed(&filter, client).await?;
-        // A list is there, if without products.
-        let Some((listed, brought)) = loaded else {
-            return Ok(print_page(std::iter::empty(), None, &[]));
-        };
-        let (places, next) = listed.first(limit);
-        let cursor = next.filter(|_| leads_on);
-        let cursor = cursor.map(|next| write_cursor(sort, next));
-        if let Some((own, shown)) = brought.get()
-            && Arc::ptr_eq(&own.0, &listed.0)
-        {
-            let shown = shown.iter().take(places.len());
-            return Ok(print_page(shown, cursor.as_deref(), &[]));
-        }
-        let ids: Vec<Id> = places.iter().map(|place| Id::from(place.id.0)).collect();
-        let items = self.many(&ids).await?;
-        Ok(print_page(items.iter().flatten(), cursor.as_deref(), &[]))
-    }
-
-    /// A page of a list, and the products that were read for it if this request had it loaded.
-    async fn listed(
-        &self,
-        filter: &Filter,
-        client: ClientAddr,
-    ) -> Result<Option<(Listed, Arc<OnceLock<Brought>>)>, Problem> {
-        let kind = match filter.search.is_empty() {
-            true => &self.lists,
-            false => &self.searches,
-        };
-        let key = list_key(filter, self.has_two_rules.load(Ordering::Acquire));
-        for _ in 0..LOADS_JOINED_MAX {
-            let (brought, is_refused) = (Arc::default(), Arc::new(AtomicBool::new(false)));
-            let load = || self.load_list(filter.clone(), client, &brought, &is_refused);
-            let error = match kind.get_or_load(key.clone(), load).await {
-                Ok(hit) => return Ok(hit.map(|hit| (hit.value, brought))),
-                Err(error) => error,
-            };
-            match error.cause() {
-                Some(ListError::Store(error)) => return Err(error.clone().into()),
-                Some(ListError::Busy(refused)) if is_refused.load(Ordering::Acquire) => {
-                    return Err((*refused).into());
-                }
-                // The load was another client's, who has too much under way.
-                Some(ListError::Busy(_)) => {}
-                None => return Err(error.into()),
-            }
-        }
-        Err(Refused::Everyone.into())
-    }
-
-    /// Brings a page of a list; tells by `is_refused` that the client has too much under way.
-    fn load_list(
-        &self,
-        filter: Filter,
-        client: ClientAddr,
-        brought: &Arc<OnceLock<Brought>>,
-        is_refused: &Arc<AtomicBool>,
-    ) -> impl Future<Output = Result<Option<Loaded<Listed>>, ListError>> + Send + use<> {
-        let lane = match filter.search.is_empty() {
-            true => Lane::List,
-            false => Lane::Search,
-        };
-        let (showcase, rules) = (self.clone(), Arc::clone(&self.rules));
-        let (brought, is_refused) = (Arc::clone(brought), Arc::clone(is_refused));
-        let (sort, of) = (filter.sort, filter.category.clone());
-        async move {
-            // Held until the search has ended, whoever waits for it.
-            let _share = match lane {
-                Lane::List => None,
-                Lane::Search => Some(
-                    showcase
-                        .shares
-                        .take(Resource::SlowReads, client.0, 1)
-                        .inspect_err(|_| is_refused.store(true, Ordering::Release))?,
-                ),
-            };
-            let has_two_rules = Arc::clone(&showcase.has_two_rules);
-            let read = showcase.store.read_in(lane, move |tx| {
-                // Once all products were renewed, they stay so.
-                if lane == Lane::Search && has_two_rules.load(Ordering::Acquire) {
-                    has_two_rules.store(sql::terms_due(tx)?.is_some(), Ordering::Release);
-                }
-                super::list(tx, &rules, &filter)
-            });
-            let Page { products, next } = read.await?;
-            let places = products.iter().map(|one| one.place(sort)).collect();
-            let items: Result<Vec<Ready>, StoreError> = products.into_iter().map(shown).collect();
-            let listed = Listed(Arc::new((places, next)));
-            // Set once: a load runs once.
-            let _first = brought.set((listed.clone(), items?));
-            let loaded = Loaded::new(listed);
-            Ok(Some(match &of {
-                Some(category) => loaded.tag(category_tag(category)),
-                None => loaded,
-            }))
-        }
-    }
-}
-
-/// A list as it was loaded, and its products.
-type Brought = (Listed, Vec<Ready>);
-
-/// Loads of another client that one waits for before it is told that there is too much to do: such a load
-/// fails where that client has too much under way.
-const LOADS_JOINED_MAX: usize = 4;
-
-/// Why a list was not brought.
-#[derive(Debug, thiserror::Error)]
-enum ListError {
-    /// The database.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Too much is under way.
-    #[error(transparent)]
-    Busy(#[from] Refused),
-}
-
-/// Names a page among all pages of all lists.
-fn list_key(filter: &Filter, has_two_rules: bool) -> String {
-    let Filter {
-        category,
-        search,
-        sort,
-        after,
-        limit,
-    } = filter;
-    let after = after
-        .map(|place| format!("{}.{}", place.key, place.id))
-        .unwrap_or_default();
-    // A category may hold any characters; words hold letters and digits alone.
-    format!(
-        "{}\n{limit}\n{after}\n{}\n{}{}",
-        sort_letter(*sort),
-        search.key(has_two_rules),
-        u8::from(category.is_some()),
-        category.as_deref().unwrap_or_default()
-    )
-}
-
-/// The tag of what shows a category: its products, and the lists of them.
-fn category_tag(category: &str) -> String {
-    format!("category:{category}")
-}
-
-fn loaded(product: Product) -> Result<Loaded<Ready>, StoreError> {
-    let tag = category_tag(&product.category);
-    shown(product).map(|shown| Loaded::new(shown).tag(tag))
-}
-
-async fn load_shown(
-    store: Store,
-    ids: Vec<Id>,
-    wanted: Option<HighestWanted>,
-) -> Result<Vec<(Id, Loaded<Ready>)>, StoreError> {
-    let ids: Vec<ProductId> = ids
-        .iter()
-        .filter_map(|id| number(id).map(ProductId))
-        .collect();
-    let read = store.point(move |tx| {
-        let found = sql::by_ids(tx, &ids)?;
-        if let Some(wanted) = wanted
-            && found.len() < ids.len()
-        {
-            wanted.tell(sql::highest_id(tx)?);
-        }
-        Ok::<_, StoreError>(found)
-    });
-    let found = read.await?;
-    found
-        .into_iter()
-        .map(|product| {
-            let id = Id::from(product.id.0);
-            Ok((id, loaded(product)?))
-        })
-        .collect()
 }
 
 /// JSON of a [`ProductPage`], of products that are printed already.
@@ -625,6 +319,7 @@ pub struct ProductApi {
     /// Where a file is put aside while it is imported.
     folder: Arc<std::path::Path>,
     import_turn: Arc<Semaphore>,
+    sales_not_over: SalesNotOver,
 }
 
 impl ProductApi {
@@ -635,6 +330,7 @@ impl ProductApi {
         metrics: Metrics,
         import: Arc<config::Import>,
         folder: Arc<std::path::Path>,
+        sales_not_over: SalesNotOver,
     ) -> Self {
         Self {
             store: showcase.store.clone(),
@@ -644,6 +340,7 @@ impl ProductApi {
             import,
             folder,
             import_turn: Arc::new(Semaphore::new(1)),
+            sales_not_over,
         }
     }
 }
@@ -670,29 +367,20 @@ fn sort_of(word: &str) -> Result<Sort, Problem> {
     }
 }
 
-fn sort_letter(sort: Sort) -> &'static str {
-    match sort {
-        Sort::Popularity => "p",
-        Sort::PriceAsc => "a",
-        Sort::PriceDesc => "d",
-        Sort::Newest => "n",
-    }
-}
-
 /// A place, with the order that it is a place in.
-fn write_cursor(sort: Sort, place: Place) -> String {
-    let text = format!("{}.{}.{}", sort_letter(sort), place.key, place.id);
+fn write_cursor(sort: Sort, place: ListPlace) -> String {
+    let text = format!("{}.{}.{}", sort.letter(), place.key, place.id);
     URL_SAFE_NO_PAD.encode(text)
 }
 
 /// The place of a cursor; `None` when it is not ours or of another order.
-fn read_cursor(text: &str, sort: Sort) -> Option<Place> {
+fn read_cursor(text: &str, sort: Sort) -> Option<ListPlace> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
     let (letter, place) = text.split_once('.')?;
     let (key, id) = place.split_once('.')?;
-    (letter == sort_letter(sort)).then_some(())?;
+    (letter == sort.letter()).then_some(())?;
     let (key, id) = (key.parse().ok()?, ProductId(id.parse().ok()?));
-    Some(Place { key, id })
+    Some(ListPlace { key, id })
 }
 
 #[OpenApi(prefix_path = "/api/v1", tag = "Tag::Products")]
@@ -755,7 +443,10 @@ impl ProductApi {
             after,
             limit: limit.0,
         };
-        Ok(self.showcase.page(filter, client, true).await?)
+        let page = self.showcase.page(filter, client).await;
+        let page = page.map_err(Problem::from)?;
+        let cursor = page.next.map(|next| write_cursor(sort, next));
+        Ok(print_page(page.products(), cursor.as_deref(), &[]))
     }
 
     /// The most popular products
@@ -781,7 +472,9 @@ impl ProductApi {
             after: None,
             limit: limit.0,
         };
-        Ok(self.showcase.page(filter, client, false).await?)
+        let page = self.showcase.page(filter, client).await;
+        let page = page.map_err(Problem::from)?;
+        Ok(print_page(page.products(), None, &[]))
     }
 
     /// Read a product
@@ -935,9 +628,9 @@ impl ProductApi {
         id: Path<i64>,
     ) -> Result<NoContent, Failure<{ fails::SECURED | fails::NOT_FOUND | fails::CONFLICT }>> {
         access.0.require(Role::Staff, Scope::Catalogue)?;
-        let now = self.clock.now();
+        let (now, sales_not_over) = (self.clock.now(), self.sales_not_over);
         self.store
-            .write(move |tx| super::archive(tx, now, ProductId(id.0)))
+            .write(move |tx| super::archive(tx, now, ProductId(id.0), sales_not_over))
             .await
             .map_err(Problem::from)?;
         Ok(NoContent)
@@ -976,25 +669,5 @@ fn default_limit() -> i64 {
 impl From<Vec<FieldError>> for Problem {
     fn from(errors: Vec<FieldError>) -> Self {
         Problem::validation(errors)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_of_a_list_comes_back_from_disk_as_it_was() {
-        let place = |key, id| Place {
-            key,
-            id: ProductId(id),
-        };
-        let places = vec![place(9, 7), place(9, 3)];
-        for next in [None, Some(place(9, 3))] {
-            let listed = Listed(Arc::new((places.clone(), next)));
-            let bytes = listed.to_disk().expect("a form");
-            assert_eq!(Listed::from_disk(&bytes).expect("the same").0, listed.0);
-        }
-        assert!(Listed::from_disk(b"{}").is_none());
     }
 }

@@ -415,6 +415,7 @@ fn write_row(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
     use std::io::Cursor;
 
     use crate::config::Database;
@@ -488,7 +489,7 @@ mod tests {
             (0, 0, 2)
         );
         let verdict = store
-            .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| Ok(())))
+            .read_blocking::<_, StoreError>(|tx| stock::verify(tx, &BTreeMap::new(), |_| Ok(())))
             .expect("verify");
         assert_eq!((verdict.movements, verdict.problems_total), (2, 0));
     }
@@ -631,7 +632,7 @@ mod tests {
         let id = product(&store, "B").id;
         store
             .write_blocking::<_, ProductError>(move |tx| {
-                crate::product::archive(tx, Timestamp(2), id)
+                crate::product::archive(tx, Timestamp(2), id, |_, _, _| Ok(Vec::new()))
             })
             .expect("archived");
         let report = run(&store, b"stock;sku\n7;A\n;A\n-1;A\n5;B\n1;C\n7;A\n").expect("import");
@@ -645,7 +646,7 @@ mod tests {
         let lamp = product(&store, "A");
         assert_eq!((lamp.name.as_str(), lamp.stock), ("Lamp", 7));
         let verdict = store
-            .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| Ok(())))
+            .read_blocking::<_, StoreError>(|tx| stock::verify(tx, &BTreeMap::new(), |_| Ok(())))
             .expect("verify");
         assert_eq!(verdict.problems_total, 0);
     }

@@ -2,13 +2,14 @@
 //!
 //! Invariants: money is integer minor units with an ISO 4217 currency; a product that is taken out
 //! of the shop is archived, never deleted, because its ledger and orders stay; stock changes only
-//! through [`stock`]. What is absent: no cache and no knowledge of sales.
+//! through [`stock`]. What is absent: orders and sales.
 
 pub mod api;
 pub mod currency;
 pub mod import;
 pub mod reindex;
 mod search;
+pub mod showcase;
 mod sql;
 pub mod stock;
 pub mod tasks;
@@ -23,7 +24,8 @@ use crate::clock::Timestamp;
 use crate::config;
 use crate::id_type;
 use crate::store::{StoreError, Topic, Tx};
-use stock::{Movement, Reason, StockError};
+pub use sql::{each_popular, each_popular_imported, set_popularity};
+use stock::{Movement, Reason, SaleId, StockError};
 use terms::Asked;
 
 /// Touched, by row, by whatever changes what is shown of a product.
@@ -48,21 +50,21 @@ pub const PAGE_MAX: usize = 200;
 /// A product as the shop sells it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Product {
-    /// Key.
+    /// Key of its row.
     pub id: ProductId,
     /// The shop's own article number.
     pub sku: Option<String>,
-    /// Name.
+    /// Name, 1 to 200 characters.
     pub name: String,
-    /// Description.
+    /// Description, at most 10,000 characters.
     pub description: String,
-    /// Category.
+    /// Category, at most 100 characters; empty for none.
     pub category: String,
     /// Price of one unit in minor units.
     pub unit_amount: i64,
     /// ISO 4217.
     pub currency: String,
-    /// Free units.
+    /// Free units: what an order can take.
     pub stock: i64,
     /// Units that open sales began with: set aside, and claimed in those sales since.
     pub set_aside: i64,
@@ -123,6 +125,18 @@ pub enum Sort {
     Newest,
 }
 
+impl Sort {
+    /// One letter that stands for it, in cursors and in keys of the cache.
+    fn letter(self) -> &'static str {
+        match self {
+            Sort::Popularity => "p",
+            Sort::PriceAsc => "a",
+            Sort::PriceDesc => "d",
+            Sort::Newest => "n",
+        }
+    }
+}
+
 /// Which page of which list.
 #[derive(Clone, Debug)]
 pub struct Filter {
@@ -130,21 +144,37 @@ pub struct Filter {
     pub category: Option<String>,
     /// Words that must occur.
     pub search: Search,
-    /// Order.
+    /// The order of the list.
     pub sort: Sort,
     /// Where the page before ended.
-    pub after: Option<Place>,
+    pub after: Option<ListPlace>,
     /// Rows at most.
     pub limit: i64,
 }
 
 /// A place in a list: a product's sort key and id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct ListPlace {
     /// What the list is sorted by.
     pub key: i64,
     /// Which of those that have the same.
     pub id: ProductId,
+}
+
+/// Among which products is looked for some.
+enum Among<'a> {
+    /// All of them.
+    All,
+    /// Those that the index has under any of these.
+    Having(Vec<&'a Asked>),
+}
+
+/// A product on the way through a list.
+struct Step {
+    /// Where it stands.
+    place: ListPlace,
+    /// Whether the index has it under all of the words.
+    has_words: bool,
 }
 
 /// One page of a list.
@@ -153,7 +183,7 @@ pub struct Page {
     /// Products in the order asked for.
     pub products: Vec<Product>,
     /// Where it goes on; `None` at the end of the list.
-    pub next: Option<Place>,
+    pub next: Option<ListPlace>,
 }
 
 /// What a text asks the catalogue for.
@@ -203,6 +233,30 @@ impl Search {
     }
 }
 
+/// What was taken, at what price.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Price of one unit in minor units of `currency`.
+    pub unit_amount: i64,
+    /// ISO 4217.
+    pub currency: String,
+}
+
+/// A row of the ledger.
+struct LedgerRow {
+    product_id: ProductId,
+    seq: i64,
+    sale_id: Option<SaleId>,
+    order_id: Option<i64>,
+    reason: Reason,
+    quantity: i64,
+    delta: i64,
+    balance_after: i64,
+    at: Timestamp,
+    prev_hash: String,
+    hash: String,
+}
+
 /// Why something could not be done to the catalogue.
 #[derive(Debug, thiserror::Error)]
 pub enum ProductError {
@@ -219,8 +273,8 @@ pub enum ProductError {
     #[error("the stock changed meanwhile")]
     StockChanged,
     /// These flash sales sell it or will; the first few of them.
-    #[error("the product is sold in flash sale {}; stop that first", .0.iter().map(i64::to_string).collect::<Vec<_>>().join(", "))]
-    InSale(Vec<i64>),
+    #[error("the product is sold in flash sale {}; stop that first", .0.iter().map(SaleId::to_string).collect::<Vec<_>>().join(", "))]
+    InSale(Vec<SaleId>),
     /// The database.
     #[error(transparent)]
     Store(StoreError),
@@ -408,24 +462,32 @@ impl Product {
     }
 
     /// Its place in a list of this order.
-    fn place(&self, sort: Sort) -> Place {
+    fn place(&self, sort: Sort) -> ListPlace {
         let key = match sort {
             Sort::Popularity => self.popularity,
             Sort::PriceAsc | Sort::PriceDesc => self.unit_amount,
             Sort::Newest => self.id.0,
         };
-        Place { key, id: self.id }
+        ListPlace { key, id: self.id }
     }
 }
 
+/// The first few flash sales of a product that run or will: a room above knows them, and hands this down.
+pub type SalesNotOver = fn(&mut Tx<'_>, Timestamp, ProductId) -> Result<Vec<SaleId>, StoreError>;
+
 /// Takes a product out of the shop, unless a flash sale sells it or will.
-pub fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<(), ProductError> {
+pub fn archive(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    id: ProductId,
+    sales_not_over: SalesNotOver,
+) -> Result<(), ProductError> {
     if !sql::archive(tx, now, id)? {
         return Err(ProductError::NotFound(id));
     }
     // Looked up once the product's row is locked: a sale that is being made takes its units from that
     // row, so it was made before and is seen here, or it comes after and finds no product.
-    let sales = sql::sales_not_over(tx, now, id)?;
+    let sales = sales_not_over(tx, now, id)?;
     if sales.is_empty() {
         Ok(())
     } else {

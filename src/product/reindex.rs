@@ -42,7 +42,7 @@ pub(super) fn changed(
     }
     let (mut old, new) = (terms::index(before.text()), terms::index(after.text()));
     if sql::hold_if_terms_due(tx, after.id)? {
-        // Nobody knows which of the two rules wrote what is there.
+        // It is not known which of the two rules wrote what is there.
         old.extend(terms::first::index(before.text()));
         return replace(tx, after.id, &old, &new);
     }

@@ -11,9 +11,8 @@
 
 use std::collections::HashMap;
 
-use super::sql::{self, Among, Step};
 use super::terms::{Asked, Wanted};
-use super::{Filter, Page, Product, ProductId, Search};
+use super::{Among, Filter, Page, Product, ProductId, Search, Step, sql};
 use crate::store::{StoreError, Tx};
 
 /// A word is rare if so few products have it: to look at each costs less than to walk a list of tens of

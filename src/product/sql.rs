@@ -1,9 +1,9 @@
 //! Every statement of the catalogue, the stock and its ledger.
 
-use super::stock::{LedgerRow, Taken};
 use super::terms::Asked;
 use super::{
-    CHANGED, Filter, LISTED, NewProduct, Place, Product, ProductId, ProductPatch, Silent, Sort,
+    Among, CHANGED, Filter, LISTED, LedgerRow, ListPlace, NewProduct, Product, ProductId,
+    ProductPatch, Silent, Sort, Step, Taken,
 };
 use crate::clock::Timestamp;
 use crate::sql;
@@ -89,22 +89,6 @@ pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Product>, Sto
     tx.rows(sql!(&sql), &params, product)
 }
 
-/// Among which products is looked for some.
-pub(super) enum Among<'a> {
-    /// All of them.
-    All,
-    /// Those that the index has under any of these.
-    Having(Vec<&'a Asked>),
-}
-
-/// A product on the way through a list.
-pub(super) struct Step {
-    /// Where it stands.
-    pub(super) place: Place,
-    /// Whether the index has it under all of the words.
-    pub(super) has_words: bool,
-}
-
 /// The next places of a list, from its index alone where that has all products, and whether these have the
 /// words.
 pub(super) fn walk(
@@ -112,7 +96,7 @@ pub(super) fn walk(
     filter: &Filter,
     among: &Among<'_>,
     words: &[&str],
-    after: Option<Place>,
+    after: Option<ListPlace>,
     limit: i64,
 ) -> Result<Vec<Step>, StoreError> {
     let mut params: Vec<Param<'_>> = Vec::new();
@@ -132,7 +116,7 @@ pub(super) fn walk(
     let select = format!("{column}, id, {has}");
     let sql = ordered(filter, among, &select, after, limit, &mut params);
     tx.rows(sql!(&sql), &params, |row| {
-        let place = Place {
+        let place = ListPlace {
             key: row.get(0)?,
             id: row.get(1)?,
         };
@@ -165,7 +149,7 @@ fn ordered<'a>(
     filter: &'a Filter,
     among: &Among<'a>,
     select: &str,
-    after: Option<Place>,
+    after: Option<ListPlace>,
     limit: i64,
     params: &mut Vec<Param<'a>>,
 ) -> String {
@@ -284,7 +268,7 @@ pub(super) fn insert(
             now.into(),
         ],
     )?;
-    // Whoever asked for it before was told that there is none.
+    // A reader who asked for this key before was told that there is no such product.
     tx.touch_row(CHANGED, id);
     Ok(id)
 }
@@ -324,22 +308,6 @@ pub(super) fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<
         sql!("UPDATE products SET status = 'archived', last_updated = $2 WHERE id = $1 AND status = 'active'"),
         &[id.into(), now.into()],
     )? == 1)
-}
-
-/// The flash sales of a product that run or will, the earliest first, at most ten.
-pub(super) fn sales_not_over(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-    id: ProductId,
-) -> Result<Vec<i64>, StoreError> {
-    tx.rows(
-        sql!(
-            "SELECT id FROM flash_sales WHERE product_id = $1 AND status = 'open' AND ends_at > $2 \
-         ORDER BY starts_at LIMIT 10"
-        ),
-        &[id.into(), now.into()],
-        |row| row.get(0),
-    )
 }
 
 /// A row of an import onto a known SKU; what the file is silent about stays; `false` when nothing differs.
@@ -613,72 +581,8 @@ pub(super) fn each_free(
     )
 }
 
-pub(super) fn each_allotted(
-    tx: &mut Tx<'_>,
-    mut visit: impl FnMut(ProductId, i64),
-) -> Result<(), StoreError> {
-    tx.each(
-        sql!("SELECT product_id, CAST(SUM(remaining) AS bigint) FROM flash_sales WHERE remaining > 0 GROUP BY product_id"),
-        &[],
-        |row| {
-            visit(row.get(0)?, row.get(1)?);
-            Ok(())
-        },
-    )
-}
-
-/// Units in orders, by product: `(held, sold)`. Imported history never moved stock here.
-pub(super) fn each_ordered(
-    tx: &mut Tx<'_>,
-    mut visit: impl FnMut(ProductId, i64, i64),
-) -> Result<(), StoreError> {
-    tx.each(
-        sql!("SELECT i.product_id, CAST(SUM(CASE WHEN o.status = 'pending_payment' THEN i.quantity ELSE 0 END) AS bigint), \
-         CAST(SUM(CASE WHEN o.status <> 'pending_payment' THEN i.quantity ELSE 0 END) AS bigint) \
-         FROM orders o JOIN order_items i ON i.order_id = o.id \
-         WHERE o.external_id IS NULL AND o.status IN ('pending_payment', 'paid', 'processed', 'fulfilled') \
-         GROUP BY i.product_id"),
-        &[],
-        |row| {
-            visit(row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok(())
-        },
-    )
-}
-
-/// Shows the lines of orders made from `since` on that did not come to nothing: product and units.
-pub(super) fn each_ordered_since(
-    tx: &mut Tx<'_>,
-    since: Timestamp,
-    mut visit: impl FnMut(ProductId, i64) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
-    tx.each(
-        sql!(
-            "SELECT i.product_id, i.quantity FROM orders o JOIN order_items i ON i.order_id = o.id \
-         WHERE o.created_at >= $1 AND o.status NOT IN ('cancelled', 'expired', 'refund_due')"
-        ),
-        &[since.into()],
-        |row| visit(row.get(0)?, row.get(1)?),
-    )
-}
-
-/// Whether an order was made here, and not imported, from `since` on and before `until`.
-pub(super) fn any_own_order(
-    tx: &mut Tx<'_>,
-    since: Timestamp,
-    until: Timestamp,
-) -> Result<bool, StoreError> {
-    Ok(tx
-        .row(
-            sql!("SELECT 1 FROM orders WHERE created_at >= $1 AND created_at < $2 AND import_run IS NULL LIMIT 1"),
-            &[since.into(), until.into()],
-            |_| Ok(()),
-        )?
-        .is_some())
-}
-
 /// Shows the products in the shop that have some popularity, from an index alone.
-pub(super) fn each_popular(
+pub fn each_popular(
     tx: &mut Tx<'_>,
     mut visit: impl FnMut(ProductId, i64) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
@@ -691,7 +595,7 @@ pub(super) fn each_popular(
 
 /// [`each_popular`] with the popularity that each came with. Of a product that is older than this
 /// column nothing is known, so what it has counts as imported.
-pub(super) fn each_popular_imported(
+pub fn each_popular_imported(
     tx: &mut Tx<'_>,
     mut visit: impl FnMut(ProductId, i64, i64) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
@@ -707,10 +611,7 @@ pub(super) fn each_popular_imported(
 
 /// Sets the popularity of some products, where it is another; answers of how many. One statement,
 /// whose number of rows is rounded up so that few texts fill the cache of prepared ones.
-pub(super) fn set_popularity(
-    tx: &mut Tx<'_>,
-    wanted: &[(ProductId, i64)],
-) -> Result<u64, StoreError> {
+pub fn set_popularity(tx: &mut Tx<'_>, wanted: &[(ProductId, i64)]) -> Result<u64, StoreError> {
     let Some(last) = wanted.last() else {
         return Ok(0);
     };
@@ -742,7 +643,7 @@ pub(super) fn terms_of(tx: &mut Tx<'_>, id: ProductId) -> Result<Vec<String>, St
     )
 }
 
-/// Statements of a forger, for the test that finds him.
+/// Statements of a forger, for the test that finds the forgery.
 #[cfg(test)]
 pub(super) mod tampering {
     use super::{ProductId, StoreError, Tx};
@@ -811,7 +712,7 @@ mod tests {
             for category in [None, Some("Home".to_owned())] {
                 for after in [
                     None,
-                    Some(Place {
+                    Some(ListPlace {
                         key: 0,
                         id: ProductId(9),
                     }),

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Draft, Run, Schedule, ScheduleError, Schedules, When};
 use crate::auth::api::{Access, Tag};
-use crate::auth::idempotency::Key;
+use crate::auth::idempotency::IdempotencyKey;
 use crate::auth::{Role, Scope};
 use crate::check::FieldError;
 use crate::clock::Timestamp;
@@ -578,7 +578,7 @@ impl ScheduleApi {
             .0
             .map(|key| {
                 let asked = format!("POST /schedules/{name}/run");
-                Key::new(&key, &asked, self.idempotency_seconds)
+                IdempotencyKey::new(&key, &asked, self.idempotency_seconds)
             })
             .transpose()?;
         let user = caller.user_id;

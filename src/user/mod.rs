@@ -1,14 +1,14 @@
 //! Everyone's accounts, as staff see and change them.
 //!
-//! Invariants: there is always an active admin, which stands in the update's WHERE and not in a
-//! look before it; staff change customers, admins change everyone. Credentials and sessions are
+//! Invariants: there is always an active admin, which stands in the update's WHERE (`auth::update_account`)
+//! and not in a look before it; staff change customers, admins change everyone. Credentials and sessions are
 //! `auth`'s, orders are `order`'s.
 
 pub mod api;
 mod sql;
 pub mod tasks;
 
-use crate::auth::{Account, Role, Status, UserId};
+use crate::auth::{self, Account, AccountChange, Role, Status, UserId};
 use crate::check::{self, Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::store::{StoreError, Tx};
@@ -45,8 +45,8 @@ pub struct Patch {
 }
 
 /// Changes an account. Sessions end with the same commit where the account is disabled, and where it gets
-/// another role: that has another life, and whoever has it shall have shown the password for it. To be
-/// followed by [`crate::auth::Auth::forget_callers`]. `by` is the role of who changes it.
+/// another role: a session of that role begins with the password. To be followed by
+/// [`crate::auth::Auth::forget_callers`]. `by` is the role of the account that makes the change.
 pub fn update(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -65,7 +65,12 @@ pub fn update(
         return Err(UserError::Beyond);
     }
     let before = get(tx, id)?.role;
-    let Some(account) = sql::update(tx, now, by_admin, id, name, patch)? else {
+    let change = AccountChange {
+        name,
+        role: patch.role,
+        status: patch.status,
+    };
+    let Some(account) = auth::update_account(tx, now, by_admin, id, change)? else {
         let account = get(tx, id)?;
         return Err(if account.role == Role::Customer || by_admin {
             UserError::LastAdmin
@@ -74,7 +79,7 @@ pub fn update(
         });
     };
     if account.status == Status::Disabled || account.role != before {
-        sql::end_sessions(tx, id)?;
+        auth::end_sessions(tx, id)?;
     }
     Ok(account)
 }

@@ -1,8 +1,7 @@
-//! Every statement about accounts as staff see them.
+//! Every statement that shows accounts as staff see them; what changes them is `auth`'s.
 
-use super::{Filter, Patch};
+use super::Filter;
 use crate::auth::{Account, UserId};
-use crate::clock::Timestamp;
 use crate::sql;
 use crate::store::{StoreError, Tx};
 
@@ -12,44 +11,6 @@ pub(super) fn get(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Account>, StoreE
         &[id.into()],
         Account::read,
     )
-}
-
-/// Changes an account, unless that took the last active admin away, or it is no customer's and
-/// `by_admin` does not hold; `None` when nothing changed. `name` is the patch's as it is kept.
-pub(super) fn update(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-    by_admin: bool,
-    id: UserId,
-    name: Option<&str>,
-    patch: &Patch,
-) -> Result<Option<Account>, StoreError> {
-    tx.row(
-        sql!("UPDATE users SET name = coalesce($4, name), role = coalesce($5, role), \
-         status = coalesce($6, status), updated_at = $2 \
-         WHERE id = $1 AND (role = 'customer' OR $3 = 1) AND (\
-           role <> 'admin' OR status <> 'active' \
-           OR (coalesce($5, role) = 'admin' AND coalesce($6, status) = 'active') \
-           OR EXISTS (SELECT 1 FROM users WHERE role = 'admin' AND status = 'active' AND id <> $1)) \
-         RETURNING id, email, name, role, status, created_at, last_seen_at"),
-        &[
-            id.into(),
-            now.into(),
-            i64::from(by_admin).into(),
-            name.into(),
-            patch.role.into(),
-            patch.status.into(),
-        ],
-        Account::read,
-    )
-}
-
-pub(super) fn end_sessions(tx: &mut Tx<'_>, id: UserId) -> Result<(), StoreError> {
-    tx.execute(
-        sql!("DELETE FROM sessions WHERE user_id = $1"),
-        &[id.into()],
-    )?;
-    Ok(())
 }
 
 pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Account>, StoreError> {

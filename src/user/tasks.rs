@@ -44,7 +44,7 @@ impl Handler for SyncUserActivity {
 pub type Sweep = Arc<dyn Fn(&mut Tx<'_>, Timestamp) -> Result<u64, StoreError> + Send + Sync>;
 
 /// Drops all that is kept for a time and past it. What that is, its owners say: it may vanish at any
-/// moment, because nobody is shown it any more.
+/// moment, because no answer shows it any more.
 pub struct CleanExpiredCache {
     store: Store,
     cache: Cache,

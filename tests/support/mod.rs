@@ -16,7 +16,7 @@ use onrush::auth::{self, NewAccount, Role};
 use onrush::clock::{Clock, Stopwatch, Timestamp};
 use onrush::config::Settings;
 use onrush::monitor::Metrics;
-use onrush::product::stock;
+use onrush::order::audit;
 use onrush::store::StoreError;
 use serde_json::{Value, json};
 
@@ -333,7 +333,7 @@ impl Drop for Shop {
         };
         let verdict = app
             .store
-            .read_blocking::<_, StoreError>(|tx| stock::verify(tx, |_| Ok(())));
+            .read_blocking::<_, StoreError>(|tx| audit::verify(tx, |_| Ok(())));
         self.runtime.block_on(app.stop());
         if !std::thread::panicking() {
             let verdict = verdict.expect("the ledger can be read");

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::ms;
 use super::views::{RetryBody, TaskKey};
 use crate::auth::api::{Access, Tag};
-use crate::auth::idempotency::Key;
+use crate::auth::idempotency::IdempotencyKey;
 use crate::auth::{Role, Scope, UserId};
 use crate::check::{self, Checks, FieldError};
 use crate::clock::Timestamp;
@@ -375,7 +375,7 @@ impl EnqueueApi {
     /// refusal. Times pass and settings change, so what held then need not hold any more.
     async fn made_before<T>(
         &self,
-        key: Option<Key>,
+        key: Option<IdempotencyKey>,
         now: Timestamp,
         user: UserId,
         refused: Problem,
@@ -393,9 +393,13 @@ impl EnqueueApi {
         }
     }
 
-    fn key(&self, header: Option<String>, asked: &str) -> Result<Option<Key>, Vec<FieldError>> {
+    fn key(
+        &self,
+        header: Option<String>,
+        asked: &str,
+    ) -> Result<Option<IdempotencyKey>, Vec<FieldError>> {
         header
-            .map(|key| Key::new(&key, asked, self.idempotency_seconds))
+            .map(|key| IdempotencyKey::new(&key, asked, self.idempotency_seconds))
             .transpose()
     }
 }

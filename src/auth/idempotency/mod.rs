@@ -7,9 +7,11 @@
 //! An operation looks for the answer before it looks at anything that may have changed since, or once
 //! that has refused it: the first answer is given again whatever has become of the world.
 
+mod sql;
+
 use sha2::{Digest, Sha256};
 
-use super::{UserId, sql};
+use super::UserId;
 use crate::check::FieldError;
 use crate::clock::Timestamp;
 use crate::store::{StoreError, Tx};
@@ -38,13 +40,13 @@ pub enum KeyError {
 
 /// A key with what was asked under it.
 #[derive(Clone, Debug)]
-pub struct Key {
+pub struct IdempotencyKey {
     key: String,
     fingerprint: String,
     seconds: i64,
 }
 
-impl Key {
+impl IdempotencyKey {
     /// Checks the header's value; `asked` is anything that tells two requests apart.
     pub fn new(key: &str, asked: &str, seconds: u64) -> Result<Self, Vec<FieldError>> {
         if key.is_empty()
@@ -97,7 +99,7 @@ impl Key {
         stored.map(|stored| self.fitting(stored)).transpose()
     }
 
-    /// Takes the key for what is to be done in this transaction, which ends it with [`Key::keep`]; or the answer
+    /// Takes the key for what is to be done in this transaction, which ends it with [`IdempotencyKey::keep`]; or the answer
     /// given before. Another transaction that has taken the key is waited for, so two never do the same.
     pub fn begin(
         &self,
@@ -114,7 +116,7 @@ impl Key {
         stored.map(|stored| self.fitting(stored)).transpose()
     }
 
-    /// [`Key::begin`] of many, no two alike: in their order, `None` for each that was taken, and the answer
+    /// [`IdempotencyKey::begin`] of many, no two alike: in their order, `None` for each that was taken, and the answer
     /// given before for each other, whatever was asked then.
     pub fn begin_all(
         tx: &mut Tx<'_>,
@@ -140,7 +142,7 @@ impl Key {
     }
 
     /// From when on an answer is still given again at `now`.
-    pub(super) fn since(&self, now: Timestamp) -> Timestamp {
+    fn since(&self, now: Timestamp) -> Timestamp {
         now.plus_seconds(-self.seconds)
     }
 
@@ -164,8 +166,11 @@ impl Key {
         Self::keep_all(tx, &[(caller, self, &self.answer(location, body))])
     }
 
-    /// [`Key::keep`] of many.
-    pub fn keep_all(tx: &mut Tx<'_>, kept: &[(UserId, &Key, &Stored)]) -> Result<(), StoreError> {
+    /// [`IdempotencyKey::keep`] of many.
+    pub fn keep_all(
+        tx: &mut Tx<'_>,
+        kept: &[(UserId, &IdempotencyKey, &Stored)],
+    ) -> Result<(), StoreError> {
         if kept.is_empty() || sql::keep_answers(tx, kept)? == kept.len() as u64 {
             return Ok(());
         }
@@ -173,7 +178,10 @@ impl Key {
     }
 
     /// Gives up keys that this transaction has taken and has no answer for.
-    pub fn give_up_all(tx: &mut Tx<'_>, keys: &[(UserId, &Key)]) -> Result<(), StoreError> {
+    pub fn give_up_all(
+        tx: &mut Tx<'_>,
+        keys: &[(UserId, &IdempotencyKey)],
+    ) -> Result<(), StoreError> {
         match keys.is_empty() {
             true => Ok(()),
             false => sql::give_up_keys(tx, keys),
@@ -189,7 +197,7 @@ pub struct KeyAsked<'a> {
     /// Whose key it is.
     pub caller: UserId,
     /// The key.
-    pub key: &'a Key,
+    pub key: &'a IdempotencyKey,
 }
 
 fn fingerprint(asked: &str) -> String {
