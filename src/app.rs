@@ -28,6 +28,8 @@ use crate::cache::Cache;
 use crate::cache::api::CacheApi;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::{self, Settings, ms};
+use crate::faktory::api::WorkerApi;
+use crate::faktory::{Faktory, Listener};
 use crate::flash_sale::api::{FlashSaleApi, ReadySales, SeckillApi};
 use crate::flash_sale::gate::Gate;
 use crate::flash_sale::service::Sweeper;
@@ -39,6 +41,7 @@ use crate::http::outgoing::Outgoing;
 use crate::http::serve::{Listeners, Tls, serve};
 use crate::http::shares::Shares;
 use crate::http::{docs, probes};
+use crate::mail::{Mailer, SendConfirmationEmail, SendWelcomeEmail};
 use crate::monitor::api::SystemApi;
 use crate::monitor::security::{Event, SecurityLog, Who};
 use crate::monitor::{self, Health, Metrics, Need, Outcome, State, logs};
@@ -55,15 +58,12 @@ use crate::schedule::api::ScheduleApi;
 use crate::schedule::{self, BuiltIn, ScheduleError, Schedules, Ticker, When};
 use crate::store::{Budget, Condition, DataDir, Examined, LongReads, Mark, Store, StoreError};
 use crate::task::api::{EnqueueApi, RunApi, TaskApi};
-use crate::task::faktory::api::WorkerApi;
-use crate::task::faktory::{Faktory, Listener};
 use crate::task::http_request::HttpRequest;
-use crate::task::mail::{Mailer, SendConfirmationEmail, SendWelcomeEmail};
-use crate::task::webhook::api::WebhookApi;
-use crate::task::webhook::{DeliverWebhook, EventKind, Webhooks};
 use crate::task::{self, Pool, Registry, Tasks, Upkeep};
 use crate::user::api::UserApi;
 use crate::user::tasks::{CleanExpiredCache, Sweep, SyncUserActivity};
+use crate::webhook::api::WebhookApi;
+use crate::webhook::{DeliverWebhook, EventKind, Webhooks};
 
 /// How long the look over the whole database may hold up a start. A larger database is looked over in the
 /// background, while it serves.

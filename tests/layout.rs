@@ -15,6 +15,9 @@ const ORDER: &[&str] = &[
     "product",
     "user",
     "schedule",
+    "webhook",
+    "mail",
+    "faktory",
     "task",
     "auth",
     "http",
@@ -165,9 +168,7 @@ fn each_framework_has_one_home() {
         ("encoding_rs", |_, module| module == "sheet"),
         ("url", |_, module| module == "http"),
         ("webpki_roots", |_, module| module == "http"),
-        ("lettre", |path, module| {
-            module == "task" && path.components().any(|part| part.as_os_str() == "mail")
-        }),
+        ("lettre", |_, module| module == "mail"),
         ("hmac", |path, _| path.ends_with("webhook/sign.rs")),
     ];
     let mut wrong = Vec::new();

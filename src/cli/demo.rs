@@ -8,7 +8,7 @@ use crate::app::{self, App};
 use crate::flash_sale::{self, NewSale, Sale, rehearsal};
 use crate::monitor::{Metrics, logs};
 use crate::product::ProductId;
-use crate::task::webhook::Events;
+use crate::webhook::Events;
 
 #[derive(Args)]
 pub(super) struct DemoArgs {

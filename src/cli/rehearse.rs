@@ -28,7 +28,7 @@ use crate::flash_sale::{self, NewSale, Sale, SaleError, SaleId};
 use crate::monitor::{Metrics, logs};
 use crate::product::{ProductId, stock};
 use crate::store::{Store, StoreError, database_in};
-use crate::task::webhook::Events;
+use crate::webhook::Events;
 
 #[derive(Args)]
 pub(super) struct RehearseArgs {

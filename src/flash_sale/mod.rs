@@ -30,7 +30,7 @@ use crate::order::{
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::product::{ProductId, UNIT_AMOUNT_MAX};
 use crate::store::{StoreError, Tx};
-use crate::task::webhook::{EventKind, Events};
+use crate::webhook::{EventKind, Events};
 use crate::{config, id_type, word_type};
 
 id_type! {

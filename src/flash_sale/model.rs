@@ -23,7 +23,7 @@ use crate::order::{self, Buyer, FollowUps, OrderError, OrderId, OrderStatus, Sal
 use crate::product::stock::{self, StockError};
 use crate::product::{self, NewProduct, ProductError, ProductId, ProductPatch};
 use crate::store::{Store, StoreError};
-use crate::task::webhook::Events;
+use crate::webhook::Events;
 
 const BUYERS: usize = 3;
 const ORDER_WINDOW: i64 = 10;

@@ -6,8 +6,8 @@ use super::Order;
 use super::tasks::About;
 use crate::clock::Timestamp;
 use crate::config::Language;
+use crate::mail::Letter;
 use crate::product::import::minor_to_decimal;
-use crate::task::mail::Letter;
 
 /// Lines of an order that a mail shows.
 pub(super) const LINES_SHOWN: usize = 20;

@@ -37,7 +37,7 @@ use crate::config;
 use crate::product::ProductId;
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::store::{StoreError, Topic, Tx};
-use crate::task::webhook::{EventKind, Events};
+use crate::webhook::{EventKind, Events};
 use crate::{id_type, word_type};
 
 /// Touched, by row, by whatever changes the figures of a sale that an order's units come from.

@@ -7,11 +7,11 @@ use serde_json::json;
 use super::{FollowUps, Order, OrderError, OrderId, OrderStatus, letters, sql};
 use crate::auth;
 use crate::clock::Timestamp;
+use crate::mail::{MAIL_ATTEMPTS, MAIL_TIMEOUT_MS, Mailer};
 use crate::product::{self, ProductError};
 use crate::store::{Store, StoreError, Tx};
-use crate::task::mail::{MAIL_ATTEMPTS, MAIL_TIMEOUT_MS, Mailer};
-use crate::task::webhook::EventKind;
 use crate::task::{self, Effect, Handler, NewTask, Outcome, TaskContext, TaskError, TaskFailure};
+use crate::webhook::EventKind;
 
 /// Takes a paid order over into the shop's processing: checks that its lines add up, and sets
 /// `processed` and `processed_at` in the transaction that completes the task.

@@ -23,7 +23,7 @@ use super::{LogLevel, NewTask, RetryPolicy, Started, TaskError, TaskId, Tasks};
 use crate::check::{self, Checks, FieldError, JsonError};
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config;
-use crate::store::{StoreError, Tx};
+use crate::store::{Store, StoreError, Tx};
 
 /// Queues that this process serves itself; they take only tasks that it knows.
 pub const BUILT_IN_QUEUES: &[&str] = &[
@@ -468,7 +468,7 @@ impl Registry {
 }
 
 /// A queue's name is part of keys and labels: letters, digits and `_ . : -`.
-pub(super) fn queue_name(checks: &mut Checks, field: &str, name: &str) {
+pub fn queue_name(checks: &mut Checks, field: &str, name: &str) {
     checks.path_name(field, name);
 }
 
@@ -514,6 +514,11 @@ impl TaskContext {
     /// W3C trace context of whoever enqueued it.
     pub fn traceparent(&self) -> Option<&str> {
         self.started.traceparent.as_deref()
+    }
+
+    /// The record.
+    pub fn store(&self) -> &Store {
+        self.tasks.store()
     }
 
     /// The time now.

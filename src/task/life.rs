@@ -179,7 +179,7 @@ pub fn start(
 }
 
 /// The moment so many milliseconds later.
-pub(super) fn plus_ms(now: Timestamp, ms: i64) -> Timestamp {
+pub fn plus_ms(now: Timestamp, ms: i64) -> Timestamp {
     Timestamp(now.0.saturating_add(ms.saturating_mul(1_000)))
 }
 
@@ -333,7 +333,7 @@ impl Failure {
 }
 
 /// At most `chars` characters of a text, without control characters that a terminal would obey.
-pub(super) fn shortened(text: &str, chars: usize) -> String {
+pub fn shortened(text: &str, chars: usize) -> String {
     text.chars()
         .take(chars)
         .map(|c| {

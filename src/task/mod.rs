@@ -25,13 +25,12 @@
 pub mod api;
 mod disk;
 mod enqueue;
-pub mod faktory;
+pub mod external;
 pub mod handler;
 pub mod http_request;
 mod id;
 mod index;
 mod life;
-pub mod mail;
 #[cfg(test)]
 mod model;
 mod pool;
@@ -41,7 +40,6 @@ mod sql;
 mod steer;
 mod tasks;
 mod upkeep;
-pub mod webhook;
 
 use serde::{Deserialize, Serialize};
 
@@ -63,8 +61,8 @@ pub use handler::{
 pub use http_request::shown;
 pub use id::TaskId;
 pub use life::{
-    Beat, Failure, Start, Started, append_logs, complete, fail, heartbeat, progress, recover,
-    release, snooze, start,
+    Beat, Failure, Start, Started, append_logs, complete, fail, heartbeat, plus_ms, progress,
+    recover, release, shortened, snooze, start,
 };
 pub use pool::Pool;
 pub use retry::RetryPolicy;

@@ -138,7 +138,7 @@ pub(super) struct Delivery {
 }
 
 /// Tells of a worker, by the name under which it runs tasks, whether it has gone.
-pub(super) type IsAway = Box<dyn Fn(&str) -> bool + Send + Sync>;
+pub type IsAway = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// What the thread works with.
 pub(super) struct Parts {

@@ -1,6 +1,7 @@
 //! Every statement about tasks, their attempts, logs, locks, edges, batches and queues.
 
 use super::enqueue::Placed;
+use super::external::{BatchOnRecord, ExternalTask};
 use super::life::{Ended, Started, plus_ms};
 use super::{
     Attempt, AttemptOutcome, BatchState, Counted, Entry, LogLevel, LogLine, RetryPolicy, Task,
@@ -78,10 +79,7 @@ pub(super) fn insert_all(
 }
 
 /// The task that came with this id of its maker's own.
-pub(super) fn by_external_id(
-    tx: &mut Tx<'_>,
-    external_id: &str,
-) -> Result<Option<TaskId>, StoreError> {
+pub fn by_external_id(tx: &mut Tx<'_>, external_id: &str) -> Result<Option<TaskId>, StoreError> {
     tx.row(
         sql!("SELECT id FROM tasks WHERE external_id = $1"),
         &[external_id.into()],
@@ -858,8 +856,8 @@ pub(super) fn insert_attempt(
     Ok(())
 }
 
-/// State and attempt, for whoever was refused.
-pub(super) fn state(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<(TaskState, u32)>, StoreError> {
+/// A task's state and attempt.
+pub fn state(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<(TaskState, u32)>, StoreError> {
     tx.row(
         sql!("SELECT state, attempt FROM tasks WHERE id = $1"),
         &[(&id.text()).into()],
@@ -1620,6 +1618,122 @@ pub(super) fn queue_row(
         &[name.into()],
         queue,
     )
+}
+
+fn external(row: &Row<'_>) -> Result<ExternalTask, StoreError> {
+    Ok(ExternalTask {
+        id: row.get(0)?,
+        attempt: row.get(1)?,
+        state: row.get(2)?,
+        queue: row.get(3)?,
+        worker: row.get(4)?,
+        metadata: row.get(5)?,
+        lease_expires_at: row.get(6)?,
+        attempted_at: row.get(7)?,
+        name: row.get(8)?,
+        lock_key: row.get(9)?,
+        batch_id: row.get(10)?,
+        followers: row.get(11)?,
+    })
+}
+
+/// The task of this external id; one that came without is found by its own.
+pub fn find_external(
+    tx: &mut Tx<'_>,
+    external_id: &str,
+) -> Result<Option<ExternalTask>, StoreError> {
+    let by_external_id = tx.row(
+        sql!(
+            "by_external_id",
+            "SELECT id, attempt, state, queue, worker, metadata, lease_expires_at, attempted_at, \
+         name, lock_key, batch_id, followers FROM tasks \
+         WHERE external_id = $1"
+        ),
+        &[external_id.into()],
+        external,
+    )?;
+    match (by_external_id, external_id.parse::<TaskId>()) {
+        (Some(task), _) => Ok(Some(task)),
+        (None, Ok(id)) => tx.row(
+            sql!("by_id", "SELECT id, attempt, state, queue, worker, metadata, lease_expires_at, attempted_at, \
+         name, lock_key, batch_id, followers FROM tasks \
+             WHERE id = $1 AND external_id IS NULL"),
+            &[(&id.text()).into()],
+            external,
+        ),
+        (None, Err(_)) => Ok(None),
+    }
+}
+
+/// When and why a task failed last.
+pub fn last_failure(
+    tx: &mut Tx<'_>,
+    id: TaskId,
+) -> Result<Option<(Timestamp, Option<String>)>, StoreError> {
+    tx.row(
+        sql!(
+            "SELECT finished_at, error FROM task_attempts WHERE task_id = $1 \
+         AND outcome IN ('failed', 'timed_out', 'crashed') ORDER BY attempt DESC LIMIT 1"
+        ),
+        &[(&id.text()).into()],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+}
+
+/// The id that a task's maker gave it.
+pub fn external_id(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<String>, StoreError> {
+    Ok(tx
+        .row(
+            sql!("SELECT external_id FROM tasks WHERE id = $1"),
+            &[(&id.text()).into()],
+            |row| row.get::<Option<String>>(0),
+        )?
+        .flatten())
+}
+
+/// Lets a run last longer than it should have.
+pub fn lengthen(
+    tx: &mut Tx<'_>,
+    id: TaskId,
+    attempt: u32,
+    timeout_ms: i64,
+) -> Result<(), StoreError> {
+    tx.execute(
+        sql!("UPDATE tasks SET timeout_ms = $3 WHERE id = $1 AND attempt = $2 AND state = 'running' AND timeout_ms < $3"),
+        &[(&id.text()).into(), attempt.into(), timeout_ms.into()],
+    )?;
+    Ok(())
+}
+
+/// A batch with its callbacks, as it stands.
+pub fn batch_on_record(tx: &mut Tx<'_>, id: &str) -> Result<Option<BatchOnRecord>, StoreError> {
+    tx.row(
+        sql!("SELECT description, total, pending, failed, on_success, on_complete, created_at, finished_at, \
+         first_finished_at FROM task_batches WHERE id = $1"),
+        &[id.into()],
+        |row| {
+            Ok(BatchOnRecord {
+                description: row.get(0)?,
+                total: row.get(1)?,
+                pending: row.get(2)?,
+                failed: row.get(3)?,
+                on_success: row.get(4)?,
+                on_complete: row.get(5)?,
+                created_at: row.get(6)?,
+                finished_at: row.get(7)?,
+                first_finished_at: row.get(8)?,
+            })
+        },
+    )
+}
+
+/// Lets more tasks into a batch that is not complete, until it is sealed again; `false` if there is
+/// no such batch.
+pub fn reopen_batch(tx: &mut Tx<'_>, id: &str) -> Result<bool, StoreError> {
+    Ok(tx.execute(
+        sql!("UPDATE task_batches SET sealed_at = NULL WHERE id = $1 AND finished_at IS NULL"),
+        &[id.into()],
+    )? == 1)
 }
 
 /// Removes every task and batch. For tests.

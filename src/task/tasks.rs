@@ -139,7 +139,7 @@ impl Tasks {
     }
 
     /// From now on this tells whether a worker has gone; the first who asks for it stays.
-    pub(super) fn ask_of_workers(&self, is_away: IsAway) {
+    pub fn ask_of_workers(&self, is_away: IsAway) {
         if self.0.is_away.set(is_away).is_err() {
             tracing::debug!("who tells of workers is known already");
         }

@@ -26,12 +26,12 @@ pub use deliver::DeliverWebhook;
 use deliver::DeliverWebhookArgs;
 use sign::SigningSecret;
 
-use super::{NewTask, TaskError, TaskId};
 use crate::check::{self, Checks, FieldError};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::http::outgoing::Outgoing;
 use crate::store::{Store, StoreError, Tx};
+use crate::task::{self, NewTask, TaskError, TaskId};
 use crate::{id_type, word_type};
 
 id_type! {
@@ -336,7 +336,7 @@ impl Events {
                 events.iter().map(of)
             })
             .collect::<Result<Vec<NewTask>, StoreError>>()?;
-        super::enqueue_all(tx, now, &tasks).map_err(as_store_error)?;
+        task::enqueue_all(tx, now, &tasks).map_err(as_store_error)?;
         fail::fail_point!("webhook.enqueued");
         Ok(())
     }
@@ -372,7 +372,7 @@ fn enqueue(
     how: Delivering,
 ) -> Result<TaskId, StoreError> {
     let task = delivery(endpoint, event, how)?;
-    let enqueued = super::enqueue(tx, now, &task).map_err(as_store_error)?;
+    let enqueued = task::enqueue(tx, now, &task).map_err(as_store_error)?;
     fail::fail_point!("webhook.enqueued");
     Ok(enqueued.id())
 }

@@ -68,7 +68,6 @@ impl Handler for DeliverWebhook {
         let id = EndpointId(args.endpoint_id);
         let event_id = args.event_id.clone();
         let (endpoint, event) = context
-            .tasks
             .store()
             .point(move |tx| {
                 Ok::<_, StoreError>((sql::endpoint(tx, id)?, sql::event(tx, &event_id)?))

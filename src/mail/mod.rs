@@ -26,7 +26,6 @@ use serde_json::{Value, json};
 
 pub use letter::Letter;
 
-use super::{Handler, NewTask, Outcome, TaskContext, TaskError, TaskFailure, TaskId};
 use crate::auth::registration::{self, Notice};
 use crate::auth::{self, Recipient, UserId};
 use crate::check;
@@ -34,6 +33,7 @@ use crate::clock::Timestamp;
 use crate::config::{self, Language, MailTls, ms};
 use crate::http::serve::certificates;
 use crate::store::{StoreError, Tx};
+use crate::task::{self, Handler, NewTask, Outcome, TaskContext, TaskError, TaskFailure, TaskId};
 
 /// Mails between two looks at how many there are in `outbox/`.
 const WRITES_PER_LOOK: usize = 50;
@@ -332,7 +332,7 @@ impl SendWelcomeEmail {
     /// Enqueues it, in the transaction of the registration.
     pub fn enqueue(tx: &mut Tx<'_>, now: Timestamp, user: UserId) -> Result<(), StoreError> {
         let task = NewTask::of::<Self>(&SendWelcomeEmailArgs { user_id: user.0 })?;
-        super::enqueue(tx, now, &task).map_err(|error| match error {
+        task::enqueue(tx, now, &task).map_err(|error| match error {
             TaskError::Store(error) => error,
             other => StoreError::Bug(other.to_string()),
         })?;
@@ -361,7 +361,7 @@ impl SendConfirmationEmail {
             registration_id: id,
         };
         let task = NewTask::of::<Self>(&args)?;
-        super::enqueue(tx, now, &task).map_err(|error| match error {
+        task::enqueue(tx, now, &task).map_err(|error| match error {
             TaskError::Store(error) => error,
             other => StoreError::Bug(other.to_string()),
         })?;
@@ -400,7 +400,6 @@ impl Handler for SendConfirmationEmail {
     ) -> Result<Outcome, TaskFailure> {
         let (now, id) = (context.now(), args.registration_id);
         let notice = context
-            .tasks
             .store()
             .write(move |tx| registration::notice(tx, now, id))
             .await
@@ -469,7 +468,6 @@ impl Handler for SendWelcomeEmail {
     ) -> Result<Outcome, TaskFailure> {
         let user = UserId(args.user_id);
         let recipient = context
-            .tasks
             .store()
             .point(move |tx| auth::recipient(tx, user))
             .await?;
