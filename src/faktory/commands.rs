@@ -24,11 +24,10 @@ use crate::clock::{Stopwatch, Timestamp};
 use crate::config::ms;
 use crate::store::{StoreError, Tx};
 use crate::task::external::{self, ExternalTask};
-use crate::task::handler::{DEFAULT_QUEUE, queue_name};
 use crate::task::{
-    self, AttemptOutcome, Changes, Enqueued, Failure, LogLevel, NewTask, Started, TaskError,
-    TaskState, add_to_batch, append_logs, enqueue, fail, open_batch, plus_ms, progress, seal_batch,
-    shortened,
+    self, AttemptOutcome, Changes, DEFAULT_QUEUE, Enqueued, Failure, LogLevel, NewTask, Started,
+    TaskError, TaskState, add_to_batch, append_logs, enqueue, fail, open_batch, progress,
+    queue_name, seal_batch, shortened,
 };
 
 /// Lines of a backtrace that are kept at most.
@@ -608,7 +607,7 @@ impl Session {
                 let (Some(until), Some(started)) = (until, job.attempted_at) else {
                     return Ok(None);
                 };
-                let until = until.min(plus_ms(started, most));
+                let until = until.min(started.plus_ms(most));
                 if job.lease_expires_at.is_none_or(|ends| ends >= until) {
                     return Ok(None);
                 }

@@ -33,7 +33,9 @@ use crate::clock::Timestamp;
 use crate::config::{self, Language, MailTls, ms};
 use crate::http::serve::certificates;
 use crate::store::{StoreError, Tx};
-use crate::task::{self, Handler, NewTask, Outcome, TaskContext, TaskError, TaskFailure, TaskId};
+use crate::task::{
+    self, Handler, NewTask, TaskContext, TaskError, TaskFailure, TaskId, TaskOutcome,
+};
 
 /// Mails between two looks at how many there are in `outbox/`.
 const WRITES_PER_LOOK: usize = 50;
@@ -397,7 +399,7 @@ impl Handler for SendConfirmationEmail {
         &self,
         context: TaskContext,
         args: SendConfirmationEmailArgs,
-    ) -> Result<Outcome, TaskFailure> {
+    ) -> Result<TaskOutcome, TaskFailure> {
         let (now, id) = (context.now(), args.registration_id);
         let notice = context
             .store()
@@ -407,7 +409,7 @@ impl Handler for SendConfirmationEmail {
         let (shop, default) = (self.mailer.shop_name(), self.mailer.0.rules.language);
         let (email, letter) = match notice {
             None => {
-                return Ok(Outcome::Done(Some(
+                return Ok(TaskOutcome::Done(Some(
                     json!({"skipped": "the registration is used up or out of date"}),
                 )));
             }
@@ -436,7 +438,7 @@ impl Handler for SendConfirmationEmail {
             .mailer
             .send(context.id(), context.now(), &recipient, &letter)
             .await?;
-        Ok(Outcome::Done(Some(sent)))
+        Ok(TaskOutcome::Done(Some(sent)))
     }
 }
 
@@ -465,14 +467,14 @@ impl Handler for SendWelcomeEmail {
         &self,
         context: TaskContext,
         args: SendWelcomeEmailArgs,
-    ) -> Result<Outcome, TaskFailure> {
+    ) -> Result<TaskOutcome, TaskFailure> {
         let user = UserId(args.user_id);
         let recipient = context
             .store()
             .point(move |tx| auth::recipient(tx, user))
             .await?;
         let Some(recipient) = recipient else {
-            return Ok(Outcome::Done(Some(
+            return Ok(TaskOutcome::Done(Some(
                 json!({"skipped": "there is no such account with an address"}),
             )));
         };
@@ -483,7 +485,7 @@ impl Handler for SendWelcomeEmail {
             .mailer
             .send(context.id(), context.now(), &recipient, &letter)
             .await?;
-        Ok(Outcome::Done(Some(sent)))
+        Ok(TaskOutcome::Done(Some(sent)))
     }
 }
 

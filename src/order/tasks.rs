@@ -10,7 +10,9 @@ use crate::clock::Timestamp;
 use crate::mail::{MAIL_ATTEMPTS, MAIL_TIMEOUT_MS, Mailer};
 use crate::product::{self, ProductError};
 use crate::store::{Store, StoreError, Tx};
-use crate::task::{self, Effect, Handler, NewTask, Outcome, TaskContext, TaskError, TaskFailure};
+use crate::task::{
+    self, Effect, Handler, NewTask, TaskContext, TaskError, TaskFailure, TaskOutcome,
+};
 use crate::webhook::EventKind;
 
 /// Takes a paid order over into the shop's processing: checks that its lines add up, and sets
@@ -247,7 +249,7 @@ impl Handler for SendOrderEmail {
         &self,
         context: TaskContext,
         args: SendOrderEmailArgs,
-    ) -> Result<Outcome, TaskFailure> {
+    ) -> Result<TaskOutcome, TaskFailure> {
         let id = OrderId(args.order_id);
         let found = self
             .store
@@ -265,7 +267,7 @@ impl Handler for SendOrderEmail {
                 Ok::<_, OrderError>((order, recipient, names))
             })
             .await;
-        let skipped = |why: &str| Ok(Outcome::Done(Some(json!({"skipped": why}))));
+        let skipped = |why: &str| Ok(TaskOutcome::Done(Some(json!({"skipped": why}))));
         let (order, recipient, names) = match found {
             Ok(found) => found,
             Err(OrderError::NotFound(_)) => return skipped("there is no such order"),
@@ -289,6 +291,6 @@ impl Handler for SendOrderEmail {
             .mailer
             .send(context.id(), context.now(), &recipient, &letter)
             .await?;
-        Ok(Outcome::Done(Some(sent)))
+        Ok(TaskOutcome::Done(Some(sent)))
     }
 }

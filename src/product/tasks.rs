@@ -21,7 +21,7 @@ use crate::clock::Timestamp;
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::{LongReads, Store, StoreError, Tx, Wanted};
-use crate::task::{Handler, NoArgs, Outcome, TaskContext, TaskFailure};
+use crate::task::{Handler, NoArgs, TaskContext, TaskFailure, TaskOutcome};
 
 /// How far back an order made here shows that the shop has a history of its own, in windows.
 const OWN_HISTORY_WINDOWS: i64 = 30;
@@ -54,12 +54,12 @@ impl Handler for WarmCache {
     const ABOUT: &'static str = "Loads keys into the cache: those that are named, or the hot ones.";
     const MAX_ATTEMPTS: u32 = 3;
 
-    async fn run(&self, _: TaskContext, args: WarmCacheArgs) -> Result<Outcome, TaskFailure> {
+    async fn run(&self, _: TaskContext, args: WarmCacheArgs) -> Result<TaskOutcome, TaskFailure> {
         let warmed = match args.keys.is_empty() {
             true => self.0.warm(&self.0.hot_key_names()).await,
             false => self.0.warm(&args.keys).await,
         };
-        Ok(Outcome::Done(Some(serde_json::json!({
+        Ok(TaskOutcome::Done(Some(serde_json::json!({
             "warmed": warmed.warmed, "failed": warmed.failed, "unknown": warmed.unknown,
         }))))
     }
@@ -99,7 +99,7 @@ impl Handler for UpdateProductPopularity {
     const ABOUT: &'static str = "Counts how many units of each product were ordered of late.";
     const MAX_ATTEMPTS: u32 = 3;
 
-    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<Outcome, TaskFailure> {
+    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<TaskOutcome, TaskFailure> {
         let (now, rules) = (context.now(), Arc::clone(&self.rules));
         let looked = self
             .reads
@@ -110,7 +110,7 @@ impl Handler for UpdateProductPopularity {
         };
         let wanted = match plan {
             Plan::Keep(why) => {
-                return Ok(Outcome::Done(Some(
+                return Ok(TaskOutcome::Done(Some(
                     serde_json::json!({"changed": 0, "kept": why}),
                 )));
             }
@@ -128,7 +128,9 @@ impl Handler for UpdateProductPopularity {
                 .write(move |tx| sql::set_popularity(tx, &part))
                 .await?;
         }
-        Ok(Outcome::Done(Some(serde_json::json!({"changed": changed}))))
+        Ok(TaskOutcome::Done(Some(
+            serde_json::json!({"changed": changed}),
+        )))
     }
 }
 
@@ -205,7 +207,7 @@ impl Handler for VerifyStock {
     const MAX_ATTEMPTS: u32 = 3;
     const TIMEOUT_MS: i64 = 3_600_000;
 
-    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<Outcome, TaskFailure> {
+    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<TaskOutcome, TaskFailure> {
         let checking = self
             .reads
             .read(|tx, wanted| stock::verify(tx, |_| wanted.check()));
@@ -218,7 +220,7 @@ impl Handler for VerifyStock {
         for problem in &verdict.problems {
             tracing::error!(problem, "the stock ledger does not add up");
         }
-        Ok(Outcome::Done(Some(serde_json::json!({
+        Ok(TaskOutcome::Done(Some(serde_json::json!({
             "products": verdict.products, "movements": verdict.movements,
             "drift_units": verdict.drift_units, "problems": verdict.problems,
         }))))

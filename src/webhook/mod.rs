@@ -667,13 +667,13 @@ impl Webhooks {
 
     /// A place among the calls of an endpoint, or how long to wait before asking again. Each who is
     /// turned away gets a time of its own, so that a backlog does not come back all at once.
-    fn place(&self, id: EndpointId) -> Result<Place, Duration> {
+    fn place(&self, id: EndpointId) -> Result<CallSlot, Duration> {
         let now = self.0.clock.monotonic_ms();
         let mut all = self.0.busy.lock();
         let busy = all.entry(id).or_default();
         if busy.calls < self.0.rules.endpoint_calls_max {
             busy.calls += 1;
-            return Ok(Place {
+            return Ok(CallSlot {
                 webhooks: self.clone(),
                 id,
             });
@@ -716,13 +716,13 @@ impl Webhooks {
     }
 }
 
-/// One of the calls that an endpoint gets at once.
-struct Place {
+/// One of the calls that an endpoint gets at once, until it is dropped.
+struct CallSlot {
     webhooks: Webhooks,
     id: EndpointId,
 }
 
-impl Drop for Place {
+impl Drop for CallSlot {
     fn drop(&mut self) {
         let mut all = self.webhooks.0.busy.lock();
         if let Some(busy) = all.get_mut(&self.id) {
