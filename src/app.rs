@@ -30,6 +30,7 @@ use crate::clock::{Clock, Stopwatch};
 use crate::config::{self, Settings, ms};
 use crate::faktory::api::WorkerApi;
 use crate::faktory::{Faktory, Listener};
+use crate::flash_sale;
 use crate::flash_sale::api::{FlashSaleApi, ReadySales, SeckillApi};
 use crate::flash_sale::gate::Gate;
 use crate::flash_sale::service::Sweeper;
@@ -45,9 +46,9 @@ use crate::mail::{Mailer, SendConfirmationEmail, SendWelcomeEmail};
 use crate::monitor::api::SystemApi;
 use crate::monitor::security::{Event, SecurityLog, Who};
 use crate::monitor::{self, Health, Metrics, Need, Outcome, State, logs};
-use crate::order::FollowUps;
 use crate::order::api::OrderApi;
 use crate::order::tasks::{ProcessOrder, SendOrderEmail};
+use crate::order::{self, FollowUps};
 use crate::product::api::{ProductApi, Showcase};
 use crate::product::reindex::Reindexer;
 use crate::product::tasks::{UpdateProductPopularity, VerifyStock, WarmCache};
@@ -60,10 +61,11 @@ use crate::store::{Budget, Condition, DataDir, Examined, LongReads, Mark, Store,
 use crate::task::api::{EnqueueApi, RunApi, TaskApi};
 use crate::task::http_request::HttpRequest;
 use crate::task::{self, Pool, Registry, Tasks, Upkeep};
+use crate::user;
 use crate::user::api::UserApi;
 use crate::user::tasks::{CleanExpiredCache, Sweep, SyncUserActivity};
 use crate::webhook::api::WebhookApi;
-use crate::webhook::{DeliverWebhook, EventKind, Webhooks};
+use crate::webhook::{Catalogue, DeliverWebhook, Webhooks};
 
 /// How long the look over the whole database may hold up a start. A larger database is looked over in the
 /// background, while it serves.
@@ -438,6 +440,15 @@ impl Places {
     }
 }
 
+/// Every kind of event that the features declare.
+pub fn events() -> Catalogue {
+    Catalogue::of(&[
+        order::events::EVENTS,
+        flash_sale::events::EVENTS,
+        user::events::EVENTS,
+    ])
+}
+
 /// What leaves the house: calls, webhooks, mails.
 struct WaysOut {
     outgoing: Outgoing,
@@ -464,7 +475,7 @@ impl WaysOut {
     fn new(senders: Senders, settings: &Settings, store: Store, clock: Clock) -> Self {
         Self {
             outgoing: senders.outgoing,
-            webhooks: Webhooks::new(store, clock, settings.webhooks.clone()),
+            webhooks: Webhooks::new(events(), store, clock, settings.webhooks.clone()),
             mailer: senders.mailer,
         }
     }
@@ -481,9 +492,7 @@ impl WaysOut {
     fn on_registered(&self, settings: &Settings) -> OnRegistered {
         let (events, welcome) = (self.webhooks.events().clone(), settings.mail.welcome);
         Box::new(move |tx, now, account| {
-            events.emit(tx, now, EventKind::UserRegistered, || {
-                serde_json::json!({"user_id": account.id, "name": account.name, "email": account.email})
-            })?;
+            user::events::registered(&events, tx, now, account)?;
             if welcome {
                 SendWelcomeEmail::enqueue(tx, now, account.id)?;
             }

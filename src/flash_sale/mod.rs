@@ -6,6 +6,7 @@
 //! within the limits gets a unit while one is left.
 
 pub mod api;
+pub mod events;
 pub mod gate;
 #[cfg(test)]
 mod model;
@@ -30,7 +31,7 @@ use crate::order::{
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::product::{ProductId, UNIT_AMOUNT_MAX};
 use crate::store::{StoreError, Tx};
-use crate::webhook::{EventKind, Events};
+use crate::webhook::Events;
 use crate::{config, id_type, word_type};
 
 id_type! {
@@ -245,7 +246,7 @@ pub fn create(
     };
     stock::append(tx, now, &movement)?;
     stock::sale_opens(tx, new.product_id, new.quantity)?;
-    events.emit(tx, now, EventKind::SaleCreated, || described(&sale, now))?;
+    events.emit(tx, now, &events::CREATED, || described(&sale, now))?;
     Ok(sale)
 }
 
@@ -750,7 +751,7 @@ pub fn close(
         };
         stock::append(tx, now, &movement)?;
     }
-    events.emit(tx, now, EventKind::SaleEnded, || described(&sale, now))?;
+    events.emit(tx, now, &events::ENDED, || described(&sale, now))?;
     Ok(Some(sale))
 }
 

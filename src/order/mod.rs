@@ -21,6 +21,7 @@
 //! ([`SaleUnits`]) and, for a late payment, its terms (`sql::take_again`).
 
 pub mod api;
+pub mod events;
 pub mod import;
 mod letters;
 pub mod pace;
@@ -37,8 +38,9 @@ use crate::config;
 use crate::product::ProductId;
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::store::{StoreError, Topic, Tx};
-use crate::webhook::{EventKind, Events};
+use crate::webhook::Events;
 use crate::{id_type, word_type};
+use events::Happened;
 
 /// Touched, by row, by whatever changes the figures of a sale that an order's units come from.
 pub const SALE_CHANGED: Topic = Topic::new(3);
@@ -148,7 +150,7 @@ impl FollowUps {
         self.events.emit(
             tx,
             now,
-            EventKind::SaleSoldOut,
+            &events::SALE_SOLD_OUT,
             || serde_json::json!({"sale_id": sale_id, "product_id": product_id}),
         )
     }
@@ -416,9 +418,9 @@ pub fn insert(
         stock::append(tx, now, &movement)?;
     }
     let order = new.clone().made(id, now, items);
-    tasks::follow(tx, now, follow_ups, &order, EventKind::OrderCreated)?;
+    tasks::follow(tx, now, follow_ups, &order, Happened::Created)?;
     if order.status == OrderStatus::Paid {
-        tasks::follow(tx, now, follow_ups, &order, EventKind::OrderPaid)?;
+        tasks::follow(tx, now, follow_ups, &order, Happened::Paid)?;
     }
     Ok(order)
 }
@@ -454,12 +456,12 @@ pub fn insert_all(
         .zip(new)
         .map(|(id, (at, new, item))| new.made(*id, at, vec![item]))
         .collect();
-    tasks::follow_all(tx, now, follow_ups, &orders, EventKind::OrderCreated)?;
+    tasks::follow_all(tx, now, follow_ups, &orders, Happened::Created)?;
     if orders
         .first()
         .is_some_and(|order| order.status == OrderStatus::Paid)
     {
-        tasks::follow_all(tx, now, follow_ups, &orders, EventKind::OrderPaid)?;
+        tasks::follow_all(tx, now, follow_ups, &orders, Happened::Paid)?;
     }
     Ok(ids)
 }
@@ -534,8 +536,8 @@ pub fn cancel(
     let released = release(tx, now, &order, was_held)?;
     let order = get(tx, id, None)?;
     let what = match was_held {
-        true => EventKind::OrderCancelled,
-        false => EventKind::OrderRefundDue,
+        true => Happened::Cancelled,
+        false => Happened::RefundDue,
     };
     tasks::follow(tx, now, follow_ups, &order, what)?;
     Ok((order, released))
@@ -630,8 +632,8 @@ pub fn pay(
     let paid = get(tx, id, None)?;
     if paid.status != order.status {
         let what = match paid.status {
-            OrderStatus::RefundDue => EventKind::OrderRefundDue,
-            _ => EventKind::OrderPaid,
+            OrderStatus::RefundDue => Happened::RefundDue,
+            _ => Happened::Paid,
         };
         tasks::follow(tx, now, follow_ups, &paid, what)?;
     }
@@ -767,7 +769,7 @@ pub fn expire_due(
             fail::fail_point!("order.expired");
             released.extend(release(tx, now, &order, true)?);
             order.status = OrderStatus::Expired;
-            tasks::follow(tx, now, follow_ups, &order, EventKind::OrderExpired)?;
+            tasks::follow(tx, now, follow_ups, &order, Happened::Expired)?;
         }
     }
     Ok((due.len(), released))

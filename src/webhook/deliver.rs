@@ -188,7 +188,7 @@ impl DeliverWebhook {
             id: DeliveryId(0), // the database hands it out
             endpoint_id: endpoint.id,
             event_id: event.id.clone(),
-            kind: event.kind,
+            kind: event.kind.clone(),
             task_id: context.id(),
             attempt: context.attempt(),
             at: context.now(),
