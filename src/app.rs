@@ -29,6 +29,8 @@ use crate::cache::Cache;
 use crate::cache::api::CacheApi;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::{self, Settings, ms};
+use crate::faktory::api::WorkerApi;
+use crate::faktory::{Faktory, Listener};
 use crate::flash_sale;
 use crate::flash_sale::api::{FlashSaleApi, SeckillApi};
 use crate::flash_sale::gate::Gate;
@@ -42,14 +44,15 @@ use crate::http::outgoing::Outgoing;
 use crate::http::serve::{Listeners, Tls, serve};
 use crate::http::shares::Shares;
 use crate::http::{docs, probes};
+use crate::mail::{Mailer, SendConfirmationEmail, SendWelcomeEmail};
 use crate::monitor::api::SystemApi;
 use crate::monitor::security::{Event, SecurityLog, Who};
 use crate::monitor::{self, CheckOutcome, Health, Metrics, Need, State, logs};
-use crate::order::FollowUps;
 use crate::order::api::OrderApi;
 use crate::order::audit::VerifyStock;
 use crate::order::popularity::UpdateProductPopularity;
 use crate::order::tasks::{ProcessOrder, SendOrderEmail};
+use crate::order::{self, FollowUps};
 use crate::product;
 use crate::product::api::ProductApi;
 use crate::product::reindex::Reindexer;
@@ -63,15 +66,13 @@ use crate::schedule::{self, BuiltIn, ScheduleError, Schedules, Ticker, When};
 use crate::store::file::{self, Budget, Examined};
 use crate::store::{Condition, DataDir, LongReads, Mark, Store, StoreError};
 use crate::task::api::{EnqueueApi, RunApi, TaskApi};
-use crate::task::faktory::api::WorkerApi;
-use crate::task::faktory::{Faktory, Listener};
 use crate::task::http_request::HttpRequest;
-use crate::task::mail::{Mailer, SendConfirmationEmail, SendWelcomeEmail};
-use crate::task::webhook::api::WebhookApi;
-use crate::task::webhook::{DeliverWebhook, EventKind, Webhooks};
 use crate::task::{self, Pool, Registry, Tasks, Upkeep};
+use crate::user;
 use crate::user::api::UserApi;
 use crate::user::tasks::{CleanExpiredCache, Sweep, SyncUserActivity};
+use crate::webhook::api::WebhookApi;
+use crate::webhook::{Catalogue, DeliverWebhook, Webhooks};
 
 /// How long the look over the whole database may hold up a start. A larger database is looked over in the
 /// background, while it serves.
@@ -446,6 +447,15 @@ impl Places {
     }
 }
 
+/// Every kind of event that the features declare.
+pub fn events() -> Catalogue {
+    Catalogue::of(&[
+        order::events::EVENTS,
+        flash_sale::events::EVENTS,
+        user::events::EVENTS,
+    ])
+}
+
 /// What leaves the house: calls, webhooks, mails.
 struct WaysOut {
     outgoing: Outgoing,
@@ -472,7 +482,7 @@ impl WaysOut {
     fn new(senders: Senders, settings: &Settings, store: Store, clock: Clock) -> Self {
         Self {
             outgoing: senders.outgoing,
-            webhooks: Webhooks::new(store, clock, settings.webhooks.clone()),
+            webhooks: Webhooks::new(events(), store, clock, settings.webhooks.clone()),
             mailer: senders.mailer,
         }
     }
@@ -489,9 +499,7 @@ impl WaysOut {
     fn on_registered(&self, settings: &Settings) -> OnRegistered {
         let (events, welcome) = (self.webhooks.events().clone(), settings.mail.welcome);
         Box::new(move |tx, now, account| {
-            events.emit(tx, now, EventKind::UserRegistered, || {
-                serde_json::json!({"user_id": account.id, "name": account.name, "email": account.email})
-            })?;
+            user::events::registered(&events, tx, now, account)?;
             if welcome {
                 SendWelcomeEmail::enqueue(tx, now, account.id)?;
             }

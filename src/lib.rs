@@ -13,6 +13,9 @@
 //! | [`product`] | the catalogue, stock and its hash-chained ledger |
 //! | [`user`] | accounts, as staff see and change them |
 //! | [`schedule`] | what is done again and again, and what came of each time |
+//! | [`webhook`] | events, told to other people's servers |
+//! | [`mail`] | mails, handed to the shop's mail server |
+//! | [`faktory`] | the Faktory protocol: workers and producers of tasks in any language |
 //! | [`task`] | what is to be done later, by whom, and what came of it |
 //! | [`auth`] | credentials, sessions, API keys, roles, the caller |
 //! | [`http`] | accept loop, limits, problems, documentation, files |
@@ -36,9 +39,11 @@ pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod faktory;
 pub mod flash_sale;
 pub mod http;
 mod kept;
+pub mod mail;
 pub mod monitor;
 pub mod order;
 pub mod product;
@@ -49,4 +54,5 @@ pub mod store;
 pub mod task;
 mod threads;
 pub mod user;
+pub mod webhook;
 pub mod zone;

@@ -2,7 +2,7 @@
 //! because it shows more rows, and the list of slow ones says who ran what.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use onrush::auth::Role;
 use rusqlite::Connection;
@@ -43,6 +43,14 @@ const MAY_SCAN: &[(&str, &str)] = &[
     ("webhook/sql.rs:purge:deliveries", "the oldest few, by key"),
 ];
 
+/// The file whose name a statement bears: those of a folder `sql/` count as one, as its figures do.
+fn named_after(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if folder.ends_with("sql") => folder.with_extension("rs"),
+        Some(_) | None => path.to_owned(),
+    }
+}
+
 /// `sql!` and the literal behind it, with the constants of its file put in.
 fn statements() -> Vec<(String, String)> {
     let mut found = Vec::new();
@@ -76,7 +84,7 @@ fn statements() -> Vec<(String, String)> {
                     .take_while(|c| c.is_alphanumeric() || *c == '_')
                     .collect();
             } else if let Some(rest) = code[at..].strip_prefix("sql!(") {
-                let place = format!("{}:{function}", path.display());
+                let place = format!("{}:{function}", named_after(&path).display());
                 let mut rest = rest.trim_start();
                 let mut part = String::new();
                 if let Some((first, after)) = literal(rest)

@@ -9,7 +9,7 @@ use crate::app::{self, App};
 use crate::flash_sale::{self, rehearsal};
 use crate::monitor::{Metrics, logs};
 use crate::product::ProductId;
-use crate::task::webhook::Events;
+use crate::webhook::Events;
 
 #[derive(Args)]
 pub(super) struct DemoArgs {

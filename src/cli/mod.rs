@@ -30,12 +30,12 @@ use crate::check::FieldError;
 use crate::config::{self, ConfigError, Inputs, Loaded, Settings};
 use crate::flash_sale::SaleError;
 use crate::http::serve::{ListenError, TlsError};
+use crate::mail::MailSetupError;
 use crate::monitor::logs::LogError;
 use crate::report::ReportError;
 use crate::schedule::NotDeclarable;
 use crate::store::{StoreError, database_in};
 use crate::task::TaskError;
-use crate::task::mail::MailSetupError;
 use crate::user::UserError;
 
 #[derive(Parser)]

@@ -30,7 +30,7 @@ use crate::monitor::{Metrics, logs};
 use crate::order::audit;
 use crate::product::ProductId;
 use crate::store::{StoreError, database_in, file};
-use crate::task::webhook::Events;
+use crate::webhook::Events;
 
 #[derive(Args)]
 pub(super) struct RehearseArgs {

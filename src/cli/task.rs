@@ -12,8 +12,7 @@ use crate::app;
 use crate::check::{self, JsonError};
 use crate::config::Settings;
 use crate::store::{Tx, file};
-use crate::task::handler::Asked;
-use crate::task::{self, Filter, Task, TaskError, TaskId, TaskState};
+use crate::task::{self, Asked, Filter, Task, TaskError, TaskId, TaskState};
 
 #[derive(Subcommand)]
 pub(super) enum TaskCommand {

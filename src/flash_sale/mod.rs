@@ -6,6 +6,7 @@
 //! and within the limits gets a unit while one is left.
 
 pub mod api;
+pub mod events;
 pub mod gate;
 #[cfg(test)]
 mod model;
@@ -31,7 +32,7 @@ use crate::order::{
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::product::{ProductId, UNIT_AMOUNT_MAX};
 use crate::store::{StoreError, Tx};
-use crate::task::webhook::{EventKind, Events};
+use crate::webhook::Events;
 
 /// Longest sale: one year.
 const WINDOW_SECONDS_MAX: i64 = 366 * 86_400;
@@ -156,7 +157,7 @@ pub fn create(
     };
     stock::append(tx, now, &movement)?;
     stock::sale_opens(tx, new.product_id, new.quantity)?;
-    events.emit(tx, now, EventKind::SaleCreated, || described(&sale, now))?;
+    events.emit(tx, now, &events::CREATED, || described(&sale, now))?;
     Ok(sale)
 }
 
@@ -658,7 +659,7 @@ pub fn close(
         };
         stock::append(tx, now, &movement)?;
     }
-    events.emit(tx, now, EventKind::SaleEnded, || described(&sale, now))?;
+    events.emit(tx, now, &events::ENDED, || described(&sale, now))?;
     Ok(Some(sale))
 }
 

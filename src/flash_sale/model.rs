@@ -24,7 +24,7 @@ use crate::order::{self, Buyer, FollowUps, OrderError, OrderId, OrderStatus, Unp
 use crate::product::stock::StockError;
 use crate::product::{self, NewProduct, ProductError, ProductId, ProductPatch};
 use crate::store::{Store, StoreError};
-use crate::task::webhook::Events;
+use crate::webhook::Events;
 
 const BUYERS: usize = 3;
 const ORDER_WINDOW: i64 = 10;

@@ -21,7 +21,7 @@ use crate::http::client::Connection;
 use crate::product::ProductId;
 use crate::product::stock;
 use crate::store::{Store, StoreError, Tx};
-use crate::task::webhook::Events;
+use crate::webhook::Events;
 
 /// Who does what.
 pub struct Plan {

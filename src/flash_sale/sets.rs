@@ -19,7 +19,7 @@ use crate::monitor::Metrics;
 use crate::order::{FollowUps, audit};
 use crate::product::{self, NewProduct, ProductError};
 use crate::store::{Param, Sql, Store, StoreError, Tx};
-use crate::task::webhook::Events;
+use crate::webhook::Events;
 
 const BUYERS: i64 = 4;
 /// No account has this number, so that its order can't be written.

@@ -2,7 +2,7 @@
 
 use super::SaleError;
 use super::service::Sweeper;
-use crate::task::{Handler, NoArgs, Outcome, TaskContext, TaskFailure};
+use crate::task::{Handler, NoArgs, TaskContext, TaskFailure, TaskOutcome};
 
 /// Expires orders that were not paid in time, by the same rule as the sweeper does each second. Both
 /// may run at once: the row decides.
@@ -29,8 +29,10 @@ impl Handler for ExpireHolds {
         "Expires orders that were not paid in time and gives their units back.";
     const MAX_ATTEMPTS: u32 = 5;
 
-    async fn run(&self, _context: TaskContext, _args: NoArgs) -> Result<Outcome, TaskFailure> {
+    async fn run(&self, _context: TaskContext, _args: NoArgs) -> Result<TaskOutcome, TaskFailure> {
         let expired = self.0.expire_holds().await?;
-        Ok(Outcome::Done(Some(serde_json::json!({"expired": expired}))))
+        Ok(TaskOutcome::Done(Some(
+            serde_json::json!({"expired": expired}),
+        )))
     }
 }

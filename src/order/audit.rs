@@ -8,7 +8,7 @@ use crate::monitor::Metrics;
 use crate::product::ProductId;
 use crate::product::stock::{self, Bound, Verdict};
 use crate::store::{LongReads, StoreError, Tx};
-use crate::task::{Handler, NoArgs, Outcome, TaskContext, TaskFailure};
+use crate::task::{Handler, NoArgs, TaskContext, TaskFailure, TaskOutcome};
 
 /// [`stock::verify`] with what sales and orders have.
 pub fn verify(
@@ -49,7 +49,7 @@ impl Handler for VerifyStock {
     const MAX_ATTEMPTS: u32 = 3;
     const TIMEOUT_MS: i64 = 3_600_000;
 
-    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<Outcome, TaskFailure> {
+    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<TaskOutcome, TaskFailure> {
         let checking = self.reads.read(|tx, wanted| verify(tx, |_| wanted.check()));
         let verdict = tokio::select! {
             checked = checking => checked?,
@@ -60,7 +60,7 @@ impl Handler for VerifyStock {
         for problem in &verdict.problems {
             tracing::error!(problem, "the stock ledger does not add up");
         }
-        Ok(Outcome::Done(Some(serde_json::json!({
+        Ok(TaskOutcome::Done(Some(serde_json::json!({
             "products": verdict.products, "movements": verdict.movements,
             "drift_units": verdict.drift_units, "problems": verdict.problems,
         }))))

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::{Order, OrderStatus};
 use crate::clock::Timestamp;
 use crate::config::Language;
+use crate::mail::Letter;
 use crate::product::import::minor_to_decimal;
-use crate::task::mail::Letter;
 
 /// Lines of an order that a mail shows.
 pub(super) const LINES_SHOWN: usize = 20;

@@ -22,6 +22,7 @@
 
 pub mod api;
 pub mod audit;
+pub mod events;
 pub mod import;
 mod letters;
 pub mod pace;
@@ -40,8 +41,9 @@ use crate::config;
 use crate::product::ProductId;
 use crate::product::stock::{self, Movement, Reason, StockError};
 use crate::store::{StoreError, Tx};
-use crate::task::webhook::{EventKind, Events};
+use crate::webhook::Events;
 use crate::{id_type, word_type};
+use events::Happened;
 
 id_type! {
     /// Key of an order.
@@ -148,7 +150,7 @@ impl FollowUps {
         self.events.emit(
             tx,
             now,
-            EventKind::SaleSoldOut,
+            &events::SALE_SOLD_OUT,
             || serde_json::json!({"sale_id": sale_id, "product_id": product_id}),
         )
     }
@@ -406,9 +408,9 @@ pub fn insert(
         stock::append(tx, now, &movement)?;
     }
     let order = new.clone().made(id, now, items);
-    tasks::follow(tx, now, follow_ups, &order, EventKind::OrderCreated)?;
+    tasks::follow(tx, now, follow_ups, &order, Happened::Created)?;
     if order.status == OrderStatus::Paid {
-        tasks::follow(tx, now, follow_ups, &order, EventKind::OrderPaid)?;
+        tasks::follow(tx, now, follow_ups, &order, Happened::Paid)?;
     }
     Ok(order)
 }
@@ -444,12 +446,12 @@ pub fn insert_all(
         .zip(new)
         .map(|(id, (at, new, item))| new.made(*id, at, vec![item]))
         .collect();
-    tasks::follow_all(tx, now, follow_ups, &orders, EventKind::OrderCreated)?;
+    tasks::follow_all(tx, now, follow_ups, &orders, Happened::Created)?;
     if orders
         .first()
         .is_some_and(|order| order.status == OrderStatus::Paid)
     {
-        tasks::follow_all(tx, now, follow_ups, &orders, EventKind::OrderPaid)?;
+        tasks::follow_all(tx, now, follow_ups, &orders, Happened::Paid)?;
     }
     Ok(ids)
 }
@@ -524,8 +526,8 @@ pub fn cancel(
     let released = release(tx, now, &order, was_held)?;
     let order = get(tx, id, None)?;
     let what = match was_held {
-        true => EventKind::OrderCancelled,
-        false => EventKind::OrderRefundDue,
+        true => Happened::Cancelled,
+        false => Happened::RefundDue,
     };
     tasks::follow(tx, now, follow_ups, &order, what)?;
     Ok((order, released))
@@ -625,8 +627,8 @@ pub fn pay(
     let paid = get(tx, id, None)?;
     if paid.status != order.status {
         let what = match paid.status {
-            OrderStatus::RefundDue => EventKind::OrderRefundDue,
-            _ => EventKind::OrderPaid,
+            OrderStatus::RefundDue => Happened::RefundDue,
+            _ => Happened::Paid,
         };
         tasks::follow(tx, now, follow_ups, &paid, what)?;
     }
@@ -766,7 +768,7 @@ pub fn expire_due(
             fail::fail_point!("order.expired");
             released.extend(release(tx, now, &order, true)?);
             order.status = OrderStatus::Expired;
-            tasks::follow(tx, now, follow_ups, &order, EventKind::OrderExpired)?;
+            tasks::follow(tx, now, follow_ups, &order, Happened::Expired)?;
         }
     }
     Ok((due.len(), released))

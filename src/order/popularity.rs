@@ -16,7 +16,7 @@ use crate::clock::Timestamp;
 use crate::config;
 use crate::product::{self, ProductId};
 use crate::store::{LongReads, Store, StoreError, Tx, Wanted};
-use crate::task::{Handler, NoArgs, Outcome, TaskContext, TaskFailure};
+use crate::task::{Handler, NoArgs, TaskContext, TaskFailure, TaskOutcome};
 
 /// How far back an order made here shows that the shop has a history of its own, in windows.
 const OWN_HISTORY_WINDOWS: i64 = 30;
@@ -57,7 +57,7 @@ impl Handler for UpdateProductPopularity {
     const ABOUT: &'static str = "Counts how many units of each product were ordered of late.";
     const MAX_ATTEMPTS: u32 = 3;
 
-    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<Outcome, TaskFailure> {
+    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<TaskOutcome, TaskFailure> {
         let (now, rules) = (context.now(), Arc::clone(&self.rules));
         let looked = self
             .reads
@@ -68,7 +68,7 @@ impl Handler for UpdateProductPopularity {
         };
         let wanted = match plan {
             Plan::Keep(why) => {
-                return Ok(Outcome::Done(Some(
+                return Ok(TaskOutcome::Done(Some(
                     serde_json::json!({"changed": 0, "kept": why}),
                 )));
             }
@@ -86,7 +86,9 @@ impl Handler for UpdateProductPopularity {
                 .write(move |tx| product::set_popularity(tx, &part))
                 .await?;
         }
-        Ok(Outcome::Done(Some(serde_json::json!({"changed": changed}))))
+        Ok(TaskOutcome::Done(Some(
+            serde_json::json!({"changed": changed}),
+        )))
     }
 }
 

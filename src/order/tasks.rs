@@ -4,15 +4,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::events::Happened;
 use super::letters::{self, About};
 use super::{FollowUps, Order, OrderError, OrderId, OrderStatus, sql};
 use crate::auth;
 use crate::clock::Timestamp;
+use crate::mail::{MAIL_ATTEMPTS, MAIL_TIMEOUT_MS, Mailer};
 use crate::product::{self, ProductError};
 use crate::store::{Store, StoreError, Tx};
-use crate::task::mail::{MAIL_ATTEMPTS, MAIL_TIMEOUT_MS, Mailer};
-use crate::task::webhook::EventKind;
-use crate::task::{self, Effect, Handler, NewTask, Outcome, TaskContext, TaskError, TaskFailure};
+use crate::task::{
+    self, Effect, Handler, NewTask, TaskContext, TaskError, TaskFailure, TaskOutcome,
+};
 
 /// Takes a paid order over into the shop's processing: checks that its lines add up, and sets
 /// `processed` and `processed_at` in the transaction that completes the task.
@@ -57,7 +59,7 @@ pub(super) fn follow(
     now: Timestamp,
     follow_ups: &FollowUps,
     order: &Order,
-    what: EventKind,
+    what: Happened,
 ) -> Result<(), StoreError> {
     follow_all(tx, now, follow_ups, std::slice::from_ref(order), what)
 }
@@ -68,10 +70,12 @@ pub(super) fn follow_all(
     now: Timestamp,
     follow_ups: &FollowUps,
     orders: &[Order],
-    what: EventKind,
+    what: Happened,
 ) -> Result<(), StoreError> {
     let described = orders.iter().map(letters::described);
-    follow_ups.events.emit_all(tx, now, what, described)?;
+    follow_ups
+        .events
+        .emit_all(tx, now, what.event(), described)?;
     let tasks = orders
         .iter()
         .filter_map(|order| task_after(follow_ups, order, what))
@@ -83,22 +87,23 @@ pub(super) fn follow_all(
 fn task_after(
     follow_ups: &FollowUps,
     order: &Order,
-    what: EventKind,
+    what: Happened,
 ) -> Option<Result<NewTask, StoreError>> {
     let id = order.id;
-    if what == EventKind::OrderPaid && follow_ups.process {
+    if what == Happened::Paid && follow_ups.process {
         // The mail comes from there: a claim is paid for with one task, not two.
         return Some(NewTask::of::<ProcessOrder>(&ProcessOrderArgs {
             order_id: id.0,
         }));
     }
     let about = match what {
-        EventKind::OrderCreated if order.status == OrderStatus::PendingPayment => About::Placed,
-        EventKind::OrderPaid => About::Paid,
-        EventKind::OrderCancelled => About::Cancelled,
-        EventKind::OrderExpired => About::Expired,
-        EventKind::OrderRefundDue => About::RefundDue,
-        _ => return None, // nothing to write to a customer about
+        Happened::Created if order.status == OrderStatus::PendingPayment => About::Placed,
+        Happened::Paid => About::Paid,
+        Happened::Cancelled => About::Cancelled,
+        Happened::Expired => About::Expired,
+        Happened::RefundDue => About::RefundDue,
+        // There is nothing to write to a customer about.
+        Happened::Created | Happened::Processed => return None,
     };
     letter(follow_ups, id, about)
 }
@@ -164,7 +169,7 @@ fn process(
                 return Err(TaskFailure::retry("the order changed meanwhile"));
             }
             (order.status, order.processed_at) = (OrderStatus::Processed, Some(now));
-            follow(tx, now, follow_ups, &order, EventKind::OrderProcessed)?;
+            follow(tx, now, follow_ups, &order, Happened::Processed)?;
             write_to_customer(tx, now, follow_ups, id, About::Paid)?;
             OrderStatus::Processed
         }
@@ -216,7 +221,7 @@ impl Handler for SendOrderEmail {
         &self,
         context: TaskContext,
         args: SendOrderEmailArgs,
-    ) -> Result<Outcome, TaskFailure> {
+    ) -> Result<TaskOutcome, TaskFailure> {
         let id = OrderId(args.order_id);
         let found = self
             .store
@@ -234,7 +239,7 @@ impl Handler for SendOrderEmail {
                 Ok::<_, OrderError>((order, recipient, names))
             })
             .await;
-        let skipped = |why: &str| Ok(Outcome::Done(Some(json!({"skipped": why}))));
+        let skipped = |why: &str| Ok(TaskOutcome::Done(Some(json!({"skipped": why}))));
         let (order, recipient, names) = match found {
             Ok(found) => found,
             Err(OrderError::NotFound(_)) => return skipped("there is no such order"),
@@ -258,6 +263,6 @@ impl Handler for SendOrderEmail {
             .mailer
             .send(context.id(), context.now(), &recipient, &letter)
             .await?;
-        Ok(Outcome::Done(Some(sent)))
+        Ok(TaskOutcome::Done(Some(sent)))
     }
 }

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
-use crate::task::{Handler, Outcome, TaskContext, TaskFailure};
+use crate::task::{Handler, TaskContext, TaskFailure, TaskOutcome};
 
 /// Loads what will be asked for into the cache.
 pub struct WarmCache(Cache);
@@ -32,12 +32,12 @@ impl Handler for WarmCache {
     const ABOUT: &'static str = "Loads keys into the cache: those that are named, or the hot ones.";
     const MAX_ATTEMPTS: u32 = 3;
 
-    async fn run(&self, _: TaskContext, args: WarmCacheArgs) -> Result<Outcome, TaskFailure> {
+    async fn run(&self, _: TaskContext, args: WarmCacheArgs) -> Result<TaskOutcome, TaskFailure> {
         let warmed = match args.keys.is_empty() {
             true => self.0.warm(&self.0.hot_key_names()).await,
             false => self.0.warm(&args.keys).await,
         };
-        Ok(Outcome::Done(Some(serde_json::json!({
+        Ok(TaskOutcome::Done(Some(serde_json::json!({
             "warmed": warmed.warmed, "failed": warmed.failed, "unknown": warmed.unknown,
         }))))
     }

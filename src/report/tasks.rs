@@ -15,7 +15,7 @@ use crate::check::FieldError;
 use crate::clock::Timestamp;
 use crate::config;
 use crate::store::LongReads;
-use crate::task::{Handler, Outcome, RetryPolicy, TaskContext, TaskFailure};
+use crate::task::{Handler, RetryPolicy, TaskContext, TaskFailure, TaskOutcome};
 
 /// Progress is told when it has grown by so many percent.
 const STEP_PERCENT: u32 = 5;
@@ -92,7 +92,7 @@ impl Handler for GenerateSalesReport {
         &self,
         context: TaskContext,
         args: SalesReportArgs,
-    ) -> Result<Outcome, TaskFailure> {
+    ) -> Result<TaskOutcome, TaskFailure> {
         let (now, rules) = (context.now(), Arc::clone(&self.rules));
         let days = Arc::new(super::days_of(&rules, &args.start_date, &args.end_date)?);
         let (percent, mut grown) = watch::channel(0);
@@ -130,8 +130,8 @@ impl Handler for GenerateSalesReport {
             }
         };
         match made {
-            Made::Before(until) => Ok(Outcome::Done(Some(result(&days, until, None)))),
-            Made::Now(report) => Ok(Outcome::commit(move |tx, now| {
+            Made::Before(until) => Ok(TaskOutcome::Done(Some(result(&days, until, None)))),
+            Made::Now(report) => Ok(TaskOutcome::commit(move |tx, now| {
                 let until = super::keep(tx, now, &rules, &days, &report)?;
                 Ok(Some(result(&days, until, Some(&report))))
             })),

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::monitor::Metrics;
 use crate::store::Store;
 use crate::task::{
-    self, Filter, Handler, NoArgs, Outcome, Task, TaskContext, TaskFailure, TaskState, Tasks,
+    self, Filter, Handler, NoArgs, Task, TaskContext, TaskFailure, TaskOutcome, TaskState, Tasks,
 };
 
 /// 2026-11-11, midnight UTC.
@@ -35,8 +35,8 @@ impl Handler for Tidy {
     const QUEUE: &'static str = "maintenance";
     const ABOUT: &'static str = "Tidies up.";
 
-    async fn run(&self, _: TaskContext, _: TidyArgs) -> Result<Outcome, TaskFailure> {
-        Ok(Outcome::Done(None))
+    async fn run(&self, _: TaskContext, _: TidyArgs) -> Result<TaskOutcome, TaskFailure> {
+        Ok(TaskOutcome::Done(None))
     }
 }
 
@@ -49,8 +49,8 @@ impl Handler for TidyAttic {
     const QUEUE: &'static str = "maintenance";
     const ABOUT: &'static str = "Tidies up above.";
 
-    async fn run(&self, _: TaskContext, _: NoArgs) -> Result<Outcome, TaskFailure> {
-        Ok(Outcome::Done(None))
+    async fn run(&self, _: TaskContext, _: NoArgs) -> Result<TaskOutcome, TaskFailure> {
+        Ok(TaskOutcome::Done(None))
     }
 }
 

@@ -20,12 +20,17 @@ impl<'a> Sql<'a> {
 
     /// Feature and function, such as `task.start`, and the part of it where there are several.
     pub fn name(&self) -> String {
-        let words = self
+        let mut words: Vec<&str> = self
             .place
             .split("::")
-            .filter(|word| !matches!(*word, "onrush" | "sql" | "here" | "{{closure}}"));
-        let words = words.chain((!self.part.is_empty()).then_some(self.part));
-        words.collect::<Vec<_>>().join(".")
+            .filter(|word| !matches!(*word, "onrush" | "here" | "{{closure}}"))
+            .collect();
+        // Of what follows, only the function is told: a room may have a folder of such files.
+        if let Some(at) = words.iter().position(|word| *word == "sql") {
+            words.drain(at..words.len() - 1);
+        }
+        words.extend((!self.part.is_empty()).then_some(self.part));
+        words.join(".")
     }
 }
 

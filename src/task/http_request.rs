@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Handler, Outcome, TaskContext, TaskFailure};
+use super::{Handler, TaskContext, TaskFailure, TaskOutcome};
 use crate::check::{self, Checks, FieldError};
 use crate::config::{MASK, is_secret_header, mask_headers};
 use crate::http::outgoing::{Call, Headers, Outgoing, OutgoingError, Reply, Target};
@@ -125,7 +125,7 @@ impl Handler for HttpRequest {
         &self,
         context: TaskContext,
         args: HttpRequestArgs,
-    ) -> Result<Outcome, TaskFailure> {
+    ) -> Result<TaskOutcome, TaskFailure> {
         let secrets = Secrets::of(&args);
         let reply = self.call(&context, &args).await.map_err(|error| {
             let text = secrets.hidden(error.to_string());
@@ -141,7 +141,7 @@ impl Handler for HttpRequest {
             return Err(TaskFailure::retry(secrets.hidden(error.to_string())));
         }
         let most = context.tasks.rules().result_bytes_max;
-        Ok(Outcome::Done(Some(kept(&secrets, &reply, most))))
+        Ok(TaskOutcome::Done(Some(kept(&secrets, &reply, most))))
     }
 }
 

@@ -25,7 +25,7 @@ static LAST: Mutex<u128> = Mutex::new(0);
 
 impl TaskId {
     /// A new one of the moment `now`, greater than every one before.
-    pub(super) fn next(now: Timestamp) -> Self {
+    pub fn next(now: Timestamp) -> Self {
         let mut last = LAST.lock();
         *last = clock::uuid_at(now).as_u128().max(*last + 1);
         Self(Uuid::from_u128(*last))
@@ -38,7 +38,7 @@ impl TaskId {
     }
 
     /// As it stands in the table.
-    pub(super) fn text(self) -> Text {
+    pub fn text(self) -> Text {
         let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
         self.0.hyphenated().encode_lower(&mut text);
         Text(text)
@@ -46,7 +46,7 @@ impl TaskId {
 }
 
 /// An id's text, without a place on the heap.
-pub(super) struct Text([u8; uuid::fmt::Hyphenated::LENGTH]);
+pub struct Text([u8; uuid::fmt::Hyphenated::LENGTH]);
 
 impl<'a> From<&'a Text> for Param<'a> {
     fn from(text: &'a Text) -> Self {

@@ -7,50 +7,17 @@
 use std::sync::Arc;
 
 use super::enqueue::{close_batch_if_done, not_completed};
-use super::handler::{Effect, TaskFailure, result_text};
-use super::steer::latest_run_at;
+use super::new_task::latest_run_at;
+use super::rows::{Ended, Fresh};
+use super::run::result_text;
 use super::{
-    AttemptOutcome, Changes, ENQUEUED, Entry, LogLevel, Over, TaskError, TaskId, TaskState, sql,
+    AttemptOutcome, Changes, ENQUEUED, Effect, Entry, LogLevel, Over, Started, TaskError,
+    TaskFailure, TaskId, TaskState, sql,
 };
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config;
 use crate::monitor::statements::StatementCaller;
 use crate::store::Tx;
-
-/// A run of a task, as its worker sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Started {
-    /// Which task.
-    pub id: TaskId,
-    /// Which run of it; a worker names both with whatever it says.
-    pub attempt: u32,
-    /// How often it may be started.
-    pub max_attempts: u32,
-    /// What is to be done.
-    pub name: String,
-    /// Where it waited.
-    pub queue: String,
-    /// JSON.
-    pub args: String,
-    /// JSON, of whoever enqueued it.
-    pub metadata: Option<String>,
-    /// W3C trace context of whoever enqueued it.
-    pub traceparent: Option<String>,
-    /// Longest run.
-    pub timeout_ms: i64,
-    /// When the handler is told that it takes long.
-    pub soft_timeout_ms: Option<i64>,
-    /// When it was enqueued.
-    pub created_at: Timestamp,
-    /// When it was due.
-    pub run_at: Timestamp,
-    /// The batch that counts it.
-    pub batch_id: Option<String>,
-    /// Until when an outside worker has it.
-    pub lease_expires_at: Option<Timestamp>,
-    /// The id of its maker's own that it came with.
-    pub external_id: Option<String>,
-}
 
 /// What a start came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +71,7 @@ pub(super) fn do_at_once(
     let Some(fresh) = sql::fresh(tx, now, entry)? else {
         return Ok(None);
     };
-    let sql::Fresh {
+    let Fresh {
         args,
         traceparent,
         mut ended,
@@ -152,7 +119,7 @@ pub fn start(
     lease_ms: Option<i64>,
 ) -> Result<Start, TaskError> {
     let id = entry.id;
-    let lease = lease_ms.map(|ms| plus_ms(now, ms));
+    let lease = lease_ms.map(|ms| now.plus_ms(ms));
     if let Some((started, lock_key)) = sql::start(tx, now, entry, worker, lease)? {
         if let Some(key) = lock_key {
             sql::release_started_lock(tx, &key, id)?;
@@ -178,28 +145,9 @@ pub fn start(
     Ok(Start::Moved(found.entry))
 }
 
-/// The moment so many milliseconds later.
-pub(super) fn plus_ms(now: Timestamp, ms: i64) -> Timestamp {
-    Timestamp(now.0.saturating_add(ms.saturating_mul(1_000)))
-}
-
 /// When a task that is put off for so long may start: not later than any may be put off to.
 fn put_off_to(now: Timestamp, rules: &config::Tasks, wait_ms: i64) -> Timestamp {
-    plus_ms(now, wait_ms.max(0)).min(latest_run_at(now, rules))
-}
-
-/// What an ended task leaves to be settled.
-#[derive(Clone, Debug)]
-pub(super) struct Ended {
-    pub(super) name: String,
-    pub(super) queue: String,
-    pub(super) was_running: bool,
-    pub(super) started_at: Option<Timestamp>,
-    pub(super) lock_key: Option<String>,
-    pub(super) batch_id: Option<String>,
-    pub(super) followers: u32,
-    /// Where it waited, if it did and may be known to the delivery.
-    pub(super) place: Option<Entry>,
+    now.plus_ms(wait_ms.max(0)).min(latest_run_at(now, rules))
 }
 
 /// Frees a finished task's lock, counts down its batch and those that wait for it. What can't go on
@@ -333,7 +281,7 @@ impl Failure {
 }
 
 /// At most `chars` characters of a text, without control characters that a terminal would obey.
-pub(super) fn shortened(text: &str, chars: usize) -> String {
+pub fn shortened(text: &str, chars: usize) -> String {
     text.chars()
         .take(chars)
         .map(|c| {
@@ -389,7 +337,7 @@ pub fn fail(
             let tried = attempt.saturating_sub(run.crashes);
             match failure.retry_after_ms {
                 Some(wait) => put_off_to(now, rules, wait),
-                None => plus_ms(now, policy.delay_ms(id, tried)),
+                None => now.plus_ms(policy.delay_ms(id, tried)),
             }
         }
     };
@@ -519,7 +467,7 @@ pub fn heartbeat(
     lease_ms: i64,
     rows_behind: i64,
 ) -> Result<Beat, TaskError> {
-    match sql::heartbeat(tx, id, attempt, plus_ms(now, lease_ms), rows_behind)? {
+    match sql::heartbeat(tx, id, attempt, now.plus_ms(lease_ms), rows_behind)? {
         Some((lease_expires_at, cancel_requested)) => Ok(Beat {
             lease_expires_at,
             cancel_requested,
@@ -585,7 +533,7 @@ pub fn recover(
         return Ok(Changes::default()); // it was renewed meanwhile
     }
     let who = run.worker.as_deref().unwrap_or("its worker").to_owned();
-    let is_over_time = plus_ms(run.started_at, run.timeout_ms) <= now;
+    let is_over_time = run.started_at.plus_ms(run.timeout_ms) <= now;
     let (outcome, error) = match lease {
         Some(_) if is_over_time && !is_away(&who) => (
             AttemptOutcome::TimedOut,

@@ -17,31 +17,25 @@
 //! Whatever waits may be cancelled; `cancelled` and `discarded` may be retried by hand.
 //!
 //! Invariants: a task is a row, written in the transaction of whoever needs it; the delivery index
-//! ([`relay`]) only helps to find it and may vanish at any time. A worker gets a task only after its
+//! ([`delivery`]) only helps to find it and may vanish at any time. A worker gets a task only after its
 //! start was committed, so `(id, attempt)` tells one run from every other, and whatever a worker
 //! says is fenced by that pair. What finishing a task brings about (its effect, its lock, its batch,
 //! its followers) commits with it or not at all. Nothing here knows what a task does.
 
 pub mod api;
-mod disk;
+mod delivery;
 mod enqueue;
-pub mod faktory;
-pub mod handler;
+pub mod external;
 pub mod http_request;
 mod id;
-mod index;
 mod life;
-pub mod mail;
-#[cfg(test)]
-mod model;
-mod pool;
-pub mod relay;
+mod new_task;
 mod retry;
+mod rows;
+mod run;
 mod sql;
 mod steer;
-mod tasks;
 mod upkeep;
-pub mod webhook;
 
 use serde::{Deserialize, Serialize};
 
@@ -51,29 +45,27 @@ use crate::clock::Timestamp;
 use crate::store::{StoreError, Topic};
 use crate::word_type;
 
+pub use delivery::{IsAway, QueueStats, Stats, Tasks, continue_ids};
 pub use enqueue::{
-    Batch, Debounce, Enqueued, NewBatch, NewTask, Node, PRIORITY_DEFAULT, Unique, Until,
-    add_to_batch, enqueue, enqueue_all, enqueue_batch, enqueue_chain, enqueue_graph, open_batch,
-    seal_batch,
-};
-pub use handler::{
-    Effect, Handler, HandlerInfo, NoArgs, Outcome, Registry, RegistryBuilder, TaskContext,
-    TaskFailure,
+    Batch, Enqueued, NewBatch, Node, add_to_batch, enqueue, enqueue_all, enqueue_batch,
+    enqueue_chain, enqueue_graph, open_batch, seal_batch,
 };
 pub use http_request::shown;
 pub use id::TaskId;
 pub use life::{
-    Beat, Failure, Start, Started, append_logs, complete, fail, heartbeat, progress, recover,
-    release, snooze, start,
+    Beat, Failure, Start, append_logs, complete, fail, heartbeat, progress, recover, release,
+    shortened, snooze, start,
 };
-pub use pool::Pool;
+pub use new_task::{Debounce, NewTask, PRIORITY_DEFAULT, Unique, Until};
 pub use retry::RetryPolicy;
-pub use steer::{
-    BatchState, Bulk, Counted, Filter, Patch, QueuePatch, QueueRow, Ties, bulk, cancel, counts,
-    edit, find, find_all, get, list, patch_queue, queues, remove, retry as retry_task, set_paused,
-    ties,
+pub use run::{
+    Asked, BUILT_IN_QUEUES, DEFAULT_QUEUE, Effect, Handler, HandlerInfo, NoArgs, Pool, Registry,
+    RegistryBuilder, TaskContext, TaskFailure, TaskOutcome, queue_name,
 };
-pub use tasks::{Tasks, continue_ids};
+pub use steer::{
+    Bulk, Patch, QueuePatch, Ties, bulk, cancel, counts, edit, find, find_all, get, list,
+    patch_queue, queues, remove, retry as retry_task, set_paused, ties,
+};
 pub use upkeep::Upkeep;
 
 /// Touched by whatever made a task that may be delivered.
@@ -251,6 +243,99 @@ pub struct Task {
     pub error: Option<String>,
     /// When it was completed, cancelled or discarded.
     pub finished_at: Option<Timestamp>,
+}
+
+/// A run of a task, as its worker sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// Which task.
+    pub id: TaskId,
+    /// Which run of it; a worker names both with whatever it says.
+    pub attempt: u32,
+    /// How often it may be started.
+    pub max_attempts: u32,
+    /// What is to be done.
+    pub name: String,
+    /// Where it waited.
+    pub queue: String,
+    /// JSON.
+    pub args: String,
+    /// JSON, of whoever enqueued it.
+    pub metadata: Option<String>,
+    /// W3C trace context of whoever enqueued it.
+    pub traceparent: Option<String>,
+    /// Longest run.
+    pub timeout_ms: i64,
+    /// When the handler is told that it takes long.
+    pub soft_timeout_ms: Option<i64>,
+    /// When it was enqueued.
+    pub created_at: Timestamp,
+    /// When it was due.
+    pub run_at: Timestamp,
+    /// The batch that counts it.
+    pub batch_id: Option<String>,
+    /// Until when an outside worker has it.
+    pub lease_expires_at: Option<Timestamp>,
+    /// The id of its maker's own that it came with.
+    pub external_id: Option<String>,
+}
+
+/// Which tasks to list.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Only these.
+    pub state: Option<TaskState>,
+    /// Only of this queue.
+    pub queue: Option<String>,
+    /// Only of this name.
+    pub name: Option<String>,
+    /// Only older than this.
+    pub before: Option<TaskId>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// How many tasks are in a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// The state.
+    pub state: TaskState,
+    /// Tasks in it.
+    pub count: u32,
+    /// Whether there may be more than were counted.
+    pub is_more: bool,
+}
+
+/// A batch as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchState {
+    /// Key.
+    pub id: String,
+    /// For people.
+    pub description: Option<String>,
+    /// Tasks that it counts.
+    pub total: u32,
+    /// Of these, those that are not finished.
+    pub pending: u32,
+    /// Of these, those that were cancelled or died.
+    pub failed: u32,
+    /// When the last of them was finished; none while one that failed is tried again.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// How a queue is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueRow {
+    /// Its name.
+    pub name: String,
+    /// Since when nothing of it is handed out.
+    pub paused_at: Option<Timestamp>,
+    /// Tasks of it that run at once, over all workers.
+    pub concurrency_max: Option<u32>,
+    /// Tasks of it that are started in each period.
+    pub rate_limit: Option<u32>,
+    /// That period.
+    pub rate_period_ms: Option<i64>,
 }
 
 /// Why something could not be done to a task.

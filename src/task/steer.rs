@@ -4,9 +4,12 @@
 //! the answer says what the state allows; what is done to many is bounded.
 
 use super::enqueue::take_lock;
-use super::life::{plus_ms, settle};
-use super::sql::GivenUp;
-use super::{Attempt, Changes, ENQUEUED, LogLine, Task, TaskError, TaskId, TaskState, Until, sql};
+use super::life::settle;
+use super::rows::{Edit, GivenUp};
+use super::{
+    Attempt, BatchState, Changes, Counted, ENQUEUED, Filter, LogLine, QueueRow, Task, TaskError,
+    TaskId, TaskState, Until, sql,
+};
 use crate::check::FieldError;
 use crate::clock::Timestamp;
 use crate::config;
@@ -40,23 +43,6 @@ pub fn find(tx: &mut Tx<'_>, id: TaskId) -> Result<Option<Task>, StoreError> {
     sql::get(tx, id)
 }
 
-/// A batch as it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BatchState {
-    /// Key.
-    pub id: String,
-    /// For people.
-    pub description: Option<String>,
-    /// Tasks that it counts.
-    pub total: u32,
-    /// Of these, those that are not finished.
-    pub pending: u32,
-    /// Of these, those that were cancelled or died.
-    pub failed: u32,
-    /// When the last of them was finished; none while one that failed is tried again.
-    pub finished_at: Option<Timestamp>,
-}
-
 /// What a task is tied to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ties {
@@ -78,17 +64,6 @@ pub fn ties(tx: &mut Tx<'_>, task: &Task) -> Result<Ties, TaskError> {
     })
 }
 
-/// How many tasks are in a state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counted {
-    /// The state.
-    pub state: TaskState,
-    /// Tasks in it.
-    pub count: u32,
-    /// Whether there may be more than were counted.
-    pub is_more: bool,
-}
-
 /// How many tasks are in each state, as they stand in the rows: up to `most` of each of the few, among
 /// `most` of those that are ready or run, and among the `most` newest of all for the completed ones.
 pub fn counts(tx: &mut Tx<'_>, most: u32) -> Result<Vec<Counted>, TaskError> {
@@ -101,21 +76,6 @@ pub fn find_all(tx: &mut Tx<'_>, ids: &[TaskId]) -> Result<Vec<Task>, StoreError
         return Ok(Vec::new());
     }
     sql::get_all(tx, ids)
-}
-
-/// Which tasks to list.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    /// Only these.
-    pub state: Option<TaskState>,
-    /// Only of this queue.
-    pub queue: Option<String>,
-    /// Only of this name.
-    pub name: Option<String>,
-    /// Only older than this.
-    pub before: Option<TaskId>,
-    /// At most so many.
-    pub limit: u32,
 }
 
 /// Tasks, newest first, and where to go on. A page may hold fewer than asked for, or none, and yet
@@ -253,7 +213,7 @@ pub fn edit(
     id: TaskId,
     patch: &Patch,
 ) -> Result<Changes, TaskError> {
-    let values = sql::Edit {
+    let values = Edit {
         args: patch.args.as_deref(),
         priority: patch.priority,
         run_at: patch.run_at,
@@ -322,21 +282,6 @@ pub fn bulk(
     Ok((done, next, changes))
 }
 
-/// How a queue is served.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct QueueRow {
-    /// Its name.
-    pub name: String,
-    /// Since when nothing of it is handed out.
-    pub paused_at: Option<Timestamp>,
-    /// Tasks of it that run at once, over all workers.
-    pub concurrency_max: Option<u32>,
-    /// Tasks of it that are started in each period.
-    pub rate_limit: Option<u32>,
-    /// That period.
-    pub rate_period_ms: Option<i64>,
-}
-
 /// The queues that are not served in the ordinary way.
 pub fn queues(tx: &mut Tx<'_>, rules: &config::Tasks) -> Result<Vec<QueueRow>, StoreError> {
     sql::queues(tx, rules.queues_max)
@@ -403,10 +348,4 @@ fn change_queue(
         )]));
     }
     Ok(row)
-}
-
-/// How far ahead a time may lie.
-pub(super) fn latest_run_at(now: Timestamp, rules: &config::Tasks) -> Timestamp {
-    let seconds = i64::try_from(rules.delay_seconds_max).unwrap_or(i64::MAX);
-    plus_ms(now, seconds.saturating_mul(1_000))
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::life::{recover, settle};
+use super::rows::UpkeepRow;
 use super::{Changes, TaskError, TaskId, TaskState, Tasks, sql};
 use crate::clock::Timestamp;
 use crate::config::{self, ms};
@@ -108,7 +109,7 @@ impl Upkeep {
     }
 
     /// A run that this process began and does not know: its start was answered to nobody.
-    fn lost(&self, now: Timestamp, row: &sql::Old) -> Option<Due> {
+    fn lost(&self, now: Timestamp, row: &UpkeepRow) -> Option<Due> {
         let is_own = row.process.as_deref() == Some(&**self.tasks.worker());
         let is_old = row
             .attempted_at
@@ -166,7 +167,7 @@ fn seconds_ago(now: Timestamp, seconds: u64) -> Timestamp {
     now.plus_seconds(-i64::try_from(seconds).unwrap_or(i64::MAX))
 }
 
-fn due(now: Timestamp, rules: &config::Tasks, row: &sql::Old) -> Option<Due> {
+fn due(now: Timestamp, rules: &config::Tasks, row: &UpkeepRow) -> Option<Due> {
     let is_before = |at: Option<Timestamp>, until: Timestamp| at.is_some_and(|at| at <= until);
     let kept = match row.state {
         TaskState::Completed | TaskState::Cancelled => rules.retention_seconds,

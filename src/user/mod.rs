@@ -5,6 +5,7 @@
 //! `auth`'s, orders are `order`'s.
 
 pub mod api;
+pub mod events;
 mod sql;
 pub mod tasks;
 

@@ -6,7 +6,7 @@ use crate::auth::{Auth, AuthError};
 use crate::cache::Cache;
 use crate::clock::Timestamp;
 use crate::store::{Store, StoreError, Tx};
-use crate::task::{Handler, NoArgs, Outcome, TaskContext, TaskFailure};
+use crate::task::{Handler, NoArgs, TaskContext, TaskFailure, TaskOutcome};
 
 /// Writes down when accounts and their sessions were last used, which a running server gathers in
 /// memory. A stop in order does the same once more; what a crash costs is some minutes of it.
@@ -32,9 +32,9 @@ impl Handler for SyncUserActivity {
     const ABOUT: &'static str = "Writes down when accounts and sessions were last used.";
     const MAX_ATTEMPTS: u32 = 3;
 
-    async fn run(&self, _context: TaskContext, _args: NoArgs) -> Result<Outcome, TaskFailure> {
+    async fn run(&self, _context: TaskContext, _args: NoArgs) -> Result<TaskOutcome, TaskFailure> {
         let sessions = self.0.sync_activity().await?;
-        Ok(Outcome::Done(Some(
+        Ok(TaskOutcome::Done(Some(
             serde_json::json!({"sessions": sessions}),
         )))
     }
@@ -70,7 +70,7 @@ impl Handler for CleanExpiredCache {
     const MAX_ATTEMPTS: u32 = 5;
     const TIMEOUT_MS: i64 = 1_800_000;
 
-    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<Outcome, TaskFailure> {
+    async fn run(&self, context: TaskContext, _args: NoArgs) -> Result<TaskOutcome, TaskFailure> {
         let now = context.now();
         let mut dropped = serde_json::Map::new();
         for (what, sweep) in &self.sweeps {
@@ -94,6 +94,6 @@ impl Handler for CleanExpiredCache {
         let swept = tokio::task::spawn_blocking(move || cache.sweep()).await;
         let swept = swept.map_err(|error| TaskFailure::retry(error.to_string()))?;
         dropped.insert("cache".to_owned(), swept.into());
-        Ok(Outcome::Done(Some(dropped.into())))
+        Ok(TaskOutcome::Done(Some(dropped.into())))
     }
 }

@@ -1,5 +1,7 @@
 //! Webhooks over HTTP: who is told of what, and what becomes of receivers that misbehave.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine;
@@ -238,6 +240,85 @@ fn what_happens_is_told_to_who_wants_it_signed_and_once() {
     assert_eq!(kinds, ["flash_sale.ended", "flash_sale.sold_out"]);
 }
 
+/// Names of the kinds of events that the sources declare.
+fn declared() -> BTreeSet<String> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let rooms = std::fs::read_dir(src).expect("the sources");
+    let files = rooms.map(|room| room.expect("a room").path().join("events.rs"));
+    let texts = files.filter_map(|file| std::fs::read_to_string(file).ok());
+    let name = |line: &str| {
+        let rest = line.trim().strip_prefix("name: \"")?;
+        Some(rest.strip_suffix("\",")?.to_owned())
+    };
+    texts
+        .flat_map(|text| text.lines().filter_map(name).collect::<Vec<_>>())
+        .collect()
+}
+
+#[test]
+fn every_event_is_listed_told_of_in_both_languages_and_sent_as_it_is_declared() {
+    let (shop, admin) = open_with(|settings| settings.orders.process = true);
+    let catalogue = onrush::app::events();
+    let names: BTreeSet<String> = catalogue
+        .kinds()
+        .iter()
+        .map(|kind| kind.name.to_owned())
+        .collect();
+    assert_eq!(names, declared(), "app.rs lists what the rooms declare");
+    let words = Path::new(env!("CARGO_MANIFEST_DIR")).join("web/src/said.zh.ts");
+    let words = std::fs::read_to_string(words).expect("the page's words");
+    let told = get(&shop, &admin, "/api/v1/webhook-event-types");
+    for (kind, told) in catalogue
+        .kinds()
+        .iter()
+        .zip(told["items"].as_array().expect("a list"))
+    {
+        assert_eq!(told, &json!({"type": kind.name, "description": kind.about}));
+        let is_sentence = kind.about.starts_with(char::is_uppercase) && kind.about.ends_with('.');
+        assert!(is_sentence, "{kind:?}");
+        let line = format!("'{}': '{}',", kind.name, kind.about_zh);
+        let is_chinese = kind.about_zh.starts_with(|c: char| c as u32 > 0x4e00);
+        assert!(is_chinese && words.contains(&line), "{line}");
+    }
+    // All of it happens.
+    let receiver = Receiver::open(&[Reaction::Status(200)]);
+    endpoint(&shop, &admin, &receiver.url(), &["*"]);
+    let seen = || -> BTreeSet<String> {
+        let types = receiver.received();
+        types.iter().map(|one| text(&body(one)["type"])).collect()
+    };
+    let act = |path: String| {
+        shop.post(&path).token(&admin).send().expect(200);
+    };
+    let product = shop.product(&admin, 10);
+    let paid = order(&shop, &admin, product);
+    act(format!("/api/v1/orders/{paid}/pay"));
+    shop.wait_until("it is processed", || seen().contains("order.processed"));
+    act(format!("/api/v1/orders/{paid}/cancel"));
+    let given_up = order(&shop, &admin, product);
+    act(format!("/api/v1/orders/{given_up}/cancel"));
+    order(&shop, &admin, product);
+    shop.clock.advance(Duration::from_secs(901));
+    let sale = shop.sale(&admin, product, 1, json!({}));
+    let claim = shop.post(&format!("/api/v1/flash-sales/{sale}/claims"));
+    claim.token(&admin).send().expect(201);
+    act(format!("/api/v1/flash-sales/{sale}/stop"));
+    let anna =
+        json!({"email": "anna@example.com", "name": "Anna", "password": "tea and lanterns 88"});
+    let register = shop.post("/api/v1/auth/register").json(&anna);
+    register.send().expect(201);
+    shop.wait_until("all kinds", || seen() == names);
+    for request in receiver.received() {
+        let body = body(&request);
+        let kind = catalogue
+            .kinds()
+            .iter()
+            .find(|one| body["type"] == one.name);
+        let fault = kind.expect("a kind").fault(&body["data"]);
+        assert_eq!(fault, None, "{body}");
+    }
+}
+
 #[test]
 fn a_failure_is_tried_again_over_the_schedule_and_replayed_by_hand() {
     let (shop, admin) = open();
@@ -270,7 +351,7 @@ fn a_failure_is_tried_again_over_the_schedule_and_replayed_by_hand() {
         (&log[2]["response_excerpt"], &log[2]["attempt"]),
         (&json!("so 😀"), &json!(1))
     );
-    let ids: std::collections::BTreeSet<_> = receiver
+    let ids: BTreeSet<_> = receiver
         .received()
         .iter()
         .map(|request| request.header("webhook-id").expect("an id").to_owned())

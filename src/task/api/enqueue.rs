@@ -15,9 +15,9 @@ use crate::check::{self, Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::http::json::Accepted;
 use crate::http::{Body, Failure, Problem, RequestInfo, fails};
-use crate::task::handler::Asked;
 use crate::task::{
-    self, Debounce, Enqueued, NewBatch, NewTask, Node, TaskError, TaskId, Tasks, Unique, Until,
+    self, Asked, Debounce, Enqueued, NewBatch, NewTask, Node, TaskError, TaskId, Tasks, Unique,
+    Until,
 };
 
 /// A task to be.

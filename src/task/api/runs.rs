@@ -15,9 +15,10 @@ use crate::auth::{Role, Scope};
 use crate::check::{Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::http::{Body, Failure, NoContent, OptionalBody, Problem, fails};
-use crate::task::handler::{BUILT_IN_QUEUES, queue_name};
 use crate::task::life::require_lease;
-use crate::task::{self, Changes, Failure as RunFailure, Started, Tasks};
+use crate::task::{
+    self, BUILT_IN_QUEUES, Changes, Failure as RunFailure, Started, Tasks, queue_name,
+};
 
 /// A worker's request for a task.
 #[derive(Serialize, Deserialize, Object, Default)]

@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use crate::check::FieldError;
 use crate::clock::Timestamp;
-use crate::task::handler::BUILT_IN_QUEUES;
-use crate::task::{Attempt, BatchState, HandlerInfo, LogLine, QueueRow, RetryPolicy, Task, shown};
+use crate::task::{
+    Attempt, BUILT_IN_QUEUES, BatchState, HandlerInfo, LogLine, QueueRow, RetryPolicy, Task, shown,
+};
 
 /// A task's id in JSON.
 pub(super) type TaskKey = uuid::Uuid;

@@ -1,10 +1,11 @@
 //! What a built-in task is: its name, the shape of its arguments, what it does.
 //!
 //! Invariants: a handler that wants an effect in the database hands it back as
-//! [`Outcome::Commit`], and it commits together with the note that the task is done, fenced by the
+//! [`TaskOutcome::Commit`], and it commits together with the note that the task is done, fenced by the
 //! attempt: so it happens once, whatever crashes. A name that a built-in queue does not know is
 //! refused at the enqueue, and so are arguments that do not fit.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -17,13 +18,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::enqueue::PRIORITY_DEFAULT;
-use super::steer::latest_run_at;
-use super::{LogLevel, NewTask, RetryPolicy, Started, TaskError, TaskId, Tasks};
 use crate::check::{self, Checks, FieldError, JsonError};
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config;
-use crate::store::{StoreError, Tx};
+use crate::store::{Store, StoreError, Tx};
+use crate::task::new_task::latest_run_at;
+use crate::task::{
+    LogLevel, NewTask, PRIORITY_DEFAULT, RetryPolicy, Started, TaskError, TaskId, Tasks,
+};
 
 /// Queues that this process serves itself; they take only tasks that it knows.
 pub const BUILT_IN_QUEUES: &[&str] = &[
@@ -38,7 +40,7 @@ pub const BUILT_IN_QUEUES: &[&str] = &[
 pub const DEFAULT_QUEUE: &str = "default";
 
 /// What a task that ran to its end leaves.
-pub enum Outcome {
+pub enum TaskOutcome {
     /// Done, with a result that is kept for a time.
     Done(Option<serde_json::Value>),
     /// Done as soon as this is committed, together with the note that it is done. An error undoes it
@@ -53,14 +55,14 @@ pub type Effect = Box<
     dyn FnOnce(&mut Tx<'_>, Timestamp) -> Result<Option<serde_json::Value>, TaskFailure> + Send,
 >;
 
-impl Outcome {
-    /// [`Outcome::Commit`] of a closure.
+impl TaskOutcome {
+    /// [`TaskOutcome::Commit`] of a closure.
     pub fn commit(
         effect: impl FnOnce(&mut Tx<'_>, Timestamp) -> Result<Option<serde_json::Value>, TaskFailure>
         + Send
         + 'static,
     ) -> Self {
-        Outcome::Commit(Box::new(effect))
+        TaskOutcome::Commit(Box::new(effect))
     }
 }
 
@@ -137,10 +139,10 @@ pub trait Handler: Send + Sync + 'static {
         &self,
         _context: TaskContext,
         args: Self::Args,
-    ) -> impl Future<Output = Result<Outcome, TaskFailure>> + Send {
+    ) -> impl Future<Output = Result<TaskOutcome, TaskFailure>> + Send {
         async move {
             match self.effect(args) {
-                Some(effect) => Ok(Outcome::Commit(effect)),
+                Some(effect) => Ok(TaskOutcome::Commit(effect)),
                 None => Err(TaskFailure::discard("there is nothing to do")),
             }
         }
@@ -158,13 +160,31 @@ pub trait Handler: Send + Sync + 'static {
     }
 }
 
+impl NewTask {
+    /// A task of a built-in handler, with its defaults.
+    pub fn of<H: Handler>(args: &H::Args) -> Result<Self, StoreError> {
+        let args =
+            serde_json::to_string(args).map_err(|error| StoreError::Bug(error.to_string()))?;
+        Ok(Self {
+            name: Cow::Borrowed(H::NAME),
+            queue: Cow::Borrowed(H::QUEUE),
+            priority: H::PRIORITY,
+            max_attempts: H::MAX_ATTEMPTS,
+            timeout_ms: H::TIMEOUT_MS,
+            soft_timeout_ms: H::SOFT_TIMEOUT_MS,
+            retry_policy: H::RETRY_POLICY,
+            ..Self::named(String::new(), String::new(), args)
+        })
+    }
+}
+
 /// The arguments of a task that needs none.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoArgs {}
 
 /// What a run leaves, as text, unless that is too much.
-pub(super) fn result_text(
+pub(in crate::task) fn result_text(
     rules: &config::Tasks,
     result: Option<&serde_json::Value>,
 ) -> Result<Option<String>, TaskFailure> {
@@ -181,10 +201,10 @@ pub(super) fn result_text(
     Ok(text)
 }
 
-type Run<'a> = Pin<Box<dyn Future<Output = Result<Outcome, TaskFailure>> + Send + 'a>>;
+type Run<'a> = Pin<Box<dyn Future<Output = Result<TaskOutcome, TaskFailure>> + Send + 'a>>;
 
 /// [`Handler`] without its type.
-pub(super) trait AnyHandler: Send + Sync {
+pub(in crate::task) trait AnyHandler: Send + Sync {
     fn run<'a>(&'a self, context: TaskContext, args: &str) -> Run<'a>;
     fn effect(&self, args: &str) -> Option<Effect>;
     fn check(&self, args: &str) -> Result<(), Vec<FieldError>>;
@@ -331,11 +351,11 @@ impl Registry {
     }
 
     /// What a task does, if that is a few quick statements and nothing else.
-    pub(super) fn effect(&self, name: &str, args: &str) -> Option<Effect> {
+    pub(in crate::task) fn effect(&self, name: &str, args: &str) -> Option<Effect> {
         self.handler(name)?.effect(args)
     }
 
-    pub(super) fn handler(&self, name: &str) -> Option<&dyn AnyHandler> {
+    pub(in crate::task) fn handler(&self, name: &str) -> Option<&dyn AnyHandler> {
         self.0.get(name).map(|known| &*known.handler)
     }
 
@@ -468,7 +488,7 @@ impl Registry {
 }
 
 /// A queue's name is part of keys and labels: letters, digits and `_ . : -`.
-pub(super) fn queue_name(checks: &mut Checks, field: &str, name: &str) {
+pub fn queue_name(checks: &mut Checks, field: &str, name: &str) {
     checks.path_name(field, name);
 }
 
@@ -478,7 +498,7 @@ pub(super) type Lines = Arc<Mutex<Vec<(Timestamp, LogLevel, String)>>>;
 /// What a running handler knows of its run, and may say.
 #[derive(Clone)]
 pub struct TaskContext {
-    pub(super) tasks: Tasks,
+    pub(in crate::task) tasks: Tasks,
     pub(super) started: Arc<Started>,
     pub(super) watch: Stopwatch,
     pub(super) cancelled: watch::Receiver<bool>,
@@ -514,6 +534,11 @@ impl TaskContext {
     /// W3C trace context of whoever enqueued it.
     pub fn traceparent(&self) -> Option<&str> {
         self.started.traceparent.as_deref()
+    }
+
+    /// The record.
+    pub fn store(&self) -> &Store {
+        self.tasks.store()
     }
 
     /// The time now.

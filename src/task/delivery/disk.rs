@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
-use super::TaskId;
 use crate::clock::Stopwatch;
+use crate::task::TaskId;
 
 /// Layout of the folder; another one is not read.
 const FORMAT: &[u8] = b"1";
@@ -34,19 +34,19 @@ const CALLS_MAX: usize = 8;
 pub(super) const THREADS_MAX: usize = 6;
 
 /// Order within a list: 255 − priority (0 for lists by time alone), time, id.
-pub(super) type Key = [u8; 25];
+pub(super) type EntryKey = [u8; 25];
 
 /// Which of the two lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tree {
-    /// By queue, then [`Key`].
+    /// By queue, then [`EntryKey`].
     Ready,
-    /// By [`Key`] alone.
+    /// By [`EntryKey`] alone.
     Scheduled,
 }
 
 /// A key with its queue and priority.
-pub(super) type Item = (Key, u8, Box<str>);
+pub(super) type Item = (EntryKey, u8, Box<str>);
 
 /// Why the folder can't be used (any longer).
 #[derive(Debug, thiserror::Error)]
@@ -91,10 +91,10 @@ pub(super) struct Guard {
     threads: Arc<AtomicUsize>,
 }
 
-/// A thread's place among those that there may be.
-struct Place(Arc<AtomicUsize>);
+/// One of the threads that there may be at once.
+struct ThreadSlot(Arc<AtomicUsize>);
 
-impl Drop for Place {
+impl Drop for ThreadSlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -117,14 +117,14 @@ impl Guard {
 
     /// Starts a thread, unless too many of its kind have not come back.
     fn spawn(&self, work: impl FnOnce() + Send + 'static) -> Result<(), DiskError> {
-        let place = Place(Arc::clone(&self.threads));
+        let slot = ThreadSlot(Arc::clone(&self.threads));
         if self.threads.fetch_add(1, Ordering::AcqRel) >= THREADS_MAX {
-            return Err(DiskError::Hung); // dropping the place counts back
+            return Err(DiskError::Hung); // dropping the slot counts back
         }
         std::thread::Builder::new()
             .name("onrush-queue".to_owned())
             .spawn(move || {
-                let _place = place;
+                let _slot = slot;
                 work();
             })?;
         Ok(())
@@ -497,7 +497,7 @@ fn serve(
     }
 }
 
-fn full_key(tree: Tree, queue: &str, key: &Key) -> Vec<u8> {
+fn full_key(tree: Tree, queue: &str, key: &EntryKey) -> Vec<u8> {
     match tree {
         Tree::Ready => {
             let mut full = Vec::with_capacity(queue.len() + 1 + key.len());
@@ -557,7 +557,7 @@ fn take(open: &Open, tree: Tree, queue: &str, most: usize) -> Result<Vec<Item>, 
     let (mut batch, mut items) = (sled::Batch::default(), Vec::new());
     for pair in tree_of.scan_prefix(&prefix).take(most) {
         let (full, value) = pair?;
-        let key: Key = full
+        let key: EntryKey = full
             .get(prefix.len()..)
             .and_then(|bytes| bytes.try_into().ok())
             .ok_or(DiskError::Nonsense)?;

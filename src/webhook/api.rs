@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Delivery, Endpoint, EndpointId, EndpointPatch, EndpointStatus, Event, KINDS, NewEndpoint,
+    Delivery, Endpoint, EndpointId, EndpointPatch, EndpointStatus, Event, NewEndpoint,
     WebhookError, Webhooks,
 };
 use crate::auth::api::{Access, Tag};
@@ -244,7 +244,7 @@ impl From<Delivery> for DeliveryView {
         Self {
             id: delivery.id.0,
             event_id: delivery.event_id,
-            event_type: delivery.kind.word().to_owned(),
+            event_type: delivery.kind.into_owned(),
             task_id: delivery.task_id.to_string(),
             attempt: delivery.attempt,
             at: delivery.at,
@@ -284,7 +284,7 @@ impl From<Event> for EventView {
     fn from(event: Event) -> Self {
         Self {
             id: event.id,
-            r#type: event.kind.word().to_owned(),
+            r#type: event.kind.into_owned(),
             created_at: event.created_at,
             body: serde_json::from_str(&event.body).unwrap_or(Value::String(event.body)),
         }
@@ -336,11 +336,14 @@ impl WebhookApi {
     async fn kinds(&self, access: Access) -> Result<Body<KindList>, Failure<{ fails::SECURED }>> {
         allowed(&access)?;
         Ok(Body(KindList {
-            items: KINDS
+            items: self
+                .webhooks
+                .catalogue()
+                .kinds()
                 .iter()
-                .map(|(kind, about)| KindView {
-                    r#type: kind.word().to_owned(),
-                    description: (*about).to_owned(),
+                .map(|kind| KindView {
+                    r#type: kind.name.to_owned(),
+                    description: kind.about.to_owned(),
                 })
                 .collect(),
         }))
@@ -365,10 +368,11 @@ impl WebhookApi {
             secret: body.0.secret,
         };
         let (now, outgoing) = (self.webhooks.now(), self.outgoing.clone());
+        let catalogue = self.webhooks.catalogue().clone();
         let rules = self.webhooks.rules().clone();
         let (endpoint, secret) = self
             .webhooks
-            .change(move |tx| super::create(tx, now, &rules, &outgoing, &new))
+            .change(move |tx| super::create(tx, now, &rules, &catalogue, &outgoing, &new))
             .await
             .map_err(Problem::from)?;
         let location = format!("/api/v1/webhooks/{}", endpoint.id);
@@ -450,9 +454,12 @@ impl WebhookApi {
             status,
         };
         let (now, outgoing) = (self.webhooks.now(), self.outgoing.clone());
+        let catalogue = self.webhooks.catalogue().clone();
         let endpoint = self
             .webhooks
-            .change(move |tx| super::update(tx, now, &outgoing, EndpointId(id.0), &patch))
+            .change(move |tx| {
+                super::update(tx, now, &catalogue, &outgoing, EndpointId(id.0), &patch)
+            })
             .await
             .map_err(Problem::from)?;
         Ok(Body(endpoint.into()))

@@ -1,5 +1,7 @@
 //! Every statement about webhook endpoints, events and deliveries.
 
+use std::borrow::Cow;
+
 use super::{
     Delivery, Endpoint, EndpointId, EndpointPatch, EndpointStatus, Event, NewEndpoint,
     SigningSecret,
@@ -178,7 +180,7 @@ pub(super) fn insert_events(tx: &mut Tx<'_>, events: &[Event]) -> Result<(), Sto
         events.iter().map(|event| {
             [
                 (&event.id).into(),
-                event.kind.into(),
+                (&*event.kind).into(),
                 (&event.body).into(),
                 event.created_at.into(),
             ]
@@ -194,7 +196,7 @@ pub(super) fn event(tx: &mut Tx<'_>, id: &str) -> Result<Option<Event>, StoreErr
         |row| {
             Ok(Event {
                 id: row.get(0)?,
-                kind: row.get(1)?,
+                kind: Cow::Owned(row.get(1)?),
                 body: row.get(2)?,
                 created_at: row.get(3)?,
             })
@@ -209,7 +211,7 @@ pub(super) fn insert_delivery(tx: &mut Tx<'_>, delivery: &Delivery) -> Result<()
         &[
             delivery.endpoint_id.into(),
             (&delivery.event_id).into(),
-            delivery.kind.into(),
+            (&*delivery.kind).into(),
             (&delivery.task_id.text()).into(),
             delivery.attempt.into(),
             delivery.at.into(),
@@ -228,7 +230,7 @@ fn read_delivery(row: &Row<'_>) -> Result<Delivery, StoreError> {
         id: row.get(0)?,
         endpoint_id: row.get(1)?,
         event_id: row.get(2)?,
-        kind: row.get(3)?,
+        kind: Cow::Owned(row.get(3)?),
         task_id: row.get(4)?,
         attempt: row.get(5)?,
         at: row.get(6)?,

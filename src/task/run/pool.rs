@@ -13,15 +13,15 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::handler::{BUILT_IN_QUEUES, Lines, Outcome, TaskContext, TaskFailure, result_text};
-use super::{
-    AttemptOutcome, Changes, Failure, Started, TaskError, Tasks, append_logs, complete, fail,
-    release, snooze,
-};
+use super::handler::{BUILT_IN_QUEUES, Lines, TaskContext, TaskFailure, TaskOutcome, result_text};
 use crate::clock::Stopwatch;
 use crate::config::ms;
 use crate::monitor::statements::{Called, StatementCaller, called_by};
 use crate::store::StoreError;
+use crate::task::{
+    AttemptOutcome, Changes, Failure, LogLevel, Started, TaskError, Tasks, append_logs, complete,
+    fail, release, snooze,
+};
 
 /// Tasks started in one transaction.
 const START_AT_ONCE: usize = 64;
@@ -227,7 +227,7 @@ async fn run_one(
 }
 
 /// Runs the handler within its limits.
-async fn handle(tasks: &Tasks, context: TaskContext) -> Result<Outcome, Failure> {
+async fn handle(tasks: &Tasks, context: TaskContext) -> Result<TaskOutcome, Failure> {
     let started = Arc::clone(&context.started);
     let Some(handler) = tasks.registry().handler(&started.name) else {
         return Err(Failure {
@@ -296,7 +296,7 @@ async fn hand_back(tasks: &Tasks, started: &Started) -> Result<(), TaskError> {
 async fn finish(
     tasks: &Tasks,
     started: &Started,
-    outcome: Result<Outcome, Failure>,
+    outcome: Result<TaskOutcome, Failure>,
     lines: &Lines,
 ) {
     let (id, attempt) = (started.id, started.attempt);
@@ -358,17 +358,17 @@ async fn finish(
 async fn note_success(
     tasks: &Tasks,
     started: &Started,
-    outcome: Outcome,
-    lines: Vec<(crate::clock::Timestamp, super::LogLevel, String)>,
+    outcome: TaskOutcome,
+    lines: Vec<(crate::clock::Timestamp, LogLevel, String)>,
 ) -> Result<(), FinishError> {
     let (id, attempt) = (started.id, started.attempt);
     let (now, rules) = (tasks.now(), Arc::clone(tasks.rules()));
     tasks
         .change_patiently(move |tx| {
             let result = match outcome {
-                Outcome::Done(result) => result,
-                Outcome::Commit(effect) => effect(tx, now).map_err(FinishError::Failed)?,
-                Outcome::Snooze(wait) => {
+                TaskOutcome::Done(result) => result,
+                TaskOutcome::Commit(effect) => effect(tx, now).map_err(FinishError::Failed)?,
+                TaskOutcome::Snooze(wait) => {
                     append_logs(tx, &rules, id, attempt, &lines)?;
                     let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
                     return Ok(((), snooze(tx, now, &rules, id, attempt, wait)?));
@@ -395,8 +395,8 @@ mod tests {
     use crate::monitor::Metrics;
     use crate::store::Store;
     use crate::task::{
-        Attempt, Effect, Enqueued, Handler, LogLevel, LogLine, NewTask, Registry, RetryPolicy,
-        Task, TaskId, TaskState,
+        self, Attempt, Effect, Enqueued, Handler, LogLine, NewTask, Registry, RetryPolicy, Task,
+        TaskId, TaskState,
     };
 
     /// Does what its arguments say.
@@ -433,42 +433,48 @@ mod tests {
             })
         }
 
-        async fn run(&self, context: TaskContext, args: OddArgs) -> Result<Outcome, TaskFailure> {
+        async fn run(
+            &self,
+            context: TaskContext,
+            args: OddArgs,
+        ) -> Result<TaskOutcome, TaskFailure> {
             if let Some(effect) = self.effect(OddArgs {
                 what: args.what.clone(),
             }) {
-                return Ok(Outcome::Commit(effect));
+                return Ok(TaskOutcome::Commit(effect));
             }
             let effects = Arc::clone(&self.effects);
             context.log(LogLevel::Info, format!("attempt {}", context.attempt()));
             match args.what.as_str() {
-                "done" => Ok(Outcome::Done(Some(serde_json::json!({"odd": 1})))),
-                "commit" => Ok(Outcome::commit(move |_, _| {
+                "done" => Ok(TaskOutcome::Done(Some(serde_json::json!({"odd": 1})))),
+                "commit" => Ok(TaskOutcome::commit(move |_, _| {
                     effects.fetch_add(1, Ordering::AcqRel);
                     Ok(None)
                 })),
-                "commit fails" => Ok(Outcome::commit(|_, _| Err(TaskFailure::discard("no")))),
-                "commit panics" => Ok(Outcome::commit(|_, _| panic!("in the effect"))),
+                "commit fails" => Ok(TaskOutcome::commit(|_, _| Err(TaskFailure::discard("no")))),
+                "commit panics" => Ok(TaskOutcome::commit(|_, _| panic!("in the effect"))),
                 "fails" => Err(TaskFailure::retry("always")),
                 "panics" => panic!("on purpose"),
                 "hangs" => std::future::pending().await,
                 "soft" => {
                     context.soft_limit().await;
                     context.progress(70, Some("told")).await;
-                    Ok(Outcome::Done(None))
+                    Ok(TaskOutcome::Done(None))
                 }
                 "cancelled" => {
                     context.cancelled().await;
                     Err(TaskFailure::retry("stopped"))
                 }
-                "snoozes" if context.attempt() < 4 => Ok(Outcome::Snooze(Duration::from_millis(1))),
-                "too large" => Ok(Outcome::Done(Some("x".repeat(100_000).into()))),
-                _ => Ok(Outcome::Done(None)),
+                "snoozes" if context.attempt() < 4 => {
+                    Ok(TaskOutcome::Snooze(Duration::from_millis(1)))
+                }
+                "too large" => Ok(TaskOutcome::Done(Some("x".repeat(100_000).into()))),
+                _ => Ok(TaskOutcome::Done(None)),
             }
         }
     }
 
-    struct Place {
+    struct World {
         tasks: Tasks,
         effects: Arc<AtomicU32>,
         stop: watch::Sender<bool>,
@@ -485,7 +491,7 @@ mod tests {
         NewTask::of::<Odd>(&args).expect("a task")
     }
 
-    impl Place {
+    impl World {
         async fn open(change: impl FnOnce(&mut config::Tasks)) -> Self {
             Self::open_with(change, &[]).await
         }
@@ -508,9 +514,7 @@ mod tests {
             let mut made = Vec::new();
             for what in before {
                 let (now, new) = (clock.now(), odd(what));
-                let one = store
-                    .write(move |tx| crate::task::enqueue(tx, now, &new))
-                    .await;
+                let one = store.write(move |tx| task::enqueue(tx, now, &new)).await;
                 made.push(one.expect("enqueued").id());
             }
             let tasks = Tasks::new(store, clock, Arc::new(rules), metrics, registry);
@@ -535,10 +539,7 @@ mod tests {
 
         async fn look(&self, id: TaskId) -> (Task, Vec<Attempt>, Vec<LogLine>) {
             let now = self.tasks.now();
-            let found = self
-                .tasks
-                .store()
-                .read(move |tx| crate::task::get(tx, now, id));
+            let found = self.tasks.store().read(move |tx| task::get(tx, now, id));
             found.await.expect("a task")
         }
 
@@ -569,7 +570,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_run_ends_as_its_handler_says_and_never_worse() {
-        let place = Place::open(|_| ()).await;
+        let place = World::open(|_| ()).await;
         let (done, attempts, logs) = place
             .until(place.enqueue("done").await, TaskState::Completed)
             .await;
@@ -628,7 +629,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_running_task_is_cancelled_and_at_the_stop_handed_back() {
-        let place = Place::open(|rules| rules.shutdown_grace_ms = 50).await;
+        let place = World::open(|rules| rules.shutdown_grace_ms = 50).await;
         let id = place.enqueue("cancelled").await;
         place.until(id, TaskState::Running).await;
         place.tasks.cancel(id).await.expect("asked");
@@ -645,7 +646,7 @@ mod tests {
     /// One from before this process began may be what ended the one before: its start is written.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_only_writes_is_done_at_once_unless_it_is_from_before() {
-        let place = Place::open_with(|_| (), &["at once"]).await;
+        let place = World::open_with(|_| (), &["at once"]).await;
         let new = place.enqueue("at once").await;
         let (new, attempts, _) = place.until(new, TaskState::Completed).await;
         assert_eq!((new.attempt, attempts.len()), (1, 0));
@@ -661,7 +662,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn many_are_done_once_each() {
-        let place = Place::open(|rules| rules.index_memory_max = 100).await;
+        let place = World::open(|rules| rules.index_memory_max = 100).await;
         let ids: Vec<TaskId> =
             futures_util::future::join_all((0..2_000).map(|_| place.enqueue("commit"))).await;
         for id in ids {

@@ -14,16 +14,16 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use super::life::do_at_once;
-use super::relay::{Delivery, IsAway, Mail, Parts, Stats, Take, Taker};
-use super::{
-    Beat, Changes, Enqueued, Entry, Failure, NewTask, QueueRow, Registry, Start, Started,
-    TaskError, TaskId, sql,
-};
+use super::relay::{Delivery, IsAway, Message, Parts, Stats, Take, Taker};
 use crate::clock::{self, Clock, Moment, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::{Promise, Promised, Store, StoreError, Tx};
+use crate::task::life::do_at_once;
+use crate::task::{
+    self, Beat, Changes, Enqueued, Entry, Failure, NewTask, QueueRow, Registry, Start, Started,
+    TaskError, TaskId, sql,
+};
 
 /// See the module; clones share it.
 #[derive(Clone)]
@@ -139,7 +139,7 @@ impl Tasks {
     }
 
     /// From now on this tells whether a worker has gone; the first who asks for it stays.
-    pub(super) fn ask_of_workers(&self, is_away: IsAway) {
+    pub fn ask_of_workers(&self, is_away: IsAway) {
         if self.0.is_away.set(is_away).is_err() {
             tracing::debug!("who tells of workers is known already");
         }
@@ -152,11 +152,11 @@ impl Tasks {
     }
 
     /// The name under which this process runs tasks.
-    pub(super) fn worker(&self) -> &Arc<str> {
+    pub(in crate::task) fn worker(&self) -> &Arc<str> {
         &self.0.worker
     }
 
-    pub(super) fn running(&self) -> &Mutex<HashMap<TaskId, watch::Sender<bool>>> {
+    pub(in crate::task) fn running(&self) -> &Mutex<HashMap<TaskId, watch::Sender<bool>>> {
         &self.0.running
     }
 
@@ -176,13 +176,13 @@ impl Tasks {
         if (!changes.ready.is_empty() || !changes.over.is_empty() || !changes.gone.is_empty())
             && let Some(delivery) = self.delivery()
         {
-            delivery.post(Mail::Changed(changes.clone()));
+            delivery.post(Message::Changed(changes.clone()));
         }
     }
 
-    fn post(&self, mail: Mail) {
+    fn post(&self, message: Message) {
         if let Some(delivery) = self.delivery() {
-            delivery.post(mail);
+            delivery.post(message);
         }
     }
 
@@ -205,7 +205,7 @@ impl Tasks {
     }
 
     /// [`Tasks::change`] for what must not be lost to a full queue of writes.
-    pub(super) async fn change_patiently<T, E>(
+    pub(in crate::task) async fn change_patiently<T, E>(
         &self,
         work: impl FnOnce(&mut Tx<'_>) -> Result<(T, Changes), E> + Send + 'static,
     ) -> Result<T, E>
@@ -231,7 +231,7 @@ impl Tasks {
         let now = self.0.clock.now();
         self.0
             .store
-            .write(move |tx| super::enqueue(tx, now, &new))
+            .write(move |tx| task::enqueue(tx, now, &new))
             .await
     }
 
@@ -244,7 +244,7 @@ impl Tasks {
         lease_ms: i64,
         wait: Duration,
     ) -> Result<Option<Started>, TaskError> {
-        let _place = Place::take(&self.0.fetchers, self.0.rules.fetchers_max)
+        let _slot = FetcherSlot::take(&self.0.fetchers, self.0.rules.fetchers_max)
             .ok_or(TaskError::Overloaded)?;
         let queues: Arc<[String]> = queues.into();
         let mut turned_away = self.0.turned_away.subscribe();
@@ -260,7 +260,7 @@ impl Tasks {
                 waits: !wait.is_zero(),
                 taker: Taker::Runs(Box::new(starter)),
             };
-            self.ask(Mail::Take(take))?;
+            self.ask(Message::Take(take))?;
             let started = tokio::select! {
                 biased;
                 started = starting.wait() => Some(started?),
@@ -286,8 +286,8 @@ impl Tasks {
         }
     }
 
-    fn ask(&self, mail: Mail) -> Result<(), TaskError> {
-        self.delivery().ok_or(TaskError::Stopped)?.ask(mail)
+    fn ask(&self, message: Message) -> Result<(), TaskError> {
+        self.delivery().ok_or(TaskError::Stopped)?.ask(message)
     }
 
     /// What starts tasks for a worker, and the end that hears of it. Without a lease they are this
@@ -313,7 +313,7 @@ impl Tasks {
 
     /// Asks for up to `most` tasks; the answer comes when there is at least one,
     /// or else at once.
-    pub(super) fn take(
+    pub(in crate::task) fn take(
         &self,
         queues: Arc<[String]>,
         most: usize,
@@ -326,7 +326,7 @@ impl Tasks {
             waits,
             taker: Taker::Entries(reply),
         };
-        self.ask(Mail::Take(take))?;
+        self.ask(Message::Take(take))?;
         Ok(Offer {
             tasks: self,
             offer: Some(offer),
@@ -334,13 +334,16 @@ impl Tasks {
     }
 
     /// Gives handed-out tasks back.
-    pub(super) fn give_back(&self, entries: Vec<Entry>) {
-        self.post(Mail::Back(entries));
+    pub(in crate::task) fn give_back(&self, entries: Vec<Entry>) {
+        self.post(Message::Back(entries));
     }
 
     /// Starts tasks that were handed out, in one transaction; answers those that this process runs now.
     /// If nobody waits for the answer any more, they wait again.
-    pub(super) async fn start(&self, entries: Vec<Entry>) -> Result<Vec<Started>, TaskError> {
+    pub(in crate::task) async fn start(
+        &self,
+        entries: Vec<Entry>,
+    ) -> Result<Vec<Started>, TaskError> {
         let (starter, mut starting) = self.starter(&self.0.worker, None);
         starter.start(entries);
         let patience = self.0.store.write_timeout();
@@ -363,7 +366,7 @@ impl Tasks {
             match start {
                 Start::Run(started) => {
                     if let Some(ends) = started.lease_expires_at {
-                        self.post(Mail::Leased {
+                        self.post(Message::Leased {
                             id: started.id,
                             attempt: started.attempt,
                             queue: started.queue.clone(),
@@ -374,11 +377,11 @@ impl Tasks {
                     running.push((**started).clone());
                 }
                 Start::Expired(changes) => {
-                    self.post(Mail::Dropped(entry.id));
+                    self.post(Message::Dropped(entry.id));
                     changed.add(changes.clone());
                 }
-                Start::Moved(place) => self.post(Mail::Moved(place.clone())),
-                Start::Stale => self.post(Mail::Dropped(entry.id)),
+                Start::Moved(place) => self.post(Message::Moved(place.clone())),
+                Start::Stale => self.post(Message::Dropped(entry.id)),
             }
         }
         self.tell(&changed);
@@ -401,7 +404,7 @@ impl Tasks {
             move |tx| {
                 let mut changes = Changes::default();
                 for started in starts {
-                    changes.add(super::release(tx, now, started.id, started.attempt)?);
+                    changes.add(task::release(tx, now, started.id, started.attempt)?);
                 }
                 Ok::<_, TaskError>(changes)
             },
@@ -418,7 +421,7 @@ impl Tasks {
     ) -> Result<(), TaskError> {
         let (now, rules) = (self.0.clock.now(), Arc::clone(&self.0.rules));
         self.change(move |tx| {
-            let changes = super::complete(tx, now, &rules, id, attempt, result.as_deref())?;
+            let changes = task::complete(tx, now, &rules, id, attempt, result.as_deref())?;
             Ok(((), changes))
         })
         .await
@@ -428,7 +431,7 @@ impl Tasks {
     pub async fn fail(&self, id: TaskId, attempt: u32, failure: Failure) -> Result<(), TaskError> {
         let (now, rules) = (self.0.clock.now(), Arc::clone(&self.0.rules));
         self.change(move |tx| {
-            let changes = super::fail(tx, now, &rules, id, attempt, &failure)?;
+            let changes = task::fail(tx, now, &rules, id, attempt, &failure)?;
             Ok(((), changes))
         })
         .await
@@ -437,7 +440,7 @@ impl Tasks {
     /// Hands a run back untried.
     pub async fn release(&self, id: TaskId, attempt: u32) -> Result<(), TaskError> {
         let now = self.0.clock.now();
-        self.change(move |tx| Ok(((), super::release(tx, now, id, attempt)?)))
+        self.change(move |tx| Ok(((), task::release(tx, now, id, attempt)?)))
             .await
     }
 
@@ -453,11 +456,11 @@ impl Tasks {
         self.0
             .store
             .write_then(
-                move |tx| super::heartbeat(tx, at.wall, id, attempt, lease_ms, behind),
+                move |tx| task::heartbeat(tx, at.wall, id, attempt, lease_ms, behind),
                 move |done| {
                     if let Ok(beat) = done {
                         let ends = beat.lease_expires_at;
-                        tasks.post(Mail::Renewed {
+                        tasks.post(Message::Renewed {
                             id,
                             attempt,
                             ends,
@@ -480,21 +483,21 @@ impl Tasks {
         let rules = Arc::clone(&self.0.rules);
         self.0
             .store
-            .write(move |tx| super::progress(tx, &rules, id, attempt, percent, note.as_deref()))
+            .write(move |tx| task::progress(tx, &rules, id, attempt, percent, note.as_deref()))
             .await
     }
 
     /// Cancels a task, or asks its run to stop.
     pub async fn cancel(&self, id: TaskId) -> Result<(), TaskError> {
         let now = self.0.clock.now();
-        self.change(move |tx| Ok(((), super::cancel(tx, now, id)?)))
+        self.change(move |tx| Ok(((), task::cancel(tx, now, id)?)))
             .await
     }
 
     /// Lets a task run again.
     pub async fn retry(&self, id: TaskId) -> Result<(), TaskError> {
         let now = self.0.clock.now();
-        self.change(move |tx| Ok(((), super::retry_task(tx, now, id)?)))
+        self.change(move |tx| Ok(((), task::retry_task(tx, now, id)?)))
             .await
     }
 
@@ -508,7 +511,7 @@ impl Tasks {
             .store
             .write_then(work, move |done: &Result<QueueRow, TaskError>| {
                 if let Ok(row) = done {
-                    tasks.post(Mail::Queue(row.clone()));
+                    tasks.post(Message::Queue(row.clone()));
                 }
             })
             .await
@@ -519,12 +522,12 @@ impl Tasks {
         let (reply, stats) = oneshot::channel();
         self.delivery()
             .ok_or(TaskError::Stopped)?
-            .ask(Mail::Look(reply))?;
+            .ask(Message::Look(reply))?;
         stats.await.map_err(|_| TaskError::Stopped)
     }
 
     /// The time now.
-    pub(super) fn now(&self) -> Timestamp {
+    pub(in crate::task) fn now(&self) -> Timestamp {
         self.0.clock.now()
     }
 }
@@ -589,7 +592,7 @@ impl Starter {
                     };
                     let begun = match done {
                         Some(changes) => Begun::Done(changes),
-                        None => Begun::Start(super::start(tx, at.wall, &entry, &worker, lease_ms)?),
+                        None => Begun::Start(task::start(tx, at.wall, &entry, &worker, lease_ms)?),
                     };
                     Ok((entry, begun))
                 })
@@ -639,13 +642,13 @@ impl Drop for Starting {
 }
 
 /// A request for a task. When it is dropped before its answer was taken, what came goes back.
-pub(super) struct Offer<'a> {
+pub(in crate::task) struct Offer<'a> {
     tasks: &'a Tasks,
     offer: Option<oneshot::Receiver<Vec<Entry>>>,
 }
 
 impl Offer<'_> {
-    pub(super) async fn wait(&mut self) -> Result<Vec<Entry>, TaskError> {
+    pub(in crate::task) async fn wait(&mut self) -> Result<Vec<Entry>, TaskError> {
         let Some(offer) = &mut self.offer else {
             return Err(TaskError::Stopped);
         };
@@ -666,20 +669,20 @@ impl Drop for Offer<'_> {
     }
 }
 
-/// One of the places for those who wait.
-struct Place<'a>(&'a AtomicUsize);
+/// One of the workers that may wait for a task at once.
+struct FetcherSlot<'a>(&'a AtomicUsize);
 
-impl<'a> Place<'a> {
+impl<'a> FetcherSlot<'a> {
     fn take(count: &'a AtomicUsize, most: usize) -> Option<Self> {
-        let place = Self(count);
+        let slot = Self(count);
         if count.fetch_add(1, Ordering::AcqRel) >= most {
             return None; // dropping it counts back
         }
-        Some(place)
+        Some(slot)
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for FetcherSlot<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }

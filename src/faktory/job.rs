@@ -12,8 +12,10 @@ use super::Refused;
 use crate::check::FieldError;
 use crate::clock::Timestamp;
 use crate::config;
-use crate::task::handler::{Asked, BUILT_IN_QUEUES, DEFAULT_QUEUE};
-use crate::task::{NewTask, Started, Task, TaskError, Tasks, Unique, Until};
+use crate::task::{
+    Asked, BUILT_IN_QUEUES, DEFAULT_QUEUE, NewTask, Started, Task, TaskError, TaskId, Tasks,
+    Unique, Until,
+};
 
 /// Seconds that a job may be reserved for.
 const RESERVE_SECONDS: std::ops::RangeInclusive<i64> = 60..=86_400;
@@ -301,7 +303,7 @@ struct Payload<'a> {
 
 /// What a payload is made of.
 struct Parts<'a> {
-    id: crate::task::TaskId,
+    id: TaskId,
     external_id: Option<&'a str>,
     queue: &'a str,
     name: &'a str,

@@ -6,11 +6,12 @@
 
 use serde::Deserialize;
 
+use super::Refused;
 use super::job::{of_task, open_queue};
-use super::{Refused, sql};
-use crate::task::life::settle;
+use crate::task::external;
 use crate::task::{
-    Changes, Filter, Task, TaskError, TaskId, TaskState, Tasks, cancel, list, remove, retry_task,
+    Changes, Filter, Task, TaskError, TaskId, TaskState, Tasks, cancel, find, list, remove,
+    retry_task,
 };
 
 /// Longest pattern, and most job ids, of one command.
@@ -101,10 +102,10 @@ async fn by_jids(
             .read(move |tx| {
                 let mut ids = Vec::new();
                 for jid in &part {
-                    let Some(found) = sql::find(tx, jid)? else {
+                    let Some(found) = external::find_external(tx, jid)? else {
                         continue;
                     };
-                    let Some(task) = crate::task::sql::get(tx, found.id)? else {
+                    let Some(task) = find(tx, found.id)? else {
                         continue;
                     };
                     let fits = task.state == state
@@ -170,7 +171,7 @@ fn matches(
     let Some(pattern) = pattern.filter(|pattern| *pattern != "*") else {
         return Ok(true);
     };
-    let external_id = sql::external_id(tx, task.id)?;
+    let external_id = external::external_id(tx, task.id)?;
     let text = of_task(task, external_id.as_deref())?;
     Ok(glob(pattern.as_bytes(), text.as_bytes()))
 }
@@ -185,21 +186,12 @@ async fn apply(tasks: &Tasks, act: Act, state: TaskState, ids: Vec<TaskId>) -> R
             let mut changes = Changes::default();
             for id in ids {
                 // It may have moved on since it was read.
-                if crate::task::sql::state(tx, id)?.map(|(now, _)| now) != Some(state) {
+                if external::state(tx, id)?.map(|(now, _)| now) != Some(state) {
                     continue;
                 }
                 let done = match (act, state) {
                     (Act::Kill, TaskState::Discarded) => continue,
-                    (Act::Kill, _) => {
-                        let dead = TaskState::Discarded;
-                        let ended =
-                            crate::task::sql::finish_waiting(tx, now, id, dead, "killed by hand")?;
-                        let mut killed = Changes::default();
-                        if let Some(ended) = ended {
-                            settle(tx, now, id, ended, dead, &mut killed)?;
-                        }
-                        Ok(killed)
-                    }
+                    (Act::Kill, _) => external::kill(tx, now, id, "killed by hand"),
                     (Act::Requeue, _) => retry_task(tx, now, id),
                     (Act::Discard, TaskState::Discarded) => {
                         remove(tx, id).map(|()| Changes::default())

@@ -5,13 +5,16 @@
 //! else ([`Events`]). Delivery is at least once: an event keeps its id over all attempts and
 //! replays, so a receiver can tell a repetition. Events of one endpoint may overtake each other.
 //! Whatever changes an endpoint goes through [`Webhooks::change`], which renews what is in memory.
-//! A secret is shown when it is made and never again. Nothing here knows what an event is about.
+//! A secret is shown when it is made and never again. Nothing here knows what an event is about: what may
+//! happen is declared by the features and comes as a list ([`Catalogue`]).
 
 pub mod api;
 mod deliver;
+mod event;
 mod sign;
 mod sql;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,14 +26,15 @@ use tokio::sync::watch;
 
 pub use deliver::DeliverWebhook;
 use deliver::DeliverWebhookArgs;
+pub use event::{Catalogue, EventKind, Holds, Shape};
 use sign::SigningSecret;
 
-use super::{NewTask, TaskError, TaskId};
 use crate::check::{self, Checks, FieldError};
 use crate::clock::{self, Clock, Timestamp};
 use crate::config;
 use crate::http::outgoing::Outgoing;
 use crate::store::{Store, StoreError, Tx};
+use crate::task::{self, NewTask, TaskError, TaskId};
 use crate::{id_type, word_type};
 
 id_type! {
@@ -43,79 +47,13 @@ id_type! {
     DeliveryId
 }
 
-word_type! {
-    /// What may happen.
-    EventKind {
-        /// An order was placed, or a claim granted.
-        OrderCreated = "order.created",
-        /// An order is paid.
-        OrderPaid = "order.paid",
-        /// An order was taken over by the shop's processing.
-        OrderProcessed = "order.processed",
-        /// An order was given up before it was paid.
-        OrderCancelled = "order.cancelled",
-        /// An order was not paid in time.
-        OrderExpired = "order.expired",
-        /// An order was paid, and the money is due back.
-        OrderRefundDue = "order.refund_due",
-        /// A sale was made.
-        SaleCreated = "flash_sale.created",
-        /// The last unit of a sale was claimed.
-        SaleSoldOut = "flash_sale.sold_out",
-        /// A sale is over, or was stopped.
-        SaleEnded = "flash_sale.ended",
-        /// Somebody registered.
-        UserRegistered = "user.registered",
-        /// Somebody wants to know whether an endpoint works.
-        Ping = "ping",
-    }
-}
-
-/// Every kind that an endpoint can choose, with what it means.
-pub const KINDS: &[(EventKind, &str)] = &[
-    (
-        EventKind::OrderCreated,
-        "An order was placed, or a claim granted.",
-    ),
-    (EventKind::OrderPaid, "An order is paid."),
-    (
-        EventKind::OrderProcessed,
-        "An order was taken over by the shop's processing.",
-    ),
-    (
-        EventKind::OrderCancelled,
-        "An order was given up before it was paid.",
-    ),
-    (EventKind::OrderExpired, "An order was not paid in time."),
-    (
-        EventKind::OrderRefundDue,
-        "An order was paid, and the money is due back.",
-    ),
-    (EventKind::SaleCreated, "A flash sale was made."),
-    (
-        EventKind::SaleSoldOut,
-        "The last unit of a flash sale was claimed.",
-    ),
-    (
-        EventKind::SaleEnded,
-        "A flash sale is over, or was stopped.",
-    ),
-    (EventKind::UserRegistered, "Somebody registered."),
-];
-
-impl EventKind {
-    fn bit(self) -> u64 {
-        1 << (self as u64)
-    }
-
-    /// Whether `pattern` means it: its name, `order.*`, or `*`.
-    fn fits(self, pattern: &str) -> bool {
-        match pattern.strip_suffix('*') {
-            Some(beginning) => self.word().starts_with(beginning),
-            None => self.word() == pattern,
-        }
-    }
-}
+/// What an endpoint is sent when a person wants to know whether it works. No endpoint can choose it.
+static PING: EventKind = EventKind {
+    name: "ping",
+    about: "A person wants to know whether an endpoint works.",
+    about_zh: "测试接收地址",
+    shape: &[("endpoint_id", Holds::Integer)],
+};
 
 word_type! {
     /// Whether an endpoint is told anything.
@@ -174,14 +112,6 @@ impl Endpoint {
         std::iter::once(&self.secret).chain(old)
     }
 
-    /// Which kinds it wants.
-    fn mask(&self) -> u64 {
-        KINDS
-            .iter()
-            .filter(|(kind, _)| self.events.iter().any(|pattern| kind.fits(pattern)))
-            .fold(0, |mask, (kind, _)| mask | kind.bit())
-    }
-
     /// The beginning of its secret, enough to tell it from another.
     pub fn masked_secret(&self) -> String {
         self.secret.masked()
@@ -193,8 +123,8 @@ impl Endpoint {
 pub struct Event {
     /// Key; what receivers know it by.
     pub id: String,
-    /// What.
-    pub kind: EventKind,
+    /// The name of its kind.
+    pub kind: Cow<'static, str>,
     /// What is sent, byte for byte.
     pub body: String,
     /// When.
@@ -210,8 +140,8 @@ pub struct Delivery {
     pub endpoint_id: EndpointId,
     /// Of what.
     pub event_id: String,
-    /// What kind that is.
-    pub kind: EventKind,
+    /// The name of that event's kind.
+    pub kind: Cow<'static, str>,
     /// By which task.
     pub task_id: TaskId,
     /// Which of its attempts.
@@ -275,12 +205,12 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(endpoints: &[Endpoint]) -> Self {
+    fn of(catalogue: &Catalogue, endpoints: &[Endpoint]) -> Self {
         let active = endpoints
             .iter()
             .filter(|endpoint| endpoint.status == EndpointStatus::Active);
         let endpoints: Vec<_> = active
-            .map(|endpoint| (endpoint.id, endpoint.mask()))
+            .map(|endpoint| (endpoint.id, catalogue.mask(&endpoint.events)))
             .collect();
         Self {
             any: endpoints.iter().fold(0, |any, (_, mask)| any | mask),
@@ -291,12 +221,24 @@ impl Wanted {
 
 /// Where the rules say what happened; clones share it. The default one is wanted by nobody.
 #[derive(Clone, Debug, Default)]
-pub struct Events(Arc<ArcSwap<Wanted>>);
+pub struct Events(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    catalogue: Catalogue,
+    wanted: ArcSwap<Wanted>,
+}
 
 impl Events {
-    /// Whether any endpoint wants to hear of it.
-    pub fn is_wanted(&self, kind: EventKind) -> bool {
-        self.0.load().any & kind.bit() != 0
+    fn of(catalogue: Catalogue) -> Self {
+        Self(Arc::new(Known {
+            catalogue,
+            wanted: ArcSwap::default(),
+        }))
+    }
+
+    fn want(&self, wanted: Arc<Wanted>) {
+        self.0.wanted.store(wanted);
     }
 
     /// Writes an event and the tasks that deliver it, in the caller's transaction, if any endpoint
@@ -305,7 +247,7 @@ impl Events {
         &self,
         tx: &mut Tx<'_>,
         now: Timestamp,
-        kind: EventKind,
+        kind: &'static EventKind,
         data: impl FnOnce() -> Value,
     ) -> Result<(), StoreError> {
         self.emit_all(tx, now, kind, std::iter::once_with(data))
@@ -316,37 +258,39 @@ impl Events {
         &self,
         tx: &mut Tx<'_>,
         now: Timestamp,
-        kind: EventKind,
+        kind: &'static EventKind,
         data: impl Iterator<Item = Value>,
     ) -> Result<(), StoreError> {
-        let wanted = self.0.load();
-        if wanted.any & kind.bit() == 0 {
+        let wanted = self.0.wanted.load();
+        if wanted.any == 0 {
+            return Ok(());
+        }
+        let bit = self.0.catalogue.bit(kind);
+        if wanted.any & bit == 0 {
             return Ok(());
         }
         let events: Vec<Event> = data.map(|data| Event::new(now, kind, &data)).collect();
         sql::insert_events(tx, &events)?;
-        let endpoints = wanted
-            .endpoints
-            .iter()
-            .filter(|(_, mask)| mask & kind.bit() != 0);
+        let endpoints = wanted.endpoints.iter().filter(|(_, mask)| mask & bit != 0);
         let tasks = endpoints
             .flat_map(|(endpoint, _)| {
                 let of = |event| delivery(*endpoint, event, Delivering::Ordinary);
                 events.iter().map(of)
             })
             .collect::<Result<Vec<NewTask>, StoreError>>()?;
-        super::enqueue_all(tx, now, &tasks).map_err(as_store_error)?;
+        task::enqueue_all(tx, now, &tasks).map_err(as_store_error)?;
         fail::fail_point!("webhook.enqueued");
         Ok(())
     }
 }
 
 impl Event {
-    fn new(now: Timestamp, kind: EventKind, data: &Value) -> Self {
+    fn new(now: Timestamp, kind: &'static EventKind, data: &Value) -> Self {
+        debug_assert_eq!(kind.fault(data), None, "{}: {data}", kind.name);
         Self {
             id: format!("evt_{}", clock::uuid_at(now).simple()),
-            kind,
-            body: json!({"type": kind.word(), "timestamp": now, "data": data}).to_string(),
+            kind: Cow::Borrowed(kind.name),
+            body: json!({"type": kind.name, "timestamp": now, "data": data}).to_string(),
             created_at: now,
         }
     }
@@ -371,7 +315,7 @@ fn enqueue(
     how: Delivering,
 ) -> Result<TaskId, StoreError> {
     let task = delivery(endpoint, event, how)?;
-    let enqueued = super::enqueue(tx, now, &task).map_err(as_store_error)?;
+    let enqueued = task::enqueue(tx, now, &task).map_err(as_store_error)?;
     fail::fail_point!("webhook.enqueued");
     Ok(enqueued.id())
 }
@@ -417,6 +361,7 @@ pub struct EndpointPatch {
 }
 
 fn check_fields(
+    catalogue: &Catalogue,
     outgoing: &Outgoing,
     url: Option<&str>,
     description: Option<&str>,
@@ -432,13 +377,14 @@ fn check_fields(
         checks.name("description", check::trimmed(description), 0, 500);
     }
     if let Some(events) = events {
-        checks.range("events", events.len(), 1, KINDS.len());
-        for (at, pattern) in events.iter().enumerate().take(KINDS.len()) {
-            let fits = KINDS.iter().any(|(kind, _)| kind.fits(pattern));
+        let kinds = catalogue.kinds();
+        checks.range("events", events.len(), 1, kinds.len());
+        for (at, pattern) in events.iter().enumerate().take(kinds.len()) {
+            let fits = kinds.iter().any(|kind| kind.fits(pattern));
             // `order*` is no beginning that anybody means.
             let is_pattern =
                 fits && (!pattern.ends_with('*') || pattern == "*" || pattern.ends_with(".*"));
-            let near = check::nearest(pattern, KINDS.iter().map(|(kind, _)| kind.word()));
+            let near = check::nearest(pattern, kinds.iter().map(|kind| kind.name));
             let hint = near
                 .map(|near| format!("; did you mean {near}?"))
                 .unwrap_or_default();
@@ -457,10 +403,12 @@ pub fn create(
     tx: &mut Tx<'_>,
     now: Timestamp,
     rules: &config::Webhooks,
+    catalogue: &Catalogue,
     outgoing: &Outgoing,
     new: &NewEndpoint,
 ) -> Result<(Endpoint, String), WebhookError> {
     let mut checks = check_fields(
+        catalogue,
         outgoing,
         Some(&new.url),
         Some(&new.description),
@@ -496,11 +444,13 @@ pub fn list(tx: &mut Tx<'_>) -> Result<Vec<Endpoint>, WebhookError> {
 pub fn update(
     tx: &mut Tx<'_>,
     now: Timestamp,
+    catalogue: &Catalogue,
     outgoing: &Outgoing,
     id: EndpointId,
     patch: &EndpointPatch,
 ) -> Result<Endpoint, WebhookError> {
     check_fields(
+        catalogue,
         outgoing,
         patch.url.as_deref(),
         patch.description.as_deref(),
@@ -541,7 +491,7 @@ pub fn ping(
     id: EndpointId,
 ) -> Result<(Event, TaskId), WebhookError> {
     get(tx, id)?;
-    let event = Event::new(now, EventKind::Ping, &json!({"endpoint_id": id}));
+    let event = Event::new(now, &PING, &json!({"endpoint_id": id}));
     sql::insert_events(tx, std::slice::from_ref(&event))?;
     let task = enqueue(tx, now, id, &event, Delivering::Ping)?;
     Ok((event, task))
@@ -606,13 +556,13 @@ const PURGE_ROWS: u32 = 500;
 const PURGE_EVERY: Duration = Duration::from_secs(60);
 
 impl Webhooks {
-    /// Knows no endpoint until [`Webhooks::load`].
-    pub fn new(store: Store, clock: Clock, rules: config::Webhooks) -> Self {
+    /// Tells of these kinds of events. Knows no endpoint until [`Webhooks::load`].
+    pub fn new(catalogue: Catalogue, store: Store, clock: Clock, rules: config::Webhooks) -> Self {
         Self(Arc::new(Inner {
             store,
             clock,
             rules,
-            events: Events::default(),
+            events: Events::of(catalogue),
             busy: Mutex::default(),
         }))
     }
@@ -620,6 +570,11 @@ impl Webhooks {
     /// Where the rules say what happened.
     pub fn events(&self) -> &Events {
         &self.0.events
+    }
+
+    /// Every kind that an endpoint can choose.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.0.events.0.catalogue
     }
 
     /// The record.
@@ -639,7 +594,8 @@ impl Webhooks {
     /// Reads who wants what. Before the first event.
     pub async fn load(&self) -> Result<(), StoreError> {
         let endpoints = self.0.store.read(sql::endpoints).await?;
-        self.0.events.0.store(Arc::new(Wanted::of(&endpoints)));
+        let wanted = Wanted::of(self.catalogue(), &endpoints);
+        self.0.events.want(Arc::new(wanted));
         Ok(())
     }
 
@@ -648,15 +604,19 @@ impl Webhooks {
         &self,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, WebhookError> + Send + 'static,
     ) -> Result<T, WebhookError> {
-        let events = self.0.events.clone();
+        let (events, catalogue) = (self.0.events.clone(), self.catalogue().clone());
         let (value, _) = self
             .0
             .store
             .write_then(
-                move |tx| Ok((work(tx)?, Arc::new(Wanted::of(&sql::endpoints(tx)?)))),
+                move |tx| {
+                    let value = work(tx)?;
+                    let wanted = Wanted::of(&catalogue, &sql::endpoints(tx)?);
+                    Ok((value, Arc::new(wanted)))
+                },
                 move |done: &Result<(T, Arc<Wanted>), WebhookError>| {
                     if let Ok((_, wanted)) = done {
-                        events.0.store(Arc::clone(wanted));
+                        events.want(Arc::clone(wanted));
                     }
                 },
             )
@@ -666,13 +626,13 @@ impl Webhooks {
 
     /// A place among the calls of an endpoint, or how long to wait before asking again. Each who is
     /// turned away gets a time of its own, so that a backlog does not come back all at once.
-    fn place(&self, id: EndpointId) -> Result<Place, Duration> {
+    fn place(&self, id: EndpointId) -> Result<CallSlot, Duration> {
         let now = self.0.clock.monotonic_ms();
         let mut all = self.0.busy.lock();
         let busy = all.entry(id).or_default();
         if busy.calls < self.0.rules.endpoint_calls_max {
             busy.calls += 1;
-            return Ok(Place {
+            return Ok(CallSlot {
                 webhooks: self.clone(),
                 id,
             });
@@ -715,13 +675,13 @@ impl Webhooks {
     }
 }
 
-/// One of the calls that an endpoint gets at once.
-struct Place {
+/// One of the calls that an endpoint gets at once, until it is dropped.
+struct CallSlot {
     webhooks: Webhooks,
     id: EndpointId,
 }
 
-impl Drop for Place {
+impl Drop for CallSlot {
     fn drop(&mut self) {
         let mut all = self.webhooks.0.busy.lock();
         if let Some(busy) = all.get_mut(&self.id) {

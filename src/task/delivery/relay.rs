@@ -18,22 +18,23 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-pub use super::index::QueueStats;
-use super::index::{Found, Index};
-use super::life::recover;
-use super::tasks::Starter;
-use super::{Changes, ENQUEUED, Entry, QueueRow, TaskError, TaskId, TaskState, sql};
+use super::handle::Starter;
+use super::index::{Found, Index, QueueStats};
 use crate::clock::{Clock, Moment, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::{Store, StoreError};
+use crate::task::rows::DeliveryRow;
+use crate::task::{
+    self, Changes, ENQUEUED, Entry, QueueRow, TaskError, TaskId, TaskState, recover, sql,
+};
 
 /// New rows read at a time.
 const ROWS_AT_ONCE: u32 = 1_000;
 /// Rows read at a time when the index is filled anew.
 const WALK_ROWS: u32 = 2_000;
 /// Messages handled before the rows are looked at again.
-const MAIL_AT_ONCE: usize = 2_000;
+const MESSAGES_AT_ONCE: usize = 2_000;
 /// Runs taken back in one transaction.
 const RECOVER_AT_ONCE: usize = 200;
 /// How often the disk is looked after and the figures are published.
@@ -47,7 +48,7 @@ const LEASE_AGAIN_MS: u64 = 1_000;
 pub type Stats = (Vec<QueueStats>, u64);
 
 /// What the thread is told.
-pub(super) enum Mail {
+pub(super) enum Message {
     Wake,
     Changed(Changes),
     /// An outside worker has the task until `ends`, by the wall clock as it was at `at`.
@@ -132,13 +133,13 @@ impl Flags {
 
 /// The thread, as others see it.
 pub(super) struct Delivery {
-    mail: SyncSender<Mail>,
+    messages: SyncSender<Message>,
     flags: Arc<Flags>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Tells of a worker, by the name under which it runs tasks, whether it has gone.
-pub(super) type IsAway = Box<dyn Fn(&str) -> bool + Send + Sync>;
+pub type IsAway = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// What the thread works with.
 pub(super) struct Parts {
@@ -160,44 +161,46 @@ pub(super) struct Parts {
 impl Delivery {
     /// Starts the thread. It serves at once, while it looks through the rows.
     pub(super) fn start(parts: Parts) -> Result<Self, StoreError> {
-        let (mail, letters) = sync_channel(parts.rules.index_queue_max);
+        let (messages, inbox) = sync_channel(parts.rules.index_queue_max);
         let flags = Arc::new(Flags::default());
         flags.follow(parts.clock.moment());
         let told = Arc::clone(&flags);
-        let waker = mail.clone();
+        let waker = messages.clone();
         parts.store.on_commit(ENQUEUED, move || {
             if !told.rows.swap(true, Ordering::AcqRel) {
-                // A full mailbox wakes it as well.
-                drop(waker.try_send(Mail::Wake));
+                // A full queue of messages wakes it as well.
+                drop(waker.try_send(Message::Wake));
             }
         });
         let for_thread = Arc::clone(&flags);
         let thread = std::thread::Builder::new()
             .name("onrush-delivery".to_owned())
-            .spawn(move || Loop::new(parts, letters, for_thread).run())
+            .spawn(move || Loop::new(parts, inbox, for_thread).run())
             .map_err(|error| {
                 StoreError::Unavailable(format!("no thread for the delivery: {error}"))
             })?;
         Ok(Self {
-            mail,
+            messages,
             flags,
             thread: Mutex::new(Some(thread)),
         })
     }
 
     /// Tells it something that it could find out by itself. Never blocks.
-    pub(super) fn post(&self, mail: Mail) {
-        if let Err(TrySendError::Full(_)) = self.mail.try_send(mail) {
+    pub(super) fn post(&self, message: Message) {
+        if let Err(TrySendError::Full(_)) = self.messages.try_send(message) {
             self.flags.behind.store(true, Ordering::Release);
         }
     }
 
     /// Asks it for something; an error means that it has too much to do, or has ended.
-    pub(super) fn ask(&self, mail: Mail) -> Result<(), TaskError> {
-        self.mail.try_send(mail).map_err(|error| match error {
-            TrySendError::Full(_) => TaskError::Overloaded,
-            TrySendError::Disconnected(_) => TaskError::Stopped,
-        })
+    pub(super) fn ask(&self, message: Message) -> Result<(), TaskError> {
+        self.messages
+            .try_send(message)
+            .map_err(|error| match error {
+                TrySendError::Full(_) => TaskError::Overloaded,
+                TrySendError::Disconnected(_) => TaskError::Stopped,
+            })
     }
 
     /// As [`Flags::rows_behind`].
@@ -210,7 +213,7 @@ impl Delivery {
         let Some(thread) = self.thread.lock().take() else {
             return;
         };
-        if self.mail.send(Mail::Stop { is_orderly }).is_ok() && thread.join().is_err() {
+        if self.messages.send(Message::Stop { is_orderly }).is_ok() && thread.join().is_err() {
             tracing::error!("the delivery thread ended in a panic");
         }
     }
@@ -227,7 +230,7 @@ struct Walk {
 
 pub(super) struct Loop {
     parts: Parts,
-    letters: Receiver<Mail>,
+    inbox: Receiver<Message>,
     flags: Arc<Flags>,
     index: Index,
     /// Rows up to here have been read.
@@ -247,7 +250,7 @@ pub(super) struct Loop {
 
 impl Loop {
     /// With the index that an orderly end left, or an empty one that is filled from the rows.
-    pub(super) fn new(parts: Parts, letters: Receiver<Mail>, flags: Arc<Flags>) -> Self {
+    pub(super) fn new(parts: Parts, inbox: Receiver<Message>, flags: Arc<Flags>) -> Self {
         flags.follow(parts.clock.moment());
         let mark = take_mark(&parts.store);
         let (index, found) = Index::open(&parts.folder, &parts.rules, mark.as_deref());
@@ -266,7 +269,7 @@ impl Loop {
             has_more: true,
             stop: None,
             parts,
-            letters,
+            inbox,
             flags,
         };
         match found {
@@ -292,7 +295,7 @@ impl Loop {
         let rows = self
             .parts
             .store
-            .read_blocking(move |tx| super::queues(tx, &rules));
+            .read_blocking(move |tx| task::queues(tx, &rules));
         match rows {
             Ok(rows) => rows.into_iter().for_each(|row| self.index.set_queue(row)),
             Err(error) => tracing::error!(%error, "the queues' settings could not be read"),
@@ -331,13 +334,13 @@ impl Loop {
 
     fn run(&mut self) {
         loop {
-            match self.letters.recv_timeout(self.pause()) {
+            match self.inbox.recv_timeout(self.pause()) {
                 Ok(first) => {
                     self.follow_the_clock();
                     self.handle(first);
-                    for _ in 0..MAIL_AT_ONCE {
-                        match self.letters.try_recv() {
-                            Ok(mail) => self.handle(mail),
+                    for _ in 0..MESSAGES_AT_ONCE {
+                        match self.inbox.try_recv() {
+                            Ok(message) => self.handle(message),
                             Err(_) => break,
                         }
                     }
@@ -365,7 +368,7 @@ impl Loop {
         self.has_more || self.walk.is_some() || !self.orphans.is_empty()
     }
 
-    /// How long to wait for mail.
+    /// How long to wait for a message.
     fn pause(&self) -> Duration {
         if self.has_more || self.walk.is_some() {
             return Duration::ZERO;
@@ -387,11 +390,11 @@ impl Loop {
         Duration::from_millis(wait.max(1))
     }
 
-    pub(super) fn handle(&mut self, mail: Mail) {
-        match mail {
-            Mail::Wake => {}
-            Mail::Changed(changes) => self.apply(&changes),
-            Mail::Leased {
+    pub(super) fn handle(&mut self, message: Message) {
+        match message {
+            Message::Wake => {}
+            Message::Changed(changes) => self.apply(&changes),
+            Message::Leased {
                 id,
                 attempt,
                 queue,
@@ -403,7 +406,7 @@ impl Loop {
                 let ends = self.catch_up(id, attempt, ends, (by, by));
                 self.index.lease(id, attempt, &queue, deadline, ends);
             }
-            Mail::Renewed {
+            Message::Renewed {
                 id,
                 attempt,
                 ends,
@@ -416,25 +419,25 @@ impl Loop {
                 let ends = self.catch_up(id, attempt, ends, (0, by));
                 self.index.renew(id, deadline, ends);
             }
-            Mail::Take(take) => self.take(take),
-            Mail::Back(entries) => {
+            Message::Take(take) => self.take(take),
+            Message::Back(entries) => {
                 for entry in entries {
                     self.index.not_started(entry.id);
                     self.index.add_due(&entry);
                 }
             }
-            Mail::Moved(entry) => {
+            Message::Moved(entry) => {
                 let now = self.parts.clock.now();
                 self.index.not_started(entry.id);
                 self.index.add(now, &entry);
             }
-            Mail::Dropped(id) => self.index.not_started(id),
-            Mail::Queue(row) => self.index.set_queue(row),
-            Mail::Look(reply) => {
+            Message::Dropped(id) => self.index.not_started(id),
+            Message::Queue(row) => self.index.set_queue(row),
+            Message::Look(reply) => {
                 // Whoever asked may have gone.
                 drop(reply.send(self.index.stats()));
             }
-            Mail::Stop { is_orderly } => self.stop = Some(is_orderly),
+            Message::Stop { is_orderly } => self.stop = Some(is_orderly),
         }
     }
 
@@ -498,7 +501,7 @@ impl Loop {
             Taker::Entries(reply) => {
                 if let Err(entries) = reply.send(entries) {
                     // Whoever wanted them went away.
-                    self.handle(Mail::Back(entries));
+                    self.handle(Message::Back(entries));
                 }
             }
             Taker::Runs(starter) => starter.start(entries),
@@ -596,7 +599,7 @@ impl Loop {
     }
 
     /// What is available has been due: a clock that was set back does not keep it waiting.
-    fn add(&mut self, now: Timestamp, row: &sql::Seen) {
+    fn add(&mut self, now: Timestamp, row: &DeliveryRow) {
         if row.state == TaskState::Available {
             self.index.add_due(&row.entry);
         } else {

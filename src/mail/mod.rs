@@ -26,7 +26,6 @@ use serde_json::{Value, json};
 
 pub use letter::Letter;
 
-use super::{Handler, NewTask, Outcome, TaskContext, TaskError, TaskFailure, TaskId};
 use crate::auth::registration::{self, Notice};
 use crate::auth::{self, Recipient, UserId};
 use crate::check;
@@ -34,6 +33,9 @@ use crate::clock::Timestamp;
 use crate::config::{self, Language, MailTls, ms};
 use crate::http::serve::certificates;
 use crate::store::{StoreError, Tx};
+use crate::task::{
+    self, Handler, NewTask, TaskContext, TaskError, TaskFailure, TaskId, TaskOutcome,
+};
 
 /// Mails between two looks at how many there are in `outbox/`.
 const WRITES_PER_LOOK: usize = 50;
@@ -332,7 +334,7 @@ impl SendWelcomeEmail {
     /// Enqueues it, in the transaction of the registration.
     pub fn enqueue(tx: &mut Tx<'_>, now: Timestamp, user: UserId) -> Result<(), StoreError> {
         let task = NewTask::of::<Self>(&SendWelcomeEmailArgs { user_id: user.0 })?;
-        super::enqueue(tx, now, &task).map_err(|error| match error {
+        task::enqueue(tx, now, &task).map_err(|error| match error {
             TaskError::Store(error) => error,
             other => StoreError::Bug(other.to_string()),
         })?;
@@ -361,7 +363,7 @@ impl SendConfirmationEmail {
             registration_id: id,
         };
         let task = NewTask::of::<Self>(&args)?;
-        super::enqueue(tx, now, &task).map_err(|error| match error {
+        task::enqueue(tx, now, &task).map_err(|error| match error {
             TaskError::Store(error) => error,
             other => StoreError::Bug(other.to_string()),
         })?;
@@ -397,10 +399,9 @@ impl Handler for SendConfirmationEmail {
         &self,
         context: TaskContext,
         args: SendConfirmationEmailArgs,
-    ) -> Result<Outcome, TaskFailure> {
+    ) -> Result<TaskOutcome, TaskFailure> {
         let (now, id) = (context.now(), args.registration_id);
         let notice = context
-            .tasks
             .store()
             .write(move |tx| registration::notice(tx, now, id))
             .await
@@ -408,7 +409,7 @@ impl Handler for SendConfirmationEmail {
         let (shop, default) = (self.mailer.shop_name(), self.mailer.0.rules.language);
         let (email, letter) = match notice {
             None => {
-                return Ok(Outcome::Done(Some(
+                return Ok(TaskOutcome::Done(Some(
                     json!({"skipped": "the registration is used up or out of date"}),
                 )));
             }
@@ -437,7 +438,7 @@ impl Handler for SendConfirmationEmail {
             .mailer
             .send(context.id(), context.now(), &recipient, &letter)
             .await?;
-        Ok(Outcome::Done(Some(sent)))
+        Ok(TaskOutcome::Done(Some(sent)))
     }
 }
 
@@ -466,15 +467,14 @@ impl Handler for SendWelcomeEmail {
         &self,
         context: TaskContext,
         args: SendWelcomeEmailArgs,
-    ) -> Result<Outcome, TaskFailure> {
+    ) -> Result<TaskOutcome, TaskFailure> {
         let user = UserId(args.user_id);
         let recipient = context
-            .tasks
             .store()
             .point(move |tx| auth::recipient(tx, user))
             .await?;
         let Some(recipient) = recipient else {
-            return Ok(Outcome::Done(Some(
+            return Ok(TaskOutcome::Done(Some(
                 json!({"skipped": "there is no such account with an address"}),
             )));
         };
@@ -485,7 +485,7 @@ impl Handler for SendWelcomeEmail {
             .mailer
             .send(context.id(), context.now(), &recipient, &letter)
             .await?;
-        Ok(Outcome::Done(Some(sent)))
+        Ok(TaskOutcome::Done(Some(sent)))
     }
 }
 

@@ -11,10 +11,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::disk::{self, Disk, DiskError, Guard, Item, Key, Rest, Tree};
-use super::{Entry, QueueRow, TaskId};
+use super::disk::{self, Disk, DiskError, EntryKey, Guard, Item, Rest, Tree};
 use crate::clock::Timestamp;
 use crate::config;
+use crate::task::{Entry, QueueRow, TaskId};
 
 /// An empty folder of sled, with its segments allocated, and what churn adds before it is compacted.
 const EMPTY_DISK_BYTES: u64 = 64 * 1_048_576;
@@ -26,31 +26,59 @@ const DUE_BATCH: usize = 2_000;
 /// Entries that go to disk, or come from it, at a time.
 const DISK_BATCH: usize = 2_000;
 
-fn key_of(first: u8, at: Timestamp, id: TaskId) -> Key {
-    let mut key = [0; 25];
-    key[0] = first;
+/// Where an [`EntryKey`] has its parts: the rank within the list, the time, the task's id.
+const RANK_AT: usize = 0;
+const TIME_AT: std::ops::Range<usize> = 1..9;
+const ID_AT: std::ops::RangeFrom<usize> = 9..;
+
+/// The key of a task that waits for its time: all of them have the same rank.
+fn key_by_time(at: Timestamp, id: TaskId) -> EntryKey {
+    key_of(0, at, id)
+}
+
+/// The key of a task that is due: the higher its priority, the lower its rank.
+fn key_by_priority(priority: u8, at: Timestamp, id: TaskId) -> EntryKey {
+    key_of(u8::MAX - priority, at, id)
+}
+
+fn key_of(rank: u8, at: Timestamp, id: TaskId) -> EntryKey {
+    let mut key = [0; size_of::<EntryKey>()];
+    key[RANK_AT] = rank;
     // Times before 1970 do not occur; as bits they would sort after all others.
-    key[1..9].copy_from_slice(&at.0.max(0).to_be_bytes());
-    key[9..].copy_from_slice(id.0.as_bytes());
+    key[TIME_AT].copy_from_slice(&at.0.max(0).to_be_bytes());
+    key[ID_AT].copy_from_slice(id.0.as_bytes());
     key
 }
 
-fn time_of(key: &Key) -> Timestamp {
+fn time_of(key: &EntryKey) -> Timestamp {
     let mut bytes = [0; 8];
-    bytes.copy_from_slice(&key[1..9]);
+    bytes.copy_from_slice(&key[TIME_AT]);
     Timestamp(i64::from_be_bytes(bytes))
 }
 
-fn id_of(key: &Key) -> TaskId {
+fn id_of(key: &EntryKey) -> TaskId {
     let mut bytes = [0; 16];
-    bytes.copy_from_slice(&key[9..]);
+    bytes.copy_from_slice(&key[ID_AT]);
     TaskId(uuid::Uuid::from_bytes(bytes))
+}
+
+/// Entries on their way to the disk, by the list that they belong to.
+#[derive(Default)]
+struct Spill {
+    ready: Vec<Item>,
+    scheduled: Vec<Item>,
+}
+
+impl Spill {
+    fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.scheduled.is_empty()
+    }
 }
 
 /// An ordered list with its head in memory.
 #[derive(Default)]
 struct Shelf {
-    head: BTreeMap<Key, (u8, Arc<str>)>,
+    head: BTreeMap<EntryKey, (u8, Arc<str>)>,
     on_disk: u64,
     /// Whether entries were forgotten for want of a disk.
     is_short: bool,
@@ -111,7 +139,7 @@ impl Queue {
 struct Handed {
     queue: Arc<str>,
     /// An entry of it that came up meanwhile, old or ahead of the news: it waits for the end.
-    again: Option<(Key, u8)>,
+    again: Option<(EntryKey, u8)>,
 }
 
 struct Lease {
@@ -146,7 +174,7 @@ pub(super) struct Index {
     disk: Option<Disk>,
     /// Whether there is no disk because it failed, and not because none was needed so far.
     disk_failed: bool,
-    spill: [Vec<Item>; 2],
+    spill: Spill,
     folder: PathBuf,
     memory_max: usize,
     queues_max: usize,
@@ -231,7 +259,7 @@ impl Index {
             handed: HashMap::new(),
             disk: None,
             disk_failed: false,
-            spill: [Vec::new(), Vec::new()],
+            spill: Spill::default(),
             folder: folder.to_owned(),
             memory_max: rules.index_memory_max,
             queues_max: rules.queues_max,
@@ -257,7 +285,7 @@ impl Index {
             queue.waiting = Shelf::default();
         }
         self.scheduled = Shelf::default();
-        self.spill = [Vec::new(), Vec::new()];
+        self.spill = Spill::default();
         self.disk = None;
         self.disk_failed = false;
         disk::clear(&self.folder, &self.guard);
@@ -270,7 +298,7 @@ impl Index {
             Err(error) => {
                 tracing::warn!(%error, "there is no disk for the tasks' delivery index; it goes on in memory");
                 self.disk_failed = true;
-                self.spill = [Vec::new(), Vec::new()];
+                self.spill = Spill::default();
                 let shelves = self.queues.values_mut().map(|queue| &mut queue.waiting);
                 for shelf in shelves.chain([&mut self.scheduled]) {
                     shelf.is_short |= shelf.on_disk > 0;
@@ -314,7 +342,7 @@ impl Index {
     pub(super) fn add(&mut self, now: Timestamp, entry: &Entry) -> bool {
         if entry.run_at > now {
             let name = Arc::clone(&self.queue(&entry.queue).name);
-            let key = key_of(0, entry.run_at, entry.id);
+            let key = key_by_time(entry.run_at, entry.id);
             let spilled = place(
                 &mut self.scheduled,
                 key,
@@ -323,7 +351,7 @@ impl Index {
                 self.memory_max,
                 !self.disk_failed,
             );
-            self.spill[1].extend(spilled);
+            self.spill.scheduled.extend(spilled);
             return false;
         }
         self.add_ready(entry.priority, entry.run_at, entry.id, &entry.queue);
@@ -338,10 +366,10 @@ impl Index {
     fn add_ready(&mut self, priority: u8, run_at: Timestamp, id: TaskId, queue: &str) {
         let (most, has_disk) = (self.memory_max, !self.disk_failed);
         let queue = self.queue(queue);
-        let key = key_of(255 - priority, run_at, id);
+        let key = key_by_priority(priority, run_at, id);
         let name = Arc::clone(&queue.name);
         let spilled = place(&mut queue.waiting, key, priority, name, most, has_disk);
-        self.spill[0].extend(spilled);
+        self.spill.ready.extend(spilled);
     }
 
     /// Tasks that waited and do so no longer: their entries go, wherever they are. What is not found
@@ -352,11 +380,11 @@ impl Index {
             if self.handed.contains_key(&entry.id) {
                 continue;
             }
-            let by_time = key_of(0, entry.run_at, entry.id);
+            let by_time = key_by_time(entry.run_at, entry.id);
             if self.scheduled.head.remove(&by_time).is_some() {
                 continue;
             }
-            let by_rank = key_of(255 - entry.priority, entry.run_at, entry.id);
+            let by_rank = key_by_priority(entry.priority, entry.run_at, entry.id);
             let name: Box<str> = entry.queue.as_str().into();
             if let Some(queue) = self.queues.get_mut(&*name) {
                 if queue.waiting.head.remove(&by_rank).is_some() {
@@ -377,11 +405,8 @@ impl Index {
         let Some(disk) = &self.disk else {
             return Ok(());
         };
-        let removed = [
-            disk.remove(Tree::Ready, ready)?,
-            disk.remove(Tree::Scheduled, scheduled)?,
-        ];
-        let [of_queues, of_scheduled] = removed;
+        let of_queues = disk.remove(Tree::Ready, ready)?;
+        let of_scheduled = disk.remove(Tree::Scheduled, scheduled)?;
         self.scheduled.on_disk -= (of_scheduled.len() as u64).min(self.scheduled.on_disk);
         for name in of_queues {
             if let Some(queue) = self.queues.get_mut(&*name) {
@@ -393,14 +418,13 @@ impl Index {
 
     /// Writes what did not fit into memory. To be called after a round of adding.
     pub(super) fn settle(&mut self) -> Result<(), DiskError> {
-        if self.disk.is_none() && self.spill.iter().any(|items| !items.is_empty()) {
+        if self.disk.is_none() && !self.spill.is_empty() {
             self.open_disk();
         }
-        for (at, tree) in [(0, Tree::Ready), (1, Tree::Scheduled)] {
-            let items = std::mem::take(&mut self.spill[at]);
-            if let Some(disk) = &self.disk {
-                put(disk, tree, items)?;
-            }
+        let Spill { ready, scheduled } = std::mem::take(&mut self.spill);
+        if let Some(disk) = &self.disk {
+            put(disk, Tree::Ready, ready)?;
+            put(disk, Tree::Scheduled, scheduled)?;
         }
         Ok(())
     }
@@ -757,10 +781,9 @@ impl Index {
                 .map(|(key, (priority, queue))| (key, priority, (*queue).into()))
                 .collect()
         };
-        for tree in [Tree::Ready, Tree::Scheduled] {
-            let spill = std::mem::take(&mut self.spill[usize::from(tree == Tree::Scheduled)]);
-            put(&disk, tree, spill)?;
-        }
+        let Spill { ready, scheduled } = std::mem::take(&mut self.spill);
+        put(&disk, Tree::Ready, ready)?;
+        put(&disk, Tree::Scheduled, scheduled)?;
         rest.scheduled = self.scheduled.len();
         put(&disk, Tree::Scheduled, to_items(&mut self.scheduled))?;
         for queue in self.queues.values_mut() {
@@ -791,7 +814,7 @@ fn put(disk: &Disk, tree: Tree, mut items: Vec<Item>) -> Result<(), DiskError> {
 /// Puts an entry where it belongs; answers what has to go to disk for it.
 fn place(
     shelf: &mut Shelf,
-    key: Key,
+    key: EntryKey,
     priority: u8,
     queue: Arc<str>,
     most: usize,

@@ -12,17 +12,16 @@ use proptest::prelude::*;
 use proptest::sample::Index as Pick;
 use tokio::sync::oneshot;
 
-use super::handler::{Effect, TaskFailure};
-use super::life::do_at_once;
-use super::relay::{Flags, Loop, Mail, Parts, Take, Taker};
-use super::{
-    AttemptOutcome, Failure, Filter, NewBatch, NewTask, RetryPolicy, Start, TaskError, TaskId,
-    TaskState,
-};
+use super::relay::{Flags, Loop, Message, Parts, Take, Taker};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::Store;
+use crate::task::life::do_at_once;
+use crate::task::{
+    self, AttemptOutcome, Effect, Failure, Filter, NewBatch, NewTask, RetryPolicy, Start,
+    TaskError, TaskFailure, TaskId, TaskState,
+};
 
 const QUEUES: [&str; 2] = ["a", "b"];
 /// Where what follows batches waits; nothing is fetched from it.
@@ -209,7 +208,7 @@ impl World {
 
     fn start(&mut self) {
         self.worker += 1;
-        let (_mail, letters) = sync_channel(64);
+        let (_messages, inbox) = sync_channel(64);
         let parts = Parts {
             store: self.store.clone(),
             clock: self.clock.clone(),
@@ -222,7 +221,7 @@ impl World {
             on_changes: Arc::new(|_| ()),
         };
         self.flags = Arc::default();
-        self.state = Some(Loop::new(parts, letters, Arc::clone(&self.flags)));
+        self.state = Some(Loop::new(parts, inbox, Arc::clone(&self.flags)));
         self.settle();
     }
 
@@ -246,12 +245,12 @@ impl World {
 
     fn change(
         &mut self,
-        work: impl FnOnce(&mut crate::store::Tx<'_>) -> Result<super::Changes, TaskError>
+        work: impl FnOnce(&mut crate::store::Tx<'_>) -> Result<task::Changes, TaskError>
         + Send
         + 'static,
     ) -> Result<(), TaskError> {
         let changes = self.store.write_blocking(work)?;
-        self.delivery().handle(Mail::Changed(changes));
+        self.delivery().handle(Message::Changed(changes));
         Ok(())
     }
 
@@ -282,7 +281,7 @@ impl World {
         let worker = format!("process:{}", self.worker);
         loop {
             let (reply, mut offer) = oneshot::channel();
-            self.delivery().handle(Mail::Take(Take {
+            self.delivery().handle(Message::Take(Take {
                 queues: Arc::from([QUEUES[queue].to_owned()]),
                 most: 1,
                 waits: true,
@@ -308,20 +307,20 @@ impl World {
                             return Ok(Err(changes));
                         }
                     }
-                    super::start(tx, now, &entry, &name, lease).map(Ok)
+                    task::start(tx, now, &entry, &name, lease).map(Ok)
                 })
                 .expect("a start");
             let start = match begun {
                 Ok(start) => start,
                 Err(changes) => {
-                    self.delivery().handle(Mail::Changed(changes));
+                    self.delivery().handle(Message::Changed(changes));
                     return Some((id, 1, true));
                 }
             };
             match start {
                 Start::Run(run) => {
                     if let Some(ends) = run.lease_expires_at {
-                        self.delivery().handle(Mail::Leased {
+                        self.delivery().handle(Message::Leased {
                             id,
                             attempt: run.attempt,
                             queue: run.queue.clone(),
@@ -332,12 +331,12 @@ impl World {
                     return Some((id, run.attempt, false));
                 }
                 Start::Expired(changes) => {
-                    self.delivery().handle(Mail::Dropped(id));
-                    self.delivery().handle(Mail::Changed(changes));
+                    self.delivery().handle(Message::Dropped(id));
+                    self.delivery().handle(Message::Changed(changes));
                     self.known.get_mut(&id).expect("known").state = TaskState::Cancelled;
                 }
-                Start::Moved(place) => self.delivery().handle(Mail::Moved(place)),
-                Start::Stale => self.delivery().handle(Mail::Dropped(id)),
+                Start::Moved(place) => self.delivery().handle(Message::Moved(place)),
+                Start::Stale => self.delivery().handle(Message::Dropped(id)),
             }
         }
     }
@@ -395,7 +394,7 @@ impl World {
                 };
                 let id = self
                     .store
-                    .write_blocking(move |tx| super::enqueue(tx, now, &new))
+                    .write_blocking(move |tx| task::enqueue(tx, now, &new))
                     .expect("a task")
                     .id();
                 self.known.insert(id, known);
@@ -421,7 +420,7 @@ impl World {
                 let priority = new.tasks[0].priority;
                 let made = self
                     .store
-                    .write_blocking(move |tx| super::enqueue_batch(tx, now, &new))
+                    .write_blocking(move |tx| task::enqueue_batch(tx, now, &new))
                     .expect("a batch");
                 for enqueued in &made.tasks {
                     let known = Known {
@@ -478,7 +477,7 @@ impl World {
                     return;
                 };
                 let attempt = self.known[&id].attempt;
-                self.change(move |tx| super::complete(tx, now, &rules, id, attempt, Some("1")))
+                self.change(move |tx| task::complete(tx, now, &rules, id, attempt, Some("1")))
                     .expect("completed");
                 self.known.get_mut(&id).expect("known").state = TaskState::Completed;
             }
@@ -492,7 +491,7 @@ impl World {
                     outcome: AttemptOutcome::Failed,
                     ..Failure::new("no")
                 };
-                self.change(move |tx| super::fail(tx, now, &rules, id, attempt, &failure))
+                self.change(move |tx| task::fail(tx, now, &rules, id, attempt, &failure))
                     .expect("failed");
                 self.known.get_mut(&id).expect("known").fail(now, is_final);
             }
@@ -501,7 +500,7 @@ impl World {
                     return;
                 };
                 let attempt = self.known[&id].attempt;
-                self.change(move |tx| super::snooze(tx, now, &rules, id, attempt, wait * 1_000))
+                self.change(move |tx| task::snooze(tx, now, &rules, id, attempt, wait * 1_000))
                     .expect("put off");
                 self.known.get_mut(&id).expect("known").put_back(now, wait);
             }
@@ -518,10 +517,10 @@ impl World {
                 let attempt = self.known[&id].attempt;
                 let beat = self
                     .store
-                    .write_blocking(move |tx| super::heartbeat(tx, now, id, attempt, LEASE_MS, 0))
+                    .write_blocking(move |tx| task::heartbeat(tx, now, id, attempt, LEASE_MS, 0))
                     .expect("a beat");
                 let at = self.clock.moment();
-                self.delivery().handle(Mail::Renewed {
+                self.delivery().handle(Message::Renewed {
                     id,
                     attempt,
                     ends: beat.lease_expires_at,
@@ -538,7 +537,7 @@ impl World {
                 let known = &self.known[&id];
                 let attempt = known.attempt - u32::from(running(known));
                 let refused =
-                    self.change(move |tx| super::complete(tx, now, &rules, id, attempt, None));
+                    self.change(move |tx| task::complete(tx, now, &rules, id, attempt, None));
                 assert!(
                     matches!(refused, Err(TaskError::Fenced { .. })),
                     "{refused:?}"
@@ -548,7 +547,7 @@ impl World {
                 let Some(id) = self.pick(task, |_| true) else {
                     return;
                 };
-                let cancelled = self.change(move |tx| super::cancel(tx, now, id));
+                let cancelled = self.change(move |tx| task::cancel(tx, now, id));
                 let known = self.known.get_mut(&id).expect("known");
                 assert_eq!(cancelled.is_ok(), !known.state.is_final());
                 if known.waits() {
@@ -561,7 +560,7 @@ impl World {
                 let Some(id) = self.pick(task, |_| true) else {
                     return;
                 };
-                let retried = self.change(move |tx| super::retry_task(tx, now, id));
+                let retried = self.change(move |tx| task::retry_task(tx, now, id));
                 let known = self.known.get_mut(&id).expect("known");
                 let may = match known.state {
                     TaskState::Cancelled
@@ -646,7 +645,7 @@ impl World {
                     limit: 200,
                     ..Filter::default()
                 };
-                let list = self.store.read_blocking(move |tx| super::list(tx, &filter));
+                let list = self.store.read_blocking(move |tx| task::list(tx, &filter));
                 list.expect("a list").0.len()
             };
             let seen = (
@@ -661,8 +660,8 @@ impl World {
             let state = self
                 .store
                 .read_blocking(move |tx| {
-                    let (task, ..) = super::get(tx, now, member)?;
-                    super::ties(tx, &task)
+                    let (task, ..) = task::get(tx, now, member)?;
+                    task::ties(tx, &task)
                 })
                 .expect("a task")
                 .batch
@@ -681,7 +680,7 @@ impl World {
 
     fn release(&mut self, id: TaskId) {
         let (now, attempt) = (self.now(), self.known[&id].attempt);
-        self.change(move |tx| super::release(tx, now, id, attempt))
+        self.change(move |tx| task::release(tx, now, id, attempt))
             .expect("released");
         self.known.get_mut(&id).expect("known").put_back(now, 0);
     }
@@ -692,7 +691,7 @@ impl World {
             let (id, now) = (*id, self.clock.now());
             let (task, attempts, _) = self
                 .store
-                .read_blocking(move |tx| super::get(tx, now, id))
+                .read_blocking(move |tx| task::get(tx, now, id))
                 .expect("a task");
             let seen = (
                 task.state,
@@ -758,7 +757,7 @@ fn every_history_is_as_the_model_says() {
             };
             // Each history begins without tasks.
             store
-                .write_blocking(super::sql::clear)
+                .write_blocking(task::sql::clear)
                 .expect("an empty table");
             let mut world = World::new(&store);
             for step in steps {
@@ -787,7 +786,7 @@ fn an_old_entry_of_a_running_task_does_it_no_harm() {
     });
     let (id, now) = (*world.known.keys().next().expect("one"), world.clock.now());
     world
-        .change(move |tx| super::retry_task(tx, now, id))
+        .change(move |tx| task::retry_task(tx, now, id))
         .expect("brought forward");
     let known = world.known.get_mut(&id).expect("known");
     (known.state, known.run_at) = (TaskState::Available, now);
@@ -823,7 +822,7 @@ enum Late {
 
 impl World {
     fn lease_ends(&self, id: TaskId) -> Option<Timestamp> {
-        let running = move |tx: &mut crate::store::Tx<'_>| super::sql::running(tx, id, 1);
+        let running = move |tx: &mut crate::store::Tx<'_>| task::sql::running(tx, id, 1);
         let run = self.store.read_blocking(running).expect("a row")?;
         run.lease_expires_at
     }
@@ -845,18 +844,17 @@ impl World {
             waits: false,
             taker: Taker::Entries(reply),
         };
-        self.delivery().handle(Mail::Take(take));
+        self.delivery().handle(Message::Take(take));
         let entry = offer.try_recv().expect("an answer").pop().expect("one");
         assert_eq!(entry.id, id);
         let mut at = self.clock.moment();
         let (started, wall) = (at, at.wall);
-        let begin = move |tx: &mut crate::store::Tx<'_>| {
-            super::start(tx, wall, &entry, "w", Some(LEASE_MS))
-        };
+        let begin =
+            move |tx: &mut crate::store::Tx<'_>| task::start(tx, wall, &entry, "w", Some(LEASE_MS));
         let Start::Run(run) = self.store.write_blocking(begin).expect("a start") else {
             panic!("{what}: not started");
         };
-        let leased = Mail::Leased {
+        let leased = Message::Leased {
             id,
             attempt: 1,
             queue: run.queue.clone(),
@@ -867,7 +865,7 @@ impl World {
             let at = world.clock.moment();
             let behind = world.flags.rows_behind(at);
             let beat = move |tx: &mut crate::store::Tx<'_>| {
-                super::heartbeat(tx, at.wall, id, 1, LEASE_MS, behind)
+                task::heartbeat(tx, at.wall, id, 1, LEASE_MS, behind)
             };
             let ends = world
                 .store
@@ -876,7 +874,7 @@ impl World {
                 .lease_expires_at;
             (
                 at,
-                Mail::Renewed {
+                Message::Renewed {
                     id,
                     attempt: 1,
                     ends,
@@ -925,7 +923,7 @@ impl World {
         assert_eq!(self.lease_ends(id), None, "{what}: too late");
         let (task, ..) = self
             .store
-            .read_blocking(move |tx| super::get(tx, Timestamp(until), id))
+            .read_blocking(move |tx| task::get(tx, Timestamp(until), id))
             .expect("a task");
         assert_eq!(
             (task.state, task.crashes),
@@ -933,7 +931,7 @@ impl World {
             "{what}"
         );
         self.store
-            .write_blocking(super::sql::clear)
+            .write_blocking(task::sql::clear)
             .expect("an empty table");
         *self = Self::new(&self.store.clone());
     }

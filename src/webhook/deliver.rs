@@ -20,7 +20,7 @@ use crate::clock::{Stopwatch, Timestamp};
 use crate::config::ms;
 use crate::http::outgoing::{Call, Headers, Outgoing, OutgoingError, Reply};
 use crate::store::StoreError;
-use crate::task::{Handler, Outcome, TaskContext, TaskFailure};
+use crate::task::{Handler, TaskContext, TaskFailure, TaskOutcome};
 
 /// Seconds to wait after the first failure, the second, and so on; each ± 10 %. With the first
 /// attempt these are ten over three days: the schedule that Standard Webhooks recommends.
@@ -64,17 +64,16 @@ impl Handler for DeliverWebhook {
         &self,
         context: TaskContext,
         args: DeliverWebhookArgs,
-    ) -> Result<Outcome, TaskFailure> {
+    ) -> Result<TaskOutcome, TaskFailure> {
         let id = EndpointId(args.endpoint_id);
         let event_id = args.event_id.clone();
         let (endpoint, event) = context
-            .tasks
             .store()
             .point(move |tx| {
                 Ok::<_, StoreError>((sql::endpoint(tx, id)?, sql::event(tx, &event_id)?))
             })
             .await?;
-        let skipped = |why: &str| Ok(Outcome::Done(Some(json!({"skipped": why}))));
+        let skipped = |why: &str| Ok(TaskOutcome::Done(Some(json!({"skipped": why}))));
         let Some(endpoint) = endpoint else {
             return skipped("the endpoint was removed");
         };
@@ -86,14 +85,14 @@ impl Handler for DeliverWebhook {
         }
         let place = match self.webhooks.place(id) {
             Ok(place) => place,
-            Err(wait) => return Ok(Outcome::Snooze(wait)),
+            Err(wait) => return Ok(TaskOutcome::Snooze(wait)),
         };
         let watch = Stopwatch::start();
         let result = self.call(&context, &endpoint, &event).await;
         drop(place);
         let delivery = self.delivery(&context, &endpoint, &event, &result, watch.elapsed());
         if delivery.outcome == DeliveryOutcome::Delivered {
-            return Ok(Outcome::commit(move |tx, _| {
+            return Ok(TaskOutcome::commit(move |tx, _| {
                 sql::insert_delivery(tx, &delivery)?;
                 sql::note_success(tx, delivery.endpoint_id)?;
                 Ok(Some(
@@ -189,7 +188,7 @@ impl DeliverWebhook {
             id: DeliveryId(0), // the database hands it out
             endpoint_id: endpoint.id,
             event_id: event.id.clone(),
-            kind: event.kind,
+            kind: event.kind.clone(),
             task_id: context.id(),
             attempt: context.attempt(),
             at: context.now(),

@@ -1,9 +1,4 @@
-//! Tasks over HTTP: for those who make them ([`EnqueueApi`]), those who watch and steer them
-//! ([`TaskApi`]), and workers in any language ([`RunApi`]).
-
-mod enqueue;
-mod runs;
-mod views;
+//! Tasks and queues for those who watch and steer them.
 
 use std::sync::Arc;
 
@@ -13,45 +8,21 @@ use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use self::enqueue::EnqueueApi;
-use self::enqueue::TaskBody;
-pub use self::runs::RunApi;
-use self::views::{
+use super::enqueue::{self, TaskBody};
+use super::views::{
     AttemptView, BatchStateView, CountList, CountedView, LogView, QueueList, QueueView, TaskDetail,
     TaskPage, TaskView, TypeList, TypeView, stored, view_of,
 };
-use super::handler::queue_name;
-use super::{Bulk, Filter, Patch, QueuePatch, QueueRow, TaskError, TaskId, TaskState, Tasks};
+use super::{ms, read_id};
 use crate::auth::api::{Access, Tag};
 use crate::auth::{Role, Scope};
 use crate::check::{Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::http::{Body, Failure, NoContent, Problem, fails};
-
-impl From<TaskError> for Problem {
-    fn from(error: TaskError) -> Self {
-        let text = error.to_string();
-        match error {
-            TaskError::Invalid(errors) => Problem::validation(errors),
-            TaskError::NotFound(_) => Problem::not_found("task_not_found", text),
-            TaskError::NoQueue(_) => Problem::not_found("queue_not_found", text),
-            TaskError::UnknownTask { .. } => Problem::new(
-                poem::http::StatusCode::UNPROCESSABLE_ENTITY,
-                "unknown_task",
-                text.clone(),
-            )
-            .field("name", text),
-            TaskError::State(_) => Problem::conflict("task_state", text),
-            TaskError::KeyHeld(_) => Problem::conflict("task_key_held", text),
-            TaskError::Fenced { .. } => Problem::conflict("fenced", text),
-            TaskError::KeyReused => {
-                Problem::validation(vec![FieldError::new("Idempotency-Key", text)])
-            }
-            TaskError::Overloaded | TaskError::Stopped => Problem::overloaded(1),
-            TaskError::Store(error) => error.into(),
-        }
-    }
-}
+use crate::task::{
+    self, Bulk, Filter, Patch, QueuePatch, QueueRow, TaskError, TaskId, TaskState, Tasks,
+    queue_name,
+};
 
 /// Longest period of a queue's rate: 30 days.
 const RATE_PERIOD_MS_MAX: i64 = 30 * 86_400_000;
@@ -158,16 +129,6 @@ pub struct TaskApi {
     tasks: Tasks,
 }
 
-fn ms(seconds: u32) -> i64 {
-    i64::from(seconds) * 1_000
-}
-
-fn read_id(id: &str) -> Result<TaskId, Problem> {
-    // Whatever is no UUID names no task.
-    id.parse()
-        .map_err(|_| Problem::not_found("task_not_found", format!("there is no task {id}")))
-}
-
 fn read_cursor(cursor: Option<&str>) -> Result<Option<TaskId>, Problem> {
     cursor
         .map(|text| {
@@ -217,8 +178,8 @@ impl TaskApi {
             .tasks
             .store()
             .read(move |tx| {
-                let (task, attempts, logs) = super::get(tx, now, id)?;
-                let ties = super::ties(tx, &task)?;
+                let (task, attempts, logs) = task::get(tx, now, id)?;
+                let ties = task::ties(tx, &task)?;
                 Ok::<_, TaskError>((task, attempts, logs, ties))
             })
             .await?;
@@ -250,7 +211,7 @@ impl TaskApi {
         let (now, rules) = (self.tasks.clock().now(), Arc::clone(self.tasks.rules()));
         let row = self
             .tasks
-            .change_queue(move |tx| super::set_paused(tx, now, &rules, &name, is_paused))
+            .change_queue(move |tx| task::set_paused(tx, now, &rules, &name, is_paused))
             .await
             .map_err(Problem::from)?;
         Ok(Body(self.queue_view(row).await.map_err(Problem::from)?))
@@ -293,7 +254,7 @@ impl TaskApi {
         let (tasks, next) = self
             .tasks
             .store()
-            .read(move |tx| super::list(tx, &filter))
+            .read(move |tx| task::list(tx, &filter))
             .await
             .map_err(Problem::from)?;
         Ok(Body(TaskPage {
@@ -337,7 +298,7 @@ impl TaskApi {
         let now = self.tasks.clock().now();
         let store = self.tasks.store();
         let (before, ..) = store
-            .read(move |tx| super::get(tx, now, id))
+            .read(move |tx| task::get(tx, now, id))
             .await
             .map_err(Problem::from)?;
         // Held against the same limits as a new one.
@@ -367,7 +328,7 @@ impl TaskApi {
             metadata: body.metadata.as_ref().map(Value::to_string),
         };
         self.tasks
-            .change(move |tx| Ok(((), super::edit(tx, now, id, &patch)?)))
+            .change(move |tx| Ok(((), task::edit(tx, now, id, &patch)?)))
             .await
             .map_err(Problem::from)?;
         Ok(Body(self.detail(id).await.map_err(Problem::from)?))
@@ -385,7 +346,7 @@ impl TaskApi {
         let id = read_id(&id.0)?;
         self.tasks
             .store()
-            .write(move |tx| super::remove(tx, id))
+            .write(move |tx| task::remove(tx, id))
             .await
             .map_err(Problem::from)?;
         Ok(NoContent)
@@ -467,7 +428,7 @@ impl TaskApi {
         let (changed, next) = self
             .tasks
             .change(move |tx| {
-                let (changed, next, changes) = super::bulk(tx, now, what, &filter)?;
+                let (changed, next, changes) = task::bulk(tx, now, what, &filter)?;
                 Ok(((changed, next), changes))
             })
             .await
@@ -489,7 +450,7 @@ impl TaskApi {
         let counts = self
             .tasks
             .store()
-            .read(move |tx| super::counts(tx, most))
+            .read(move |tx| task::counts(tx, most))
             .await
             .map_err(Problem::from)?;
         let items = counts.into_iter().map(|counted| CountedView {
@@ -566,7 +527,7 @@ impl TaskApi {
         let rules = Arc::clone(self.tasks.rules());
         let row = self
             .tasks
-            .change_queue(move |tx| super::patch_queue(tx, &rules, &name, patch))
+            .change_queue(move |tx| task::patch_queue(tx, &rules, &name, patch))
             .await
             .map_err(Problem::from)?;
         Ok(Body(self.queue_view(row).await.map_err(Problem::from)?))

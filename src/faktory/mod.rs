@@ -20,7 +20,6 @@ mod commands;
 mod job;
 mod mutate;
 mod serve;
-mod sql;
 mod wire;
 mod workers;
 
@@ -34,13 +33,13 @@ use tokio::sync::watch;
 use self::wire::Answer;
 use self::workers::Workers;
 pub use self::workers::{Worker, WorkerState};
-use super::{TaskError, Tasks};
 use crate::auth::throttle::{Limit, Rules, Throttle};
 use crate::config;
 use crate::http::serve::{ListenError, Tls, bind_tcp};
 use crate::monitor::Metrics;
 use crate::monitor::security::{Event, SecurityLog, Who};
 use crate::store::StoreError;
+use crate::task::{TaskError, Tasks};
 
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: u32 = 1_024;

@@ -18,17 +18,16 @@ use super::job::{self, Job, Kept, LastFailure, Pushed, open_queue};
 use super::serve::Stage;
 use super::wire::{Answer, Wire};
 use super::workers::{NAMED, NAMELESS, WorkerState};
-use super::{Inner, Refused, mutate, sql};
+use super::{Inner, Refused, mutate};
 use crate::check::{self, Checks, JsonError};
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config::ms;
 use crate::store::{StoreError, Tx};
-use crate::task::enqueue::{add_to_batch, open_batch, seal_batch};
-use crate::task::handler::{DEFAULT_QUEUE, queue_name};
-use crate::task::life::{complete_found, plus_ms, shortened};
+use crate::task::external::{self, ExternalTask};
 use crate::task::{
-    AttemptOutcome, Changes, Enqueued, Failure, LogLevel, NewTask, Started, TaskError, TaskState,
-    append_logs, enqueue, fail, progress,
+    self, AttemptOutcome, Changes, DEFAULT_QUEUE, Enqueued, Failure, LogLevel, NewTask, Started,
+    TaskError, TaskState, add_to_batch, append_logs, enqueue, fail, open_batch, progress,
+    queue_name, seal_batch, shortened,
 };
 
 /// Lines of a backtrace that are kept at most.
@@ -310,7 +309,7 @@ impl Session {
         }
         let (id, store) = (started.id, self.inner.tasks.store());
         let last = store
-            .point(move |tx| sql::last_failure(tx, id).map_err(Refused::from))
+            .point(move |tx| external::last_failure(tx, id).map_err(Refused::from))
             .await?;
         Ok(last.map(|(failed_at, message)| LastFailure {
             // The first failure is retry 0.
@@ -362,9 +361,7 @@ impl Session {
             .tasks
             .change(move |tx| match running(tx, &asked, &worker)? {
                 Ok(found) => {
-                    let (id, attempt) = (found.id, found.attempt);
-                    let changes =
-                        complete_found(tx, now, &rules, id, attempt, found.ending(), None)?;
+                    let changes = external::complete(tx, now, &rules, found)?;
                     Ok((Ended::Done, changes))
                 }
                 Err(other) => Ok((other, Changes::default())),
@@ -518,9 +515,7 @@ impl Session {
                 "PAUSE" | "RESUME" => {
                     let is_paused = action == "PAUSE";
                     tasks
-                        .change_queue(move |tx| {
-                            crate::task::set_paused(tx, now, &rules, &name, is_paused)
-                        })
+                        .change_queue(move |tx| task::set_paused(tx, now, &rules, &name, is_paused))
                         .await?;
                 }
                 "REMOVE" => mutate::remove_queue(tasks, &name).await?,
@@ -545,10 +540,10 @@ impl Session {
             .tasks
             .store()
             .read(move |tx| {
-                let Some(found) = sql::find(tx, &asked)? else {
+                let Some(found) = external::find_external(tx, &asked)? else {
                     return Ok::<_, Refused>(None);
                 };
-                Ok(crate::task::sql::get(tx, found.id)?)
+                Ok(task::find(tx, found.id)?)
             })
             .await?
             .filter(|task| open_queue(&task.queue).is_ok());
@@ -598,7 +593,7 @@ impl Session {
             .write(move |tx| {
                 // Whoever knows the id may tell how far the job is: clients do it over other
                 // connections than their worker's.
-                let found = sql::find(tx, &said.jid)?
+                let found = external::find_external(tx, &said.jid)?
                     .filter(|job| job.state == TaskState::Running && is_open(job));
                 let Some(job) = found else {
                     return Err(Refused::NoJob(said.jid));
@@ -612,12 +607,12 @@ impl Session {
                 let (Some(until), Some(started)) = (until, job.attempted_at) else {
                     return Ok(None);
                 };
-                let until = until.min(plus_ms(started, most));
+                let until = until.min(started.plus_ms(most));
                 if job.lease_expires_at.is_none_or(|ends| ends >= until) {
                     return Ok(None);
                 }
                 let timeout_ms = until.micros_since(started) / 1_000;
-                sql::lengthen(tx, job.id, job.attempt, timeout_ms)?;
+                external::lengthen(tx, job.id, job.attempt, timeout_ms)?;
                 Ok(Some((job.id, job.attempt, until)))
             })
             .await?;
@@ -637,7 +632,7 @@ impl Session {
                 let bid = bid.trim().to_owned();
                 let asked = bid.clone();
                 store
-                    .write(move |tx| match sql::reopen_batch(tx, &asked)? {
+                    .write(move |tx| match external::reopen_batch(tx, &asked)? {
                         true => Ok(()),
                         false => Err(Refused::NoBatch(asked)),
                     })
@@ -648,7 +643,7 @@ impl Session {
                 let bid = bid.trim().to_owned();
                 store
                     .write(move |tx| {
-                        if sql::batch(tx, &bid)?.is_none() {
+                        if external::batch_on_record(tx, &bid)?.is_none() {
                             return Err(Refused::NoBatch(bid));
                         }
                         Ok(seal_batch(tx, now, &bid)?)
@@ -723,7 +718,7 @@ fn beginning(rest: &str) -> String {
 }
 
 fn push_in(tx: &mut Tx<'_>, now: Timestamp, job: &Pushed) -> Result<(), Refused> {
-    if crate::task::sql::by_external_id(tx, &job.jid)?.is_some() {
+    if external::by_external_id(tx, &job.jid)?.is_some() {
         return Ok(()); // pushed before; that its answer was lost is nobody's fault
     }
     let enqueued = match &job.bid {
@@ -739,7 +734,7 @@ fn push_in(tx: &mut Tx<'_>, now: Timestamp, job: &Pushed) -> Result<(), Refused>
     }
 }
 
-fn is_open(job: &sql::Found) -> bool {
+fn is_open(job: &ExternalTask) -> bool {
     open_queue(&job.queue).is_ok()
 }
 
@@ -748,8 +743,8 @@ fn running(
     tx: &mut Tx<'_>,
     jid: &str,
     worker: &str,
-) -> Result<Result<sql::Found, Ended>, TaskError> {
-    let Some(job) = sql::find(tx, jid)?.filter(is_open) else {
+) -> Result<Result<ExternalTask, Ended>, TaskError> {
+    let Some(job) = external::find_external(tx, jid)?.filter(is_open) else {
         return Ok(Err(Ended::Unknown));
     };
     let is_theirs = job.state == TaskState::Running
@@ -763,7 +758,8 @@ fn running(
 }
 
 fn batch_status(tx: &mut Tx<'_>, bid: &str) -> Result<Value, Refused> {
-    let batch = sql::batch(tx, bid)?.ok_or_else(|| Refused::NoBatch(bid.to_owned()))?;
+    let batch =
+        external::batch_on_record(tx, bid)?.ok_or_else(|| Refused::NoBatch(bid.to_owned()))?;
     let success = batch.finished_at.is_some() && batch.failed == 0;
     let complete = batch.finished_at.or(batch.first_finished_at).is_some();
     Ok(json!({
@@ -790,7 +786,7 @@ fn callback_state(
     let task: NewTask =
         serde_json::from_str(text).map_err(|error| StoreError::Corrupt(error.to_string()))?;
     let found = match &task.external_id {
-        Some(jid) => sql::find(tx, jid)?,
+        Some(jid) => external::find_external(tx, jid)?,
         None => None,
     };
     Ok(match found {

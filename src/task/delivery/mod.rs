@@ -1,0 +1,17 @@
+//! The delivery: which task is next, and who gets it.
+//!
+//! [`Tasks`] is the handle that everyone else holds; behind it one thread ([`relay`]) owns the index of
+//! what waits, with its head in memory ([`index`]) and the rest on disk ([`disk`]). Invariant: nothing
+//! here is the record of anything. What is lost is found again in the rows, and a task is handed to
+//! its worker only by a start that is committed.
+
+mod disk;
+mod handle;
+mod index;
+#[cfg(test)]
+mod model;
+mod relay;
+
+pub use self::handle::{Tasks, continue_ids};
+pub use self::index::QueueStats;
+pub use self::relay::{IsAway, Stats};
