@@ -551,4 +551,19 @@ mod tests {
         assert!(state.seats.is_empty() && state.clients.is_empty());
         assert_eq!(state.leaving, 0);
     }
+
+    #[test]
+    fn an_ipv6_client_is_counted_by_its_network() {
+        let seats = Arc::new(Connections::new(10, 1));
+        let admit = |text: &str| {
+            let address = text.parse().expect("address");
+            Connections::admit(&seats, Some(address)).map(|(place, _)| place)
+        };
+        let first = admit("2001:db8::1");
+        assert!(first.is_ok());
+        assert_eq!(admit("2001:db8::ffff:2").err(), Some(NoSeat::Client));
+        assert!(admit("2001:db8:0:1::1").is_ok());
+        drop(first);
+        assert!(admit("2001:db8::2").is_ok());
+    }
 }

@@ -13,6 +13,7 @@ pub mod docs;
 pub mod edge;
 pub mod files;
 pub mod json;
+pub mod listen;
 pub mod outgoing;
 mod pace;
 pub mod probes;
@@ -21,6 +22,7 @@ pub mod request;
 pub mod serve;
 pub mod shares;
 mod tarpit;
+pub mod tls;
 
 pub use json::{
     Body, Created, CsvBody, NoContent, OptionalBody, Printed, PrintedTagged, Tagged, read_cursor,

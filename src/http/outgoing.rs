@@ -29,7 +29,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use url::{Host, Position, Url};
 
-use super::serve::{TlsError, certificates};
+use super::tls::{TlsError, certificates};
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config::{self, ms};
 

@@ -26,7 +26,8 @@ use super::{Inner, Listener};
 use crate::auth::throttle::Verdict;
 use crate::config::ms;
 use crate::http::connections::{Connections, NoSeat, Seat, Turn};
-use crate::http::serve::{ACCEPT_PAUSE, Tls, is_exhausted};
+use crate::http::listen::{ACCEPT_PAUSE, is_exhausted};
+use crate::http::tls::Tls;
 use crate::monitor::security::Event;
 
 /// The version of the protocol.

@@ -32,7 +32,7 @@ use crate::auth::{self, Recipient, UserId};
 use crate::check;
 use crate::clock::Timestamp;
 use crate::config::{self, Language, MailTls, ms};
-use crate::http::serve::certificates;
+use crate::http::tls::certificates;
 use crate::store::{StoreError, Tx};
 
 /// Mails between two looks at how many there are in `outbox/`.
