@@ -18,8 +18,8 @@ use poem::Response;
 use poem::http::header::HeaderValue;
 use poem::http::{Method, Version};
 
+use super::body::body_length;
 use super::compress;
-use super::edge::body_length;
 use super::problem::Problem;
 use super::shares::{Refused, Resource, Share, Shares};
 

@@ -1,4 +1,5 @@
-//! Request bodies under a size limit and a deadline for each piece, inflated where they were gzipped.
+//! Request bodies under a size limit and a deadline for each piece, inflated where they were gzipped;
+//! and how long the body of a request or of an answer is.
 //!
 //! Invariants: no code sees more bytes than the limit, whatever `Content-Length` claims and whatever a
 //! gzipped body inflates to: it is inflated as it is read, a few kilobytes at a time, and counted before
@@ -19,6 +20,7 @@ use http_body_util::BodyExt;
 use http_body_util::combinators::BoxBody;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
+use poem::Response;
 use poem::http::StatusCode;
 use poem::http::header::{self, HeaderMap, HeaderValue};
 use tokio::io::BufReader;
@@ -124,6 +126,24 @@ pub(super) fn is_gzipped(headers: &HeaderMap) -> Result<bool, Problem> {
         detail,
     )
     .header(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip")))
+}
+
+/// What `Content-Length` says.
+pub(super) fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}
+
+/// The exact length of an answer's body, if it is known.
+pub(super) fn body_length(response: &mut Response) -> Option<u64> {
+    let body: BoxBody<Bytes, io::Error> = response.take_body().into();
+    let length = body.size_hint().exact();
+    response.set_body(poem::Body::from(body));
+    length.or_else(|| declared_length(response.headers()))
 }
 
 /// The content of a gzipped body, inflated as it is read.

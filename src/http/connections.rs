@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use poem::Request;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -138,6 +139,14 @@ impl Drop for Turn {
             self.seat.end();
         }
         self.seat.answered();
+    }
+}
+
+/// Notes that the request came with valid credentials: where connections run short, its own is not
+/// among the first that go.
+pub fn note_known(request: &Request) {
+    if let Some(turn) = request.data::<Arc<Turn>>() {
+        turn.note_known();
     }
 }
 

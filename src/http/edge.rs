@@ -12,11 +12,8 @@ use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
-use http_body_util::combinators::BoxBody;
-use hyper::body::Body as HttpBody;
 use parking_lot::Mutex;
 use poem::error::{MethodNotAllowedError, NotFoundError, ReadBodyError};
 use poem::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -29,7 +26,7 @@ use poem_openapi::error::{
 use tracing::Instrument;
 
 use super::answer::{self, COUNTED_BYTES_MIN, Room};
-use super::body::{self, BodyFault, GuardedBody, HeldBytes, Moved};
+use super::body::{self, BodyFault, GuardedBody, HeldBytes, Moved, body_length, declared_length};
 use super::connections::Turn;
 use super::docs::RouteTable;
 use super::pace::Pace;
@@ -57,9 +54,6 @@ const STRICT: &str = "/api/v1/";
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_RESPONSE_TIME: HeaderName = HeaderName::from_static("x-response-time");
 pub(super) const CORP: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
-
-/// Fields that an answer has when it leaves: room for them is made once.
-pub(super) const HEADERS_USUAL: usize = 12;
 
 const API_POLICY: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
@@ -582,15 +576,6 @@ fn refuse(request: &Request) -> Result<(), Problem> {
     Ok(())
 }
 
-fn declared_length(headers: &HeaderMap) -> Option<u64> {
-    headers
-        .get(header::CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
-}
-
 /// `None` when the time is over. An import's time starts anew with each piece of its body, and with
 /// each batch of its rows.
 async fn limited<T>(
@@ -817,14 +802,6 @@ pub(super) fn matches_etag(wanted: &HeaderValue, tag: &HeaderValue) -> bool {
         rest = quoted[end + 2..].trim_start_matches([' ', '\t', ',']);
     }
     false
-}
-
-/// The exact length of the body, if it is known.
-pub(super) fn body_length(response: &mut Response) -> Option<u64> {
-    let body: BoxBody<Bytes, std::io::Error> = response.take_body().into();
-    let length = body.size_hint().exact();
-    response.set_body(poem::Body::from(body));
-    length.or_else(|| declared_length(response.headers()))
 }
 
 fn drop_body(response: &mut Response) {

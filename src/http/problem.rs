@@ -17,6 +17,7 @@ use poem_openapi::registry::{
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
+use super::HEADERS_USUAL;
 use crate::check::FieldError;
 
 /// Media type of every error answer.
@@ -152,7 +153,7 @@ impl Problem {
         let body = serde_json::to_vec(&Document { parts, request_id }).unwrap_or_default();
         let mut response = Response::builder().status(parts.status).body(body);
         let headers = response.headers_mut();
-        headers.reserve(super::edge::HEADERS_USUAL);
+        headers.reserve(HEADERS_USUAL);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         if let Some(seconds) = parts.retry_after_seconds {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));

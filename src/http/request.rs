@@ -13,7 +13,6 @@ use poem::http::{Method, Uri};
 use poem::{FromRequest, Request, RequestBody};
 use rand::RngCore;
 
-use super::connections::Turn;
 use super::problem::Problem;
 use crate::clock::Timestamp;
 use crate::monitor::statements::{Called, Caller};
@@ -223,14 +222,6 @@ impl<'a> FromRequest<'a> for RequestId {
 impl<'a> FromRequest<'a> for ClientAddr {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
         info(request).map(RequestInfo::client)
-    }
-}
-
-/// Notes that the request came with valid credentials: where connections run short, its own is not
-/// among the first that go.
-pub fn note_known(request: &Request) {
-    if let Some(turn) = request.data::<Arc<Turn>>() {
-        turn.note_known();
     }
 }
 
