@@ -32,7 +32,7 @@ use crate::flash_sale::api::{FlashSaleApi, ReadySales, SeckillApi};
 use crate::flash_sale::gate::Gate;
 use crate::flash_sale::service::Sweeper;
 use crate::flash_sale::tasks::ExpireHolds;
-use crate::http::docs::Spec;
+use crate::http::docs::OpenApiSpec;
 use crate::http::edge::{BodyKind, Edge, EdgeOptions};
 use crate::http::files::{EmbeddedPage, StaticFiles};
 use crate::http::listen::Listeners;
@@ -714,8 +714,8 @@ pub fn openapi() -> anyhow::Result<(String, String)> {
     })
 }
 
-fn document(handles: &Handles) -> anyhow::Result<Spec> {
-    Ok(Spec::new(&service(handles).spec())?)
+fn document(handles: &Handles) -> anyhow::Result<OpenApiSpec> {
+    Ok(OpenApiSpec::new(&service(handles).spec())?)
 }
 
 /// The admin page as `web/build.rs` made it.

@@ -25,10 +25,10 @@ use poem::http::StatusCode;
 use poem::http::header::{self, HeaderMap, HeaderValue};
 use tokio::io::BufReader;
 
-use super::connections::Turn;
-use super::pace::Pace;
+use super::connections::RequestTurn;
+use super::pace::ClientPace;
 use super::problem::Problem;
-use super::shares::{Refused, Share};
+use super::shares::{Share, ShareRefused};
 use crate::check;
 
 /// Why a body could not be read to its end.
@@ -51,7 +51,7 @@ pub enum BodyFault {
     NotGzip,
     /// Too many bytes of bodies are held already.
     #[error("{0}")]
-    Refused(Refused),
+    Refused(ShareRefused),
 }
 
 fn display(wait: &Duration) -> String {
@@ -198,25 +198,25 @@ pub(super) struct GuardedBody {
     inner: BoxBody<Bytes, io::Error>,
     bytes_max: u64,
     seen: u64,
-    pace: Pace,
+    pace: ClientPace,
     /// What the request holds of the bytes that all requests may hold; not for what is read piece by
     /// piece and not kept.
-    share: Option<HeldBytes>,
+    share: Option<HeldBodyBytes>,
     /// Told when the whole body is there.
-    turn: Option<Arc<Turn>>,
+    turn: Option<Arc<RequestTurn>>,
     /// Raised with each piece; lets the request's own time limit see that something moves.
     progress: Option<Moved>,
 }
 
 /// The bytes of a body, held until the request is over.
-pub(super) type HeldBytes = Arc<Mutex<Share>>;
+pub(super) type HeldBodyBytes = Arc<Mutex<Share>>;
 
 impl GuardedBody {
     pub(super) fn new(
         inner: BoxBody<Bytes, io::Error>,
         bytes_max: u64,
-        pace: Pace,
-        share: Option<HeldBytes>,
+        pace: ClientPace,
+        share: Option<HeldBodyBytes>,
         progress: Option<Moved>,
     ) -> Self {
         Self {
@@ -231,7 +231,7 @@ impl GuardedBody {
     }
 
     /// Tells the connection's seat when the body was received whole.
-    pub(super) fn telling(mut self, turn: Option<Arc<Turn>>) -> Self {
+    pub(super) fn telling(mut self, turn: Option<Arc<RequestTurn>>) -> Self {
         self.turn = turn;
         self
     }
@@ -297,8 +297,8 @@ mod tests {
     use flate2::write::GzEncoder;
     use std::io::Write;
 
-    fn pace(wait: Duration) -> Pace {
-        Pace::new(wait, 1)
+    fn pace(wait: Duration) -> ClientPace {
+        ClientPace::new(wait, 1)
     }
 
     fn gzip(text: &[u8]) -> Vec<u8> {

@@ -380,7 +380,7 @@ impl<T: Type> ApiResponse for Accepted<T> {
     }
 }
 
-/// 202 without `Location`: it goes on elsewhere, and who asked is not told how.
+/// 202 without `Location`: the work goes on elsewhere, and the caller is not told how it ends.
 #[derive(Debug)]
 pub struct Noted<T>(pub T);
 

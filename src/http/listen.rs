@@ -117,7 +117,7 @@ impl Listeners {
         self.tls.as_ref()
     }
 
-    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+    pub(super) async fn accept(&self) -> io::Result<AcceptedSocket> {
         let unix = async {
             match &self.unix {
                 Some(socket) => socket.listener.accept().await,
@@ -125,13 +125,13 @@ impl Listeners {
             }
         };
         tokio::select! {
-            accepted = self.tcp.accept() => accepted.map(|(stream, peer)| Accepted::Tcp(stream, peer)),
-            accepted = unix => accepted.map(|(stream, _)| Accepted::Unix(stream)),
+            accepted = self.tcp.accept() => accepted.map(|(stream, peer)| AcceptedSocket::Tcp(stream, peer)),
+            accepted = unix => accepted.map(|(stream, _)| AcceptedSocket::Unix(stream)),
         }
     }
 }
 
-pub(super) enum Accepted {
+pub(super) enum AcceptedSocket {
     Tcp(TcpStream, SocketAddr),
     Unix(UnixStream),
 }
@@ -152,7 +152,7 @@ pub fn bind_tcp(
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     if send_buffer_bytes > 0 {
-        // Whoever is accepted inherits it; Linux doubles it for its own records.
+        // Each accepted socket inherits it; Linux doubles it for its own records.
         socket.set_send_buffer_size(send_buffer_bytes)?;
     }
     socket.bind(&address.into())?;
@@ -176,7 +176,7 @@ impl UnixSocket {
                     "there is a file of another kind at this path",
                 ));
             }
-            // Only a socket that nobody answers on is left over from a run that crashed.
+            // Only a socket on which no process answers is left over from a run that crashed.
             match std::os::unix::net::UnixStream::connect(path) {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     std::fs::remove_file(path)?

@@ -25,10 +25,10 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// A failure with its status, stable code and text; what [`crate::http::edge`] turns into an answer.
 #[derive(Debug)]
-pub struct Problem(Box<Parts>);
+pub struct Problem(Box<ProblemParts>);
 
 #[derive(Debug)]
-struct Parts {
+struct ProblemParts {
     status: StatusCode,
     code: &'static str,
     detail: String,
@@ -41,7 +41,7 @@ struct Parts {
 impl Problem {
     /// A failure that the caller may read about: `detail` goes out as it is.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self(Box::new(Parts {
+        Self(Box::new(ProblemParts {
             status,
             code,
             detail: detail.into(),
@@ -167,7 +167,7 @@ impl Problem {
 
 /// Order and names of the members are part of the contract.
 struct Document<'a> {
-    parts: &'a Parts,
+    parts: &'a ProblemParts,
     request_id: &'a str,
 }
 

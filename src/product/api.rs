@@ -26,7 +26,7 @@ use crate::check::FieldError;
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::http::json::etag_of;
-use crate::http::shares::{Refused, Resource, Shares};
+use crate::http::shares::{Resource, ShareRefused, Shares};
 use crate::http::{
     Body, ClientAddr, Created, CsvBody, Failure, NoContent, Printed, PrintedTagged, Problem, fails,
 };
@@ -449,7 +449,7 @@ impl Showcase {
                 None => return Err(error.into()),
             }
         }
-        Err(Refused::Everyone.into())
+        Err(ShareRefused::Everyone.into())
     }
 
     /// Brings a page of a list; tells by `is_refused` that the client has too much under way.
@@ -516,7 +516,7 @@ enum ListError {
     Store(#[from] StoreError),
     /// Too much is under way.
     #[error(transparent)]
-    Busy(#[from] Refused),
+    Busy(#[from] ShareRefused),
 }
 
 /// Names a page among all pages of all lists.

@@ -16,14 +16,14 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use super::exchange::Caller;
+use super::exchange::ConnectionInfo;
 use super::guard::GuardedIo;
 use super::http1::speak_http1;
 use super::http2::speak_http2;
-use super::{Shared, Stage};
+use super::{ServeStage, Shared};
 use crate::config::ms;
 use crate::http::connections::Seat;
-use crate::http::pace::Pace;
+use crate::http::pace::ClientPace;
 use crate::http::tls::Tls;
 
 /// A socket that can tell when there is something to read, without taking it.
@@ -74,13 +74,13 @@ pub(super) async fn connection<E: Endpoint + 'static>(
             Err(_) => return refused("first_byte"),
         },
         // A connection that has not said anything is no work in flight.
-        _draining = stage.wait_for(|stage| *stage != Stage::Run) => return,
+        _draining = stage.wait_for(|stage| *stage != ServeStage::Run) => return,
     }
 
     let linger = Arc::new(AtomicBool::new(false));
-    let pace = Pace::new(ms(settings.write_timeout_ms), settings.bytes_per_second_min);
+    let pace = ClientPace::new(ms(settings.write_timeout_ms), settings.bytes_per_second_min);
     let io = GuardedIo::new(stream, pace, Arc::clone(&linger));
-    let caller = Caller {
+    let info = ConnectionInfo {
         local,
         remote,
         scheme: if tls.is_some() {
@@ -93,8 +93,8 @@ pub(super) async fn connection<E: Endpoint + 'static>(
     };
     // What a connection may become is in a box, or each would be as large as the largest.
     match tls {
-        Some(tls) => Box::pin(secure(shared, io, tls, caller)).await,
-        None => speak_http1(shared, io, caller).await,
+        Some(tls) => Box::pin(secure(shared, io, tls, info)).await,
+        None => speak_http1(shared, io, info).await,
     }
 }
 
@@ -103,7 +103,7 @@ async fn secure<E: Endpoint + 'static>(
     shared: &Arc<Shared<E>>,
     io: GuardedIo<impl FirstByte>,
     tls: &Tls,
-    caller: Caller,
+    info: ConnectionInfo,
 ) {
     let limit = ms(shared.settings.tls_handshake_timeout_ms);
     let Ok(Ok(stream)) = timeout(limit, tls.accept(io)).await else {
@@ -111,8 +111,8 @@ async fn secure<E: Endpoint + 'static>(
         return refused.with_label_values(&["tls"]).inc();
     };
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        Box::pin(speak_http2(shared, stream, caller)).await;
+        Box::pin(speak_http2(shared, stream, info)).await;
     } else {
-        Box::pin(speak_http1(shared, stream, caller)).await;
+        Box::pin(speak_http1(shared, stream, info)).await;
     }
 }

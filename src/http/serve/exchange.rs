@@ -14,11 +14,11 @@ use poem::web::{LocalAddr, RemoteAddr};
 use poem::{Addr, Endpoint, Response};
 use tokio::time::sleep;
 
-use crate::http::connections::{Seat, Turn};
+use crate::http::connections::{RequestTurn, Seat};
 use crate::http::tarpit::HeldBack;
 
-/// Who is at the other end of a connection.
-pub(super) struct Caller {
+/// What all requests of a connection have in common.
+pub(super) struct ConnectionInfo {
     pub(super) local: Addr,
     pub(super) remote: Addr,
     pub(super) scheme: Scheme,
@@ -27,10 +27,13 @@ pub(super) struct Caller {
     pub(super) seat: Arc<Seat>,
 }
 
-impl Caller {
+impl ConnectionInfo {
     /// Tells the connection's seat of a request; to be kept until it is answered.
-    pub(super) fn turn(&self, request: &mut hyper::Request<Incoming>) -> Either<Turn, Arc<Turn>> {
-        let turn = Turn::new(&self.seat);
+    pub(super) fn turn(
+        &self,
+        request: &mut hyper::Request<Incoming>,
+    ) -> Either<RequestTurn, Arc<RequestTurn>> {
+        let turn = RequestTurn::new(&self.seat);
         let headers = request.headers();
         if request.body().is_end_stream() {
             turn.received();
@@ -39,19 +42,19 @@ impl Caller {
                 return Either::Left(turn);
             }
         }
-        // Whoever reads the body, or looks at the credentials, has news for the seat.
+        // The code that reads the body, or checks the credentials, has news for the seat.
         let turn = Arc::new(turn);
         request.extensions_mut().insert(Arc::clone(&turn));
         Either::Right(turn)
     }
 }
 
-pub(super) fn to_poem(request: hyper::Request<Incoming>, caller: &Caller) -> poem::Request {
+pub(super) fn to_poem(request: hyper::Request<Incoming>, info: &ConnectionInfo) -> poem::Request {
     poem::Request::from((
         request,
-        LocalAddr(caller.local.clone()),
-        RemoteAddr(caller.remote.clone()),
-        caller.scheme.clone(),
+        LocalAddr(info.local.clone()),
+        RemoteAddr(info.remote.clone()),
+        info.scheme.clone(),
     ))
 }
 

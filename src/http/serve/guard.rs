@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use crate::http::pace::Pace;
+use crate::http::pace::ClientPace;
 
 /// After an early refusal the rest of a body is read and thrown away for this long, at most this
 /// much: closing at once would reset the connection and the client might never see the answer.
@@ -23,13 +23,13 @@ const LINGER_BYTES_MAX: usize = 1 << 20;
 /// A socket that gives up on a client that does not read, or hardly, and that closes politely.
 pub(super) struct GuardedIo<S> {
     inner: S,
-    pace: Pace,
+    pace: ClientPace,
     linger: Arc<AtomicBool>,
     closing: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<S> GuardedIo<S> {
-    pub(super) fn new(inner: S, pace: Pace, linger: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(inner: S, pace: ClientPace, linger: Arc<AtomicBool>) -> Self {
         Self {
             inner,
             pace,

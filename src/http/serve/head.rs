@@ -24,14 +24,14 @@ const REFUSAL_BYTES_MAX: usize = 512;
 /// still tell that both were sent. And to a head that it can't take it answers by itself, with a bare
 /// status: that answer is kept here instead of being sent.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(super) struct RecordedHead {
     bytes: Vec<u8>,
     bytes_max: usize,
     in_body: bool,
     refusal: Vec<u8>,
 }
 
-impl Head {
+impl RecordedHead {
     pub(super) fn new(bytes_max: usize) -> Self {
         Self {
             bytes: Vec::new(),
@@ -116,19 +116,19 @@ fn has_content_length(bytes: &[u8]) -> bool {
     find(&bytes[start..end], b"\ncontent-length").is_some()
 }
 
-/// Lets [`Head`] see what is read, and what hyper writes by itself.
-pub(super) struct Recorded<S> {
+/// Lets [`RecordedHead`] see what is read, and what hyper writes by itself.
+pub(super) struct RecordedIo<S> {
     pub(super) inner: S,
-    pub(super) head: Arc<Mutex<Head>>,
+    pub(super) head: Arc<Mutex<RecordedHead>>,
 }
 
-impl<S> Recorded<S> {
+impl<S> RecordedIo<S> {
     fn keeps(&self, bytes: &[u8]) -> bool {
         bytes.starts_with(REFUSAL) && self.head.lock().keeps(bytes)
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Recorded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for RecordedIo<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -143,7 +143,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Recorded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Recorded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for RecordedIo<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -21,32 +21,34 @@ use poem::http::{Method, StatusCode};
 use poem::web::{LocalAddr, RemoteAddr};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::exchange::{Caller, answer, hold_back, to_poem};
-use super::head::{Head, Recorded};
-use super::{Shared, Stage};
+use super::exchange::{ConnectionInfo, answer, hold_back, to_poem};
+use super::head::{RecordedHead, RecordedIo};
+use super::{ServeStage, Shared};
 use crate::http::edge::{AmbiguousLength, RefusedHead};
 
-pub(super) async fn speak_http1<E, S>(shared: &Arc<Shared<E>>, stream: S, caller: Caller)
+pub(super) async fn speak_http1<E, S>(shared: &Arc<Shared<E>>, stream: S, info: ConnectionInfo)
 where
     E: Endpoint + 'static,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let head = Arc::new(Mutex::new(Head::new(shared.settings.header_bytes_max)));
-    let io = TokioIo::new(Recorded {
+    let head = Arc::new(Mutex::new(RecordedHead::new(
+        shared.settings.header_bytes_max,
+    )));
+    let io = TokioIo::new(RecordedIo {
         inner: stream,
         head: Arc::clone(&head),
     });
     let service = service_fn(|mut request: hyper::Request<Incoming>| {
         let shared = Arc::clone(shared);
         let head = Arc::clone(&head);
-        let caller = &caller;
+        let info = &info;
         let has_length = head.lock().begin_body(request.headers());
-        let turn = caller.turn(&mut request);
+        let turn = info.turn(&mut request);
         // hyper moves the future into its place, which for one of this size costs more than a box.
         Box::pin(async move {
             let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
             let has_body = !request.body().is_end_stream();
-            let mut request = to_poem(request, caller);
+            let mut request = to_poem(request, info);
             if chunked && has_length {
                 request.extensions_mut().insert(AmbiguousLength);
             }
@@ -64,7 +66,7 @@ where
             let is_held_back = hold_back(&response).await;
             // A client that is refused again and again may miss the answer: reading its body would cost more.
             if has_body && response.status().is_client_error() && !is_held_back {
-                caller.linger.store(true, Ordering::Release);
+                info.linger.store(true, Ordering::Release);
             }
             Ok::<_, Infallible>(response)
         })
@@ -80,22 +82,22 @@ where
                 // Other errors are the client's, too: it left, or does not read.
                 Ok(()) | Err(_) => return,
             },
-            seen = stage.wait_for(|stage| *stage == Stage::Cut || (!draining && *stage == Stage::Drain)) => {
+            seen = stage.wait_for(|stage| *stage == ServeStage::Cut || (!draining && *stage == ServeStage::Drain)) => {
                 match seen.map(|stage| *stage) {
-                    Ok(Stage::Drain) => {
+                    Ok(ServeStage::Drain) => {
                         draining = true;
                         std::pin::Pin::new(&mut connection).graceful_shutdown();
                     }
-                    Ok(Stage::Cut | Stage::Run) | Err(_) => return,
+                    Ok(ServeStage::Cut | ServeStage::Run) | Err(_) => return,
                 }
             }
         }
     }
-    caller.linger.store(true, Ordering::Release);
+    info.linger.store(true, Ordering::Release);
     let mut stream = connection.into_parts().io.into_inner().inner;
     let refused = head.lock().refused();
     if let Some((status, method, date)) = refused {
-        let told = Box::pin(tell(shared, &caller, status, method, &date)).await;
+        let told = Box::pin(tell(shared, &info, status, method, &date)).await;
         // It may have gone; the answer was counted and logged all the same.
         let _unheard = stream.write_all(&told).await;
     }
@@ -106,7 +108,7 @@ where
 /// The answer to a head that hyper would not take, through the application as any other, as bytes.
 async fn tell<E: Endpoint>(
     shared: &Shared<E>,
-    caller: &Caller,
+    info: &ConnectionInfo,
     status: StatusCode,
     method: Method,
     date: &str,
@@ -116,9 +118,9 @@ async fn tell<E: Endpoint>(
     parts.extensions.insert(RefusedHead(status));
     let parts = poem::RequestParts::from((
         parts,
-        LocalAddr(caller.local.clone()),
-        RemoteAddr(caller.remote.clone()),
-        caller.scheme.clone(),
+        LocalAddr(info.local.clone()),
+        RemoteAddr(info.remote.clone()),
+        info.scheme.clone(),
     ));
     let request = poem::Request::from_parts(parts, poem::Body::empty());
     let (parts, body) = answer(&shared.app, request).await.into_parts();

@@ -21,27 +21,27 @@ use poem::http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::sleep;
 
-use super::exchange::{Caller, answer, hold_back, to_poem};
-use super::{Shared, Stage};
+use super::exchange::{ConnectionInfo, answer, hold_back, to_poem};
+use super::{ServeStage, Shared};
 use crate::config::{self, ms};
 use crate::http::edge::RefusedHead;
 
-pub(super) async fn speak_http2<E, S>(shared: &Arc<Shared<E>>, stream: S, caller: Caller)
+pub(super) async fn speak_http2<E, S>(shared: &Arc<Shared<E>>, stream: S, info: ConnectionInfo)
 where
     E: Endpoint + 'static,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let activity = Arc::new(Activity::default());
-    let caller = Arc::new(caller);
+    let activity = Arc::new(StreamActivity::default());
+    let info = Arc::new(info);
     let service = service_fn(|mut request: hyper::Request<Incoming>| {
         let shared = Arc::clone(shared);
-        let caller = Arc::clone(&caller);
+        let info = Arc::clone(&info);
         let activity = Arc::clone(&activity);
-        let turn = caller.turn(&mut request);
+        let turn = info.turn(&mut request);
         async move {
-            let running = Running::new(&activity);
+            let running = RunningStream::new(&activity);
             let refused = refused_head(&request, &shared.settings);
-            let mut request = to_poem(request, &caller);
+            let mut request = to_poem(request, &info);
             if let Some(refused) = refused {
                 request.extensions_mut().insert(refused);
             }
@@ -49,7 +49,7 @@ where
             drop((running, turn));
             let response: hyper::Response<BoxBody<Bytes, io::Error>> = response.into();
             hold_back(&response).await;
-            Ok::<_, Infallible>(response.map(|inner| Watched { inner, activity }))
+            Ok::<_, Infallible>(response.map(|inner| WatchedBody { inner, activity }))
         }
     });
     let mut connection = pin!(shared.http2.serve_connection(TokioIo::new(stream), service));
@@ -63,13 +63,13 @@ where
         let seen = activity.progress.load(Ordering::Relaxed);
         tokio::select! {
             _ended = connection.as_mut() => return,
-            stage = stage.wait_for(|stage| *stage == Stage::Cut || (!draining && *stage == Stage::Drain)) => {
+            stage = stage.wait_for(|stage| *stage == ServeStage::Cut || (!draining && *stage == ServeStage::Drain)) => {
                 match stage.map(|stage| *stage) {
-                    Ok(Stage::Drain) => {
+                    Ok(ServeStage::Drain) => {
                         draining = true;
                         connection.as_mut().graceful_shutdown();
                     }
-                    Ok(Stage::Cut | Stage::Run) | Err(_) => return,
+                    Ok(ServeStage::Cut | ServeStage::Run) | Err(_) => return,
                 }
             }
             // hyper has no idle limit for HTTP/2: nothing asked, nothing running and nothing sent
@@ -112,22 +112,22 @@ fn refused_head(
 
 /// What moves on an HTTP/2 connection.
 #[derive(Debug, Default)]
-struct Activity {
+struct StreamActivity {
     running: AtomicUsize,
     progress: AtomicU64,
 }
 
-struct Running<'a>(&'a Activity);
+struct RunningStream<'a>(&'a StreamActivity);
 
-impl<'a> Running<'a> {
-    fn new(activity: &'a Activity) -> Self {
+impl<'a> RunningStream<'a> {
+    fn new(activity: &'a StreamActivity) -> Self {
         activity.running.fetch_add(1, Ordering::Relaxed);
         activity.progress.fetch_add(1, Ordering::Relaxed);
         Self(activity)
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningStream<'_> {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::Relaxed);
         self.0.progress.fetch_add(1, Ordering::Relaxed);
@@ -135,12 +135,12 @@ impl Drop for Running<'_> {
 }
 
 /// A body that shows that it moves.
-struct Watched {
+struct WatchedBody {
     inner: BoxBody<Bytes, io::Error>,
-    activity: Arc<Activity>,
+    activity: Arc<StreamActivity>,
 }
 
-impl HttpBody for Watched {
+impl HttpBody for WatchedBody {
     type Data = Bytes;
     type Error = io::Error;
 

@@ -1,4 +1,4 @@
-//! The accept loop: who gets a seat, how serving ends.
+//! The accept loop: which connections get a seat, how serving ends.
 //!
 //! poem's own server gives hyper no timer and spins when descriptors run out, so connections are
 //! accepted here and poem's endpoints are called from hyper's service. `connection.rs` has a connection
@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::connections::{Connections, NoSeat};
-use super::listen::{ACCEPT_PAUSE, Accepted, Listeners, is_exhausted};
+use super::listen::{ACCEPT_PAUSE, AcceptedSocket, Listeners, is_exhausted};
 use super::problem::PROBLEM_JSON;
 use super::request::RequestId;
 use super::shares::NowAndThen;
@@ -40,8 +40,8 @@ use crate::monitor::Metrics;
 use connection::connection;
 use limits::{connections_max, http1_builder, http2_builder};
 
-/// Connections that are accepted before requests that are there have their turn: a crowd that only comes
-/// and goes must not keep those waiting who are in.
+/// Connections that are accepted before the requests of open ones have their turn: a crowd that only comes
+/// and goes must not keep open connections waiting.
 const ACCEPTED_AT_ONCE: u32 = 16;
 
 /// How serving ended.
@@ -52,7 +52,7 @@ pub struct Drained {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum ServeStage {
     Run,
     /// Finish what is in flight.
     Drain,
@@ -70,7 +70,7 @@ struct Shared<E> {
     tls: Option<Tls>,
     http1: conn::http1::Builder,
     http2: conn::http2::Builder<TokioExecutor>,
-    stage: watch::Receiver<Stage>,
+    stage: watch::Receiver<ServeStage>,
     open: AtomicUsize,
 }
 
@@ -85,7 +85,7 @@ pub async fn serve<E>(
 where
     E: Endpoint + 'static,
 {
-    let (stage, stage_seen) = watch::channel(Stage::Run);
+    let (stage, stage_seen) = watch::channel(ServeStage::Run);
     let shared = Arc::new(Shared {
         app,
         http1: http1_builder(&settings),
@@ -127,7 +127,7 @@ where
     };
     tokio::select! {
         () = accepting => {}
-        // An error means that whoever could tell us to stop is gone; stop, too.
+        // An error means that the sender is gone, so that nothing else can tell us to stop; stop, too.
         _stop = shutdown.wait_for(|stop| *stop) => {}
     }
 
@@ -136,13 +136,13 @@ where
     if let Some(reload) = reload {
         reload.abort();
     }
-    stage.send_replace(Stage::Drain);
+    stage.send_replace(ServeStage::Drain);
     let grace = ms(shared.settings.shutdown_grace_ms);
     let cut_off = match timeout(grace, all_gone.recv()).await {
         Ok(_none) => 0,
         Err(_late) => {
             let cut_off = shared.open.load(Ordering::Acquire);
-            stage.send_replace(Stage::Cut);
+            stage.send_replace(ServeStage::Cut);
             all_gone.recv().await;
             cut_off
         }
@@ -153,18 +153,18 @@ where
 /// Starts a connection's task, if there is a seat for it.
 fn admit<E: Endpoint + 'static>(
     shared: &Arc<Shared<E>>,
-    accepted: Accepted,
+    accepted: AcceptedSocket,
     alive: mpsc::Sender<Infallible>,
 ) {
     let address = match &accepted {
-        Accepted::Tcp(_, peer) => Some(peer.ip().to_canonical()),
-        Accepted::Unix(_) => None,
+        AcceptedSocket::Tcp(_, peer) => Some(peer.ip().to_canonical()),
+        AcceptedSocket::Unix(_) => None,
     };
     let trusted = &shared.settings.trusted_proxies;
     let client = address.filter(|ip| !trusted.iter().any(|range| range.contains(ip)));
     let refused = &shared.metrics.http_connections_refused_total;
-    let place = match Connections::admit(&shared.connections, client) {
-        Ok((place, freed)) => {
+    let slot = match Connections::admit(&shared.connections, client) {
+        Ok((slot, freed)) => {
             if freed > 0 {
                 let evicted = refused.with_label_values(&["evicted"]);
                 evicted.inc_by(freed as u64);
@@ -176,7 +176,7 @@ fn admit<E: Endpoint + 'static>(
                     );
                 }
             }
-            place
+            slot
         }
         Err(why) => {
             let (reason, said) = match why {
@@ -184,22 +184,22 @@ fn admit<E: Endpoint + 'static>(
                 NoSeat::Everyone => ("full", "Too many connections."),
             };
             refused.with_label_values(&[reason]).inc();
-            if let (Accepted::Tcp(stream, _), None) = (&accepted, &shared.tls) {
-                // Best effort: whoever is over the limit has no claim to more.
+            if let (AcceptedSocket::Tcp(stream, _), None) = (&accepted, &shared.tls) {
+                // Best effort: a connection without a seat is not waited for.
                 let _unsent = stream.try_write(too_many_connections(said).as_bytes());
             }
             return;
         }
     };
-    let seat = Arc::clone(&place.seat);
+    let seat = Arc::clone(&slot.seat);
     let of_task = Arc::clone(shared);
     let task = tokio::spawn(async move {
         let shared = of_task;
-        let seat = Arc::clone(&place.seat);
-        let _held = (alive, place);
-        let _open = Open::new(&shared);
+        let seat = Arc::clone(&slot.seat);
+        let _held = (alive, slot);
+        let _open = OpenConnection::new(&shared);
         match accepted {
-            Accepted::Tcp(stream, peer) => {
+            AcceptedSocket::Tcp(stream, peer) => {
                 // Small answers must not wait for more to say; failing to say so only costs time.
                 let _slower = stream.set_nodelay(true);
                 let ends = (
@@ -208,7 +208,7 @@ fn admit<E: Endpoint + 'static>(
                 );
                 connection(&shared, stream, ends, shared.tls.as_ref(), seat).await;
             }
-            Accepted::Unix(stream) => {
+            AcceptedSocket::Unix(stream) => {
                 let here = || Addr::custom("unix", "");
                 connection(&shared, stream, (here(), here()), None, seat).await;
             }
@@ -234,9 +234,9 @@ fn too_many_connections(said: &str) -> String {
 }
 
 /// Counts a connection as open until it is dropped.
-struct Open<'a, E>(&'a Shared<E>);
+struct OpenConnection<'a, E>(&'a Shared<E>);
 
-impl<'a, E> Open<'a, E> {
+impl<'a, E> OpenConnection<'a, E> {
     fn new(shared: &'a Shared<E>) -> Self {
         shared.open.fetch_add(1, Ordering::AcqRel);
         shared.metrics.http_connections_open.inc();
@@ -244,7 +244,7 @@ impl<'a, E> Open<'a, E> {
     }
 }
 
-impl<E> Drop for Open<'_, E> {
+impl<E> Drop for OpenConnection<'_, E> {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::AcqRel);
         self.0.metrics.http_connections_open.dec();

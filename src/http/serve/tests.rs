@@ -312,7 +312,7 @@ async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
     rest(&mut idle).await; // an idle connection is closed at once
     assert!(
         TcpStream::connect(server.address).await.is_err(),
-        "nobody listens any more"
+        "no socket listens any more"
     );
     server.go.notify_one();
     let answer = rest(&mut busy).await;
