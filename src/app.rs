@@ -37,12 +37,14 @@ use crate::flash_sale::gate::Gate;
 use crate::flash_sale::ready::ReadySales;
 use crate::flash_sale::service::Sweeper;
 use crate::flash_sale::tasks::ExpireHolds;
-use crate::http::docs::Spec;
+use crate::http::docs::OpenApiSpec;
 use crate::http::edge::{BodyKind, Edge, EdgeOptions};
 use crate::http::files::{EmbeddedPage, StaticFiles};
+use crate::http::listen::Listeners;
 use crate::http::outgoing::Outgoing;
-use crate::http::serve::{Listeners, Tls, serve};
+use crate::http::serve::serve;
 use crate::http::shares::Shares;
+use crate::http::tls::Tls;
 use crate::http::{docs, probes};
 use crate::mail::{Mailer, SendConfirmationEmail, SendWelcomeEmail};
 use crate::monitor::api::SystemApi;
@@ -731,8 +733,8 @@ pub fn openapi() -> anyhow::Result<(String, String)> {
     })
 }
 
-fn document(handles: &Handles) -> anyhow::Result<Spec> {
-    Ok(Spec::new(&service(handles).spec())?)
+fn document(handles: &Handles) -> anyhow::Result<OpenApiSpec> {
+    Ok(OpenApiSpec::new(&service(handles).spec())?)
 }
 
 /// The admin page as `web/build.rs` made it.

@@ -1,7 +1,7 @@
 //! The tree keeps its shape: imports point down, each framework has one home, and every file says
 //! what it owns.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -420,4 +420,338 @@ fn every_file_opens_with_what_it_owns() {
             path.display()
         );
     }
+}
+
+/// Circles of imports that stand today, by folder of `src`. The list may only get shorter: what is no
+/// circle any more is taken off, and no circle is added.
+const CIRCLES: &[(&str, &[&str])] = &[
+    ("auth", &["idempotency", "place", "sql"]),
+    ("monitor", &["caching", "metrics"]),
+    ("order", &["letters", "tasks"]),
+    ("product", &["sql", "stock"]),
+    ("schedule", &["fire", "sql"]),
+    ("store", &["checkpoint", "condition", "sqlite", "sums"]),
+    ("store", &["tx", "writer"]),
+    (
+        "task",
+        &[
+            "enqueue", "handler", "index", "life", "relay", "sql", "steer", "tasks",
+        ],
+    ),
+    ("task/faktory", &["commands", "serve"]),
+];
+
+/// A room's `mod.rs` is the room itself: its files use its types, and it uses its files. Between the
+/// files, and the folders that stand beside them, an import leads one way only: then each can be read
+/// after those that it needs.
+#[test]
+fn files_of_a_room_do_not_import_each_other_in_a_circle() {
+    let found = circles(&sources_by_module());
+    let added: Vec<String> = found
+        .iter()
+        .filter(|circle| {
+            let is_known = |(folder, files): &(&str, &[&str])| {
+                circle.folder == *folder && circle.files.iter().all(|file| files.contains(&&**file))
+            };
+            !CIRCLES.iter().any(is_known)
+        })
+        .map(Circle::told)
+        .collect();
+    assert!(
+        added.is_empty(),
+        "files of one room import each other in a circle; move what both need to the file that owns \
+         the idea, or to mod.rs:\n{}",
+        added.join("\n")
+    );
+    let gone: Vec<_> = CIRCLES
+        .iter()
+        .filter(|(folder, files)| {
+            let stands = |circle: &Circle| circle.folder == *folder && circle.files == *files;
+            !found.iter().any(stands)
+        })
+        .collect();
+    assert!(
+        gone.is_empty(),
+        "these circles are smaller now, or gone; write down in CIRCLES what is left of them: {gone:?}"
+    );
+}
+
+#[test]
+fn a_circle_is_seen_through_groups_inline_paths_and_re_exports() {
+    let of = |files: &[(&str, &str)]| {
+        let files: Vec<Module> = files
+            .iter()
+            .map(|(path, text)| Module::new(Path::new(path), text))
+            .collect();
+        let found = circles(&files);
+        let found = found
+            .into_iter()
+            .map(|circle| (circle.folder, circle.files));
+        found.collect::<Vec<_>>()
+    };
+    let room = |text: &'static str| ("room/mod.rs", text);
+    let circle = |files: &[&str]| {
+        let files: Vec<String> = files.iter().map(|file| (*file).to_owned()).collect();
+        vec![("room".to_owned(), files)]
+    };
+    assert_eq!(
+        of(&[
+            room("pub use a::Thing;"),
+            (
+                "room/a.rs",
+                "use crate::{clock::Clock, room::{b::{self, B}, Other}};"
+            ),
+            ("room/b.rs", "fn f() { super::c::g(); }"),
+            ("room/c.rs", "use super::Thing;"),
+            ("room/d.rs", "use super::{a, b, c};"),
+        ]),
+        circle(&["a", "b", "c"])
+    );
+    assert_eq!(
+        of(&[
+            room("pub struct Thing;"),
+            ("room/a/mod.rs", "use super::b::B;\nuse part::Part;"),
+            ("room/a/part.rs", "use super::Own;\nuse crate::room::c::C;"),
+            ("room/b.rs", "use super::Thing;"),
+            ("room/c.rs", "use super::a::Part;"),
+        ]),
+        circle(&["a", "c"])
+    );
+    let straight = [
+        room("mod a;\nuse a::A;\npub struct Thing;"),
+        (
+            "room/a.rs",
+            "use super::{Thing, b::B};\n// use super::c::C;",
+        ),
+        (
+            "room/b.rs",
+            "use super::c::C;\n#[cfg(test)]\nmod tests {\n    use super::super::a::A;\n}\n",
+        ),
+        ("room/c.rs", "use crate::other::a::A;"),
+        ("other/a.rs", "use crate::room::c::C;"),
+    ];
+    assert!(of(&straight).is_empty());
+}
+
+/// A file of `src` with the paths of its module and of what it imports from the crate.
+struct Module {
+    path: Vec<String>,
+    /// From the root of the crate.
+    imports: Vec<Vec<String>>,
+    /// In a `mod.rs`: names that it took from its own files, and the file of each.
+    taken: Vec<(String, String)>,
+}
+
+impl Module {
+    /// `file` is relative to `src`.
+    fn new(file: &Path, text: &str) -> Self {
+        let mut path: Vec<String> = file
+            .with_extension("")
+            .iter()
+            .map(|part| part.to_string_lossy().into_owned())
+            .collect();
+        if path.last().is_some_and(|last| last == "mod") {
+            path.pop();
+        }
+        let text: String = code(text).map(|line| format!("{line}\n")).collect();
+        let mut imports = Vec::new();
+        let mut taken = Vec::new();
+        for start in ["crate::", "super::"] {
+            for (at, _) in text.match_indices(start) {
+                let is_inside =
+                    text[..at].ends_with(|c: char| c.is_alphanumeric() || "_:$".contains(c));
+                if is_inside {
+                    continue;
+                }
+                for names in import_tree(&mut &text[at..]) {
+                    let ups = names.iter().take_while(|name| *name == "super").count();
+                    let (base, skipped) = match names[0] == "crate" {
+                        true => (&path[..0], 1),
+                        false => (&path[..path.len().saturating_sub(ups)], ups),
+                    };
+                    imports.push([base, &names[skipped..]].concat());
+                }
+            }
+        }
+        for (at, word) in text.match_indices("use ") {
+            let before = text[..at].rsplit('\n').next().unwrap_or_default().trim();
+            if !(before.is_empty() || before.starts_with("pub")) {
+                continue;
+            }
+            for names in import_tree(&mut &text[at + word.len()..]) {
+                if let [file, .., name] = names.as_slice() {
+                    taken.push((name.clone(), file.clone()));
+                }
+            }
+        }
+        Self {
+            path,
+            imports,
+            taken,
+        }
+    }
+}
+
+/// The paths of `a::b::{c, d::e}`, without what follows it in `rest`.
+fn import_tree(rest: &mut &str) -> Vec<Vec<String>> {
+    *rest = rest.trim_start();
+    if let Some(inner) = rest.strip_prefix('{') {
+        *rest = inner;
+        let mut paths = Vec::new();
+        loop {
+            *rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ',');
+            let before = rest.len();
+            if rest.is_empty() {
+                return paths;
+            }
+            if let Some(after) = rest.strip_prefix('}') {
+                *rest = after;
+                return paths;
+            }
+            paths.extend(import_tree(rest));
+            assert!(
+                rest.len() < before,
+                "an import that can't be read: {rest:.80}"
+            );
+        }
+    }
+    let end = rest
+        .find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '*'))
+        .unwrap_or(rest.len());
+    let name = rest[..end].to_owned();
+    *rest = &rest[end..];
+    if let Some(alias) = rest.strip_prefix(" as ") {
+        let end = alias.find(|c: char| !(c.is_alphanumeric() || c == '_'));
+        *rest = &alias[end.unwrap_or(alias.len())..];
+    }
+    match rest.strip_prefix("::") {
+        Some(after) => {
+            *rest = after;
+            let mut paths = import_tree(rest);
+            for path in &mut paths {
+                path.insert(0, name.clone());
+            }
+            paths
+        }
+        None if name.is_empty() => vec![Vec::new()],
+        None => vec![vec![name]],
+    }
+}
+
+fn sources_by_module() -> Vec<Module> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    sources()
+        .iter()
+        .map(|(path, text)| Module::new(path.strip_prefix(&src).expect("in src"), text))
+        .collect()
+}
+
+/// Files of one folder, each of which leads to each other by imports.
+struct Circle {
+    folder: String,
+    files: Vec<String>,
+    imports: Vec<String>,
+}
+
+impl Circle {
+    fn told(&self) -> String {
+        let files = self.files.join(", ");
+        format!("{}: {files}\n  {}", self.folder, self.imports.join("\n  "))
+    }
+}
+
+/// For each file those that it imports, with the import in words.
+type Edges<'a> = BTreeMap<&'a str, BTreeMap<&'a str, String>>;
+
+fn circles(modules: &[Module]) -> Vec<Circle> {
+    let by_path = |path: &[String]| modules.iter().find(|module| module.path == path);
+    let mut folders: Vec<&[String]> = modules
+        .iter()
+        .filter_map(|module| module.path.split_last())
+        .map(|(_, folder)| folder)
+        .filter(|folder| !folder.is_empty())
+        .collect();
+    folders.sort_unstable();
+    folders.dedup();
+    let mut found = Vec::new();
+    for folder in folders {
+        let is_file = |name: &str| {
+            let mut path = folder.to_vec();
+            path.push(name.to_owned());
+            by_path(&path).is_some()
+        };
+        let mut edges = Edges::new();
+        for module in modules {
+            let Some(from) = below(folder, &module.path) else {
+                continue;
+            };
+            for import in &module.imports {
+                let Some(named) = below(folder, import) else {
+                    continue;
+                };
+                // A name that the folder's `mod.rs` took from one of its files leads to that file.
+                let taken = by_path(folder).and_then(|room| {
+                    let mut taken = room.taken.iter();
+                    taken.find(|(name, _)| name == named)
+                });
+                let to = match taken {
+                    Some((_, file)) if !is_file(named) => file.as_str(),
+                    Some(_) | None => named,
+                };
+                if to != from && is_file(to) {
+                    let told = format!("{} imports {}", module.path.join("/"), import.join("::"));
+                    edges.entry(from).or_default().entry(to).or_insert(told);
+                }
+            }
+        }
+        found.extend(circles_of(&folder.join("/"), &edges));
+    }
+    found
+}
+
+/// The child of `folder` that `path` lies in.
+fn below<'a>(folder: &[String], path: &'a [String]) -> Option<&'a str> {
+    let rest = path.strip_prefix(folder)?;
+    rest.first().map(String::as_str)
+}
+
+/// All files that `from` leads to.
+fn reached<'a>(edges: &Edges<'a>, from: &str) -> BTreeSet<&'a str> {
+    let mut seen = BTreeSet::new();
+    let mut next: Vec<&str> = vec![from];
+    while let Some(file) = next.pop() {
+        for to in edges.get(file).into_iter().flat_map(BTreeMap::keys) {
+            if seen.insert(*to) {
+                next.push(to);
+            }
+        }
+    }
+    seen
+}
+
+fn circles_of(folder: &str, edges: &Edges<'_>) -> Vec<Circle> {
+    let mut found: Vec<Circle> = Vec::new();
+    for from in edges.keys() {
+        let is_told = found
+            .iter()
+            .any(|circle| circle.files.iter().any(|file| file == from));
+        let ahead = reached(edges, from);
+        if is_told || !ahead.contains(from) {
+            continue;
+        }
+        let files: Vec<&str> = ahead
+            .into_iter()
+            .filter(|file| reached(edges, file).contains(from))
+            .collect();
+        let imports = files.iter().flat_map(|file| &edges[file]);
+        found.push(Circle {
+            folder: folder.to_owned(),
+            imports: imports
+                .filter(|(to, _)| files.contains(to))
+                .map(|(_, told)| told.clone())
+                .collect(),
+            files: files.iter().map(|file| (*file).to_owned()).collect(),
+        });
+    }
+    found
 }

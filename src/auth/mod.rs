@@ -32,7 +32,7 @@ use crate::check::{self, Checks, FieldError};
 use crate::clock::{Clock, Stopwatch, Timestamp};
 use crate::config::{self, Language};
 use crate::http::RequestInfo;
-use crate::http::shares::{Refused, Resource, Share, Shares};
+use crate::http::shares::{Resource, Share, ShareRefused, Shares};
 use crate::monitor::security::{Event, SecurityLog, Who};
 use crate::store::{Row, Store, StoreError, Tx};
 use crate::{id_type, word_type};
@@ -316,7 +316,7 @@ pub enum AuthError {
     Overloaded,
     /// As many of them as this client, or all, may have waiting.
     #[error(transparent)]
-    Refused(#[from] Refused),
+    Refused(#[from] ShareRefused),
     /// The address has an account.
     #[error("the address has an account")]
     Exists,

@@ -25,8 +25,9 @@ use super::workers::Introduction;
 use super::{Inner, Listener};
 use crate::auth::throttle::Verdict;
 use crate::config::ms;
-use crate::http::connections::{Connections, NoSeat, Seat, Turn};
-use crate::http::serve::{ACCEPT_PAUSE, Tls, is_exhausted};
+use crate::http::connections::{Connections, NoSeat, RequestTurn, Seat};
+use crate::http::listen::{ACCEPT_PAUSE, is_exhausted};
+use crate::http::tls::Tls;
 use crate::monitor::security::Event;
 
 /// The version of the protocol.
@@ -350,7 +351,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         let last = match heard {
             Heard::Line(line) => {
                 // Not cut off for a newcomer in the middle of a command.
-                let turn = Turn::new(&seat);
+                let turn = RequestTurn::new(&seat);
                 turn.received();
                 if session.obey(&mut wire, &line, &mut stage).await {
                     continue;

@@ -18,10 +18,10 @@ use poem::Response;
 use poem::http::header::HeaderValue;
 use poem::http::{Method, Version};
 
+use super::body::body_length;
 use super::compress;
-use super::edge::body_length;
 use super::problem::Problem;
-use super::shares::{Refused, Resource, Share, Shares};
+use super::shares::{Resource, Share, ShareRefused, Shares};
 
 /// Smaller answers are not counted: connections are bounded, and each has one on its way.
 pub(super) const COUNTED_BYTES_MIN: u64 = 16 * 1_024;
@@ -37,7 +37,7 @@ const COMPRESSED_AT_ONCE_MAX: u64 = 1_048_576;
 pub(super) struct NotMade;
 
 /// What must be known of the request.
-pub(super) struct For<'a> {
+pub(super) struct AnswerTerms<'a> {
     pub(super) method: &'a Method,
     pub(super) version: Version,
     pub(super) accept_encoding: Option<&'a HeaderValue>,
@@ -45,22 +45,26 @@ pub(super) struct For<'a> {
 
 /// Where its bytes are counted, and whose they are.
 #[derive(Clone, Copy)]
-pub(super) struct Room<'a> {
+pub(super) struct AnswerRoom<'a> {
     pub(super) shares: &'a Shares,
     pub(super) client: IpAddr,
 }
 
-impl Room<'_> {
+impl AnswerRoom<'_> {
     /// Takes more; most answers take nothing.
-    fn grow(self, share: &mut Option<Share>, bytes: u64) -> Result<(), Refused> {
+    fn grow(self, share: &mut Option<Share>, bytes: u64) -> Result<(), ShareRefused> {
         let nothing = || self.shares.nothing(Resource::AnswerBytes, self.client);
         share.get_or_insert_with(nothing).grow(bytes)
     }
 }
 
-impl For<'_> {
+impl AnswerTerms<'_> {
     /// What a stream takes of its client's share before it is answered.
-    pub(super) fn begin(&self, room: Room<'_>, share: &mut Option<Share>) -> Result<(), Refused> {
+    pub(super) fn begin(
+        &self,
+        room: AnswerRoom<'_>,
+        share: &mut Option<Share>,
+    ) -> Result<(), ShareRefused> {
         match self.version {
             Version::HTTP_2 => room.grow(share, STREAM_BYTES),
             _ => Ok(()),
@@ -75,8 +79,8 @@ impl For<'_> {
 /// Makes an answer ready to be sent; its bytes go into `share`.
 pub(super) async fn ready(
     mut response: Response,
-    asked: &For<'_>,
-    (room, mut share): (Room<'_>, Option<Share>),
+    asked: &AnswerTerms<'_>,
+    (room, mut share): (AnswerRoom<'_>, Option<Share>),
     compress_bytes_min: usize,
 ) -> Result<Response, Problem> {
     let was_made = response.data::<NotMade>().is_none();
@@ -106,10 +110,12 @@ pub(super) async fn ready(
             share.shrink(before.saturating_sub(bytes.len() as u64));
         }
         response.set_body(match share {
-            Some(share) if !share.is_empty() && !bytes.is_empty() => Bytes::from_owner(HeldBytes {
-                bytes,
-                _share: share,
-            }),
+            Some(share) if !share.is_empty() && !bytes.is_empty() => {
+                Bytes::from_owner(HeldAnswerBytes {
+                    bytes,
+                    _share: share,
+                })
+            }
             _ => bytes,
         });
         return Ok(response);
@@ -121,7 +127,7 @@ pub(super) async fn ready(
         && !share.is_empty()
     {
         let inner: BoxBody<Bytes, io::Error> = response.take_body().into();
-        let held = Held {
+        let held = HeldAnswerBody {
             inner,
             _share: share,
         };
@@ -131,24 +137,24 @@ pub(super) async fn ready(
 }
 
 /// Bytes that are counted until the last reference to them is gone.
-struct HeldBytes {
+struct HeldAnswerBytes {
     bytes: Bytes,
     _share: Share,
 }
 
-impl AsRef<[u8]> for HeldBytes {
+impl AsRef<[u8]> for HeldAnswerBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 /// A body that is counted until it is sent: one that is compressed meanwhile, or a stream's.
-struct Held {
+struct HeldAnswerBody {
     inner: BoxBody<Bytes, io::Error>,
     _share: Share,
 }
 
-impl HttpBody for Held {
+impl HttpBody for HeldAnswerBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -190,12 +196,12 @@ mod tests {
         coding: Option<&'static str>,
     ) -> Result<Response, Problem> {
         let coding = coding.map(HeaderValue::from_static);
-        let asked = For {
+        let asked = AnswerTerms {
             method: &method,
             version,
             accept_encoding: coding.as_ref(),
         };
-        let room = Room {
+        let room = AnswerRoom {
             shares,
             client: CLIENT,
         };
@@ -273,14 +279,14 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_brings_a_file_counts_as_well() {
         let shares = shares();
-        let asked = For {
+        let asked = AnswerTerms {
             method: &Method::GET,
             version: Version::HTTP_2,
             accept_encoding: None,
         };
         let mut streams = Vec::new();
         loop {
-            let room = Room {
+            let room = AnswerRoom {
                 shares: &shares,
                 client: CLIENT,
             };

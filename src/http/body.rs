@@ -1,4 +1,5 @@
-//! Request bodies under a size limit and a deadline for each piece, inflated where they were gzipped.
+//! Request bodies under a size limit and a deadline for each piece, inflated where they were gzipped;
+//! and how long the body of a request or of an answer is.
 //!
 //! Invariants: no code sees more bytes than the limit, whatever `Content-Length` claims and whatever a
 //! gzipped body inflates to: it is inflated as it is read, a few kilobytes at a time, and counted before
@@ -19,14 +20,15 @@ use http_body_util::BodyExt;
 use http_body_util::combinators::BoxBody;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
+use poem::Response;
 use poem::http::StatusCode;
 use poem::http::header::{self, HeaderMap, HeaderValue};
 use tokio::io::BufReader;
 
-use super::connections::Turn;
-use super::pace::Pace;
+use super::connections::RequestTurn;
+use super::pace::ClientPace;
 use super::problem::Problem;
-use super::shares::{Refused, Share};
+use super::shares::{Share, ShareRefused};
 use crate::check;
 
 /// Why a body could not be read to its end.
@@ -49,7 +51,7 @@ pub enum BodyFault {
     NotGzip,
     /// Too many bytes of bodies are held already.
     #[error("{0}")]
-    Refused(Refused),
+    Refused(ShareRefused),
 }
 
 fn display(wait: &Duration) -> String {
@@ -126,6 +128,24 @@ pub(super) fn is_gzipped(headers: &HeaderMap) -> Result<bool, Problem> {
     .header(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip")))
 }
 
+/// What `Content-Length` says.
+pub(super) fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}
+
+/// The exact length of an answer's body, if it is known.
+pub(super) fn body_length(response: &mut Response) -> Option<u64> {
+    let body: BoxBody<Bytes, io::Error> = response.take_body().into();
+    let length = body.size_hint().exact();
+    response.set_body(poem::Body::from(body));
+    length.or_else(|| declared_length(response.headers()))
+}
+
 /// The content of a gzipped body, inflated as it is read.
 pub(super) fn inflated(body: BoxBody<Bytes, io::Error>) -> BoxBody<Bytes, io::Error> {
     let gzipped = BufReader::new(poem::Body::from(body).into_async_read());
@@ -178,25 +198,25 @@ pub(super) struct GuardedBody {
     inner: BoxBody<Bytes, io::Error>,
     bytes_max: u64,
     seen: u64,
-    pace: Pace,
+    pace: ClientPace,
     /// What the request holds of the bytes that all requests may hold; not for what is read piece by
     /// piece and not kept.
-    share: Option<HeldBytes>,
+    share: Option<HeldBodyBytes>,
     /// Told when the whole body is there.
-    turn: Option<Arc<Turn>>,
+    turn: Option<Arc<RequestTurn>>,
     /// Raised with each piece; lets the request's own time limit see that something moves.
     progress: Option<Moved>,
 }
 
 /// The bytes of a body, held until the request is over.
-pub(super) type HeldBytes = Arc<Mutex<Share>>;
+pub(super) type HeldBodyBytes = Arc<Mutex<Share>>;
 
 impl GuardedBody {
     pub(super) fn new(
         inner: BoxBody<Bytes, io::Error>,
         bytes_max: u64,
-        pace: Pace,
-        share: Option<HeldBytes>,
+        pace: ClientPace,
+        share: Option<HeldBodyBytes>,
         progress: Option<Moved>,
     ) -> Self {
         Self {
@@ -211,7 +231,7 @@ impl GuardedBody {
     }
 
     /// Tells the connection's seat when the body was received whole.
-    pub(super) fn telling(mut self, turn: Option<Arc<Turn>>) -> Self {
+    pub(super) fn telling(mut self, turn: Option<Arc<RequestTurn>>) -> Self {
         self.turn = turn;
         self
     }
@@ -277,8 +297,8 @@ mod tests {
     use flate2::write::GzEncoder;
     use std::io::Write;
 
-    fn pace(wait: Duration) -> Pace {
-        Pace::new(wait, 1)
+    fn pace(wait: Duration) -> ClientPace {
+        ClientPace::new(wait, 1)
     }
 
     fn gzip(text: &[u8]) -> Vec<u8> {

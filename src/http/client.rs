@@ -19,7 +19,7 @@ pub struct Connection {
 
 /// An answer.
 #[derive(Debug)]
-pub struct Answer {
+pub struct ClientAnswer {
     /// Its status.
     pub status: u16,
     /// Its body as text.
@@ -35,7 +35,7 @@ impl Connection {
             .await
             .map_err(std::io::Error::other)?;
         tokio::spawn(async move {
-            // Its error reaches whoever waits for an answer.
+            // Its error reaches the request that waits for its answer.
             let _ended = connection.await;
         });
         Ok(Self { address, sender })
@@ -48,7 +48,7 @@ impl Connection {
         token: &str,
         key: Option<&str>,
         body: &str,
-    ) -> std::io::Result<Answer> {
+    ) -> std::io::Result<ClientAnswer> {
         let mut request = Request::post(path)
             .header(header::HOST, self.address.to_string())
             .header(header::AUTHORIZATION, format!("Bearer {token}"))
@@ -72,7 +72,7 @@ impl Connection {
             .await
             .map_err(std::io::Error::other)?
             .to_bytes();
-        Ok(Answer {
+        Ok(ClientAnswer {
             status,
             body: String::from_utf8_lossy(&bytes).into_owned(),
         })

@@ -8,7 +8,7 @@ use poem::http::header::{self, HeaderMap, HeaderValue};
 use poem::web::{Compress, CompressionAlgo, CompressionLevel};
 use poem::{IntoResponse, Response};
 
-use super::edge::body_length;
+use super::body::body_length;
 
 /// Codings we can produce, the cheapest for its result first.
 const CODINGS: [(&str, CompressionAlgo); 3] = [

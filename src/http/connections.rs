@@ -1,9 +1,9 @@
-//! Open connections: who holds them, and who goes when there are too many.
+//! Open connections: which clients hold how many, and which are closed when there are too many.
 //!
 //! Invariants: there are never more than [`Connections::max`] seats, nor more of one client
-//! ([`network_of`]) than its own limit; where seats run short a newcomer gets one from whoever did
-//! least for longest: first from clients that hold more than an equal part of all seats, then from
-//! those that have shown no credentials, and of these from the one whose last answer lies furthest
+//! ([`network_of`]) than its own limit; where seats run short a newcomer gets the seat of the connection
+//! that did least for longest: first from clients that hold more than an equal part of all seats, then
+//! from those that have shown no credentials, and of these from the one whose last answer lies furthest
 //! back; a client that holds its equal part finds room among its own, so many times a second
 //! ([`swaps_max`]), because each costs all others a little; a request that was received
 //! whole and is being worked on is never cut off for a newcomer; the connections of trusted proxies and
@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use poem::Request;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -37,7 +38,7 @@ const TAKEN: usize = usize::MAX;
 pub enum NoSeat {
     /// Its client holds as many as one may.
     Client,
-    /// All are at work.
+    /// All seats are at work.
     Everyone,
 }
 
@@ -62,7 +63,7 @@ impl Seat {
         }
     }
 
-    /// Whoever sits here has shown valid credentials.
+    /// The client of this connection has shown valid credentials.
     pub fn note_known(&self) {
         if !self.is_known.load(Ordering::Relaxed) {
             self.is_known.store(true, Ordering::Relaxed);
@@ -105,13 +106,13 @@ impl Seat {
 
 /// One request on its way: work from when it was received whole until it is answered.
 #[derive(Debug)]
-pub struct Turn {
+pub struct RequestTurn {
     seat: Arc<Seat>,
     is_work: AtomicBool,
 }
 
-impl Turn {
-    /// A request of whoever sits there.
+impl RequestTurn {
+    /// A request of the connection that has this seat.
     pub fn new(seat: &Arc<Seat>) -> Self {
         Self {
             seat: Arc::clone(seat),
@@ -132,7 +133,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for RequestTurn {
     fn drop(&mut self) {
         if self.is_work.load(Ordering::Acquire) {
             self.seat.end();
@@ -141,10 +142,18 @@ impl Drop for Turn {
     }
 }
 
+/// Notes that the request came with valid credentials: where connections run short, its own is not
+/// among the first that go.
+pub fn note_known(request: &Request) {
+    if let Some(turn) = request.data::<Arc<RequestTurn>>() {
+        turn.note_known();
+    }
+}
+
 /// All seats.
 #[derive(Debug)]
 pub struct Connections {
-    table: Mutex<Table>,
+    table: Mutex<SeatTable>,
     max: usize,
     client_max: usize,
     /// Told when a connection that lost its seat has closed.
@@ -158,7 +167,7 @@ fn swaps_max(equal_part: usize) -> u32 {
 
 /// What one client has.
 #[derive(Debug, Default)]
-struct Own {
+struct ClientSeats {
     /// Seats.
     count: usize,
     /// Their keys, those that came or were looked at last behind the others; also some of seats that
@@ -170,15 +179,15 @@ struct Own {
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct SeatTable {
     seats: HashMap<u64, Arc<Seat>>,
-    clients: HashMap<IpAddr, Own>,
+    clients: HashMap<IpAddr, ClientSeats>,
     last_id: u64,
     /// Connections that lost their seat and are still open.
     leaving: usize,
 }
 
-impl Table {
+impl SeatTable {
     fn count(&self, client: IpAddr) -> usize {
         self.clients.get(&client).map_or(0, |own| own.count)
     }
@@ -278,7 +287,7 @@ impl Table {
         candidates.sort_unstable();
         let mut freed = 0;
         for (is_fair, _, _, id) in candidates {
-            // Only the first goes from among those who hold no more than their part.
+            // Of clients that hold no more than their part, only the first loses a seat.
             if is_fair && freed > 0 {
                 break;
             }
@@ -294,7 +303,7 @@ impl Table {
 
 /// The seat of an open connection; given back when dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct ConnectionSlot {
     connections: Arc<Connections>,
     /// See [`Seat`].
     pub seat: Arc<Seat>,
@@ -325,7 +334,10 @@ impl Connections {
 
     /// A seat for a newcomer: with `None` for one that stands for many clients. Answers as well how
     /// many others were sent away for it.
-    pub fn admit(this: &Arc<Self>, address: Option<IpAddr>) -> Result<(Place, usize), NoSeat> {
+    pub fn admit(
+        this: &Arc<Self>,
+        address: Option<IpAddr>,
+    ) -> Result<(ConnectionSlot, usize), NoSeat> {
         Self::admit_at(this, address, coarse_ms())
     }
 
@@ -333,7 +345,7 @@ impl Connections {
         this: &Arc<Self>,
         address: Option<IpAddr>,
         now_ms: u64,
-    ) -> Result<(Place, usize), NoSeat> {
+    ) -> Result<(ConnectionSlot, usize), NoSeat> {
         let client = address.map(network_of);
         let mut table = this.table.lock();
         let held = client.map_or(0, |client| table.count(client));
@@ -368,16 +380,16 @@ impl Connections {
         let id = table.last_id;
         table.add(id, Arc::clone(&seat));
         drop(table);
-        let place = Place {
+        let slot = ConnectionSlot {
             connections: Arc::clone(this),
             seat,
             id,
         };
-        Ok((place, freed))
+        Ok((slot, freed))
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut table = self.connections.table.lock();
         if !table.remove(self.id) {
@@ -401,27 +413,23 @@ mod tests {
         Arc::new(Connections::new(max, 1_000))
     }
 
-    fn sit(table: &Arc<Connections>, number: usize) -> Place {
+    fn sit(table: &Arc<Connections>, number: usize) -> ConnectionSlot {
         Connections::admit(table, client(number)).expect("a seat").0
     }
 
-    fn is_taken(place: &Place) -> bool {
-        place.seat.work.load(Ordering::Acquire) == TAKEN
+    fn is_taken(slot: &ConnectionSlot) -> bool {
+        slot.seat.work.load(Ordering::Acquire) == TAKEN
     }
 
     #[test]
-    fn a_newcomer_gets_a_seat_from_whoever_holds_too_many() {
+    fn a_newcomer_gets_a_seat_from_a_client_that_holds_too_many() {
         let table = table(100);
-        let modest: Vec<Place> = (0..5).map(|number| sit(&table, 100 + number)).collect();
-        let greedy: Vec<Place> = (0..95).map(|at| sit(&table, at % 5)).collect();
-        let newcomers: Vec<Place> = (0..20).map(|number| sit(&table, 200 + number)).collect();
-        assert!(
-            modest
-                .iter()
-                .chain(&newcomers)
-                .all(|place| !is_taken(place))
-        );
-        let taken = greedy.iter().filter(|place| is_taken(place)).count();
+        let modest: Vec<ConnectionSlot> = (0..5).map(|number| sit(&table, 100 + number)).collect();
+        let greedy: Vec<ConnectionSlot> = (0..95).map(|at| sit(&table, at % 5)).collect();
+        let newcomers: Vec<ConnectionSlot> =
+            (0..20).map(|number| sit(&table, 200 + number)).collect();
+        assert!(modest.iter().chain(&newcomers).all(|slot| !is_taken(slot)));
+        let taken = greedy.iter().filter(|slot| is_taken(slot)).count();
         assert!((20..=36).contains(&taken), "{taken}");
         // Of theirs, those went that came first.
         assert!(greedy[..taken].iter().all(is_taken));
@@ -430,23 +438,23 @@ mod tests {
     #[test]
     fn a_client_with_its_part_finds_room_among_its_own_only() {
         let table = table(10);
-        let mine: Vec<Place> = (0..5).map(|_| sit(&table, 1)).collect();
-        let others: Vec<Place> = (0..5).map(|_| sit(&table, 2)).collect();
-        let _more: Vec<Place> = (0..SWAPS_MIN).map(|_| sit(&table, 1)).collect();
+        let mine: Vec<ConnectionSlot> = (0..5).map(|_| sit(&table, 1)).collect();
+        let others: Vec<ConnectionSlot> = (0..5).map(|_| sit(&table, 2)).collect();
+        let _more: Vec<ConnectionSlot> = (0..SWAPS_MIN).map(|_| sit(&table, 1)).collect();
         assert!(mine[..2].iter().all(is_taken) && !is_taken(&mine[2]));
-        assert!(others.iter().all(|place| !is_taken(place)));
+        assert!(others.iter().all(|slot| !is_taken(slot)));
     }
 
     #[test]
     fn a_client_takes_seats_from_itself_so_many_times_a_second() {
         let table = Arc::new(Connections::new(100, 1_000));
-        let _mine: Vec<Place> = (0..100).map(|_| sit(&table, 1)).collect();
+        let _mine: Vec<ConnectionSlot> = (0..100).map(|_| sit(&table, 1)).collect();
         let second = |at_ms: u64| {
             let tried = (0..1_000).map(|_| Connections::admit_at(&table, client(1), at_ms));
-            let (mut places, mut refused) = (Vec::new(), 0);
+            let (mut slots, mut refused) = (Vec::new(), 0);
             for tried in tried {
                 match tried {
-                    Ok((place, _)) => places.push(place),
+                    Ok((slot, _)) => slots.push(slot),
                     Err(why) => {
                         assert_eq!(why, NoSeat::Client);
                         refused += 1;
@@ -457,7 +465,7 @@ mod tests {
                 .order
                 .len();
             assert!(order <= 2 * 100 + OWN_LOOKED_AT, "{order}");
-            (places, refused)
+            (slots, refused)
         };
         let far_ms = 1_000_000;
         let (first, refused) = second(far_ms);
@@ -473,29 +481,29 @@ mod tests {
     #[test]
     fn of_its_own_what_did_least_for_longest_goes() {
         let table = table(10);
-        let mut mine: Vec<Place> = (0..10).map(|_| sit(&table, 1)).collect();
+        let mut mine: Vec<ConnectionSlot> = (0..10).map(|_| sit(&table, 1)).collect();
         mine[0].seat.note_known();
-        let turn = Turn::new(&mine[1].seat);
+        let turn = RequestTurn::new(&mine[1].seat);
         turn.received();
         mine[2].seat.moved_ms.store(u64::MAX, Ordering::Relaxed);
         mine.push(sit(&table, 1));
         assert!(is_taken(&mine[3]));
-        assert!(mine.iter().filter(|place| is_taken(place)).count() == 1);
+        assert!(mine.iter().filter(|slot| is_taken(slot)).count() == 1);
     }
 
     #[test]
-    fn what_is_being_worked_on_and_who_is_known_stays() {
+    fn what_is_being_worked_on_and_what_is_known_stays() {
         let table = table(4);
         let working = sit(&table, 1);
-        let turn = Turn::new(&working.seat);
+        let turn = RequestTurn::new(&working.seat);
         turn.received();
         let known = sit(&table, 2);
         known.seat.note_known();
         let (idle, fresh) = (sit(&table, 3), sit(&table, 4));
         let newcomer = sit(&table, 5);
         assert!(is_taken(&idle) && !is_taken(&fresh) && !is_taken(&known));
-        for place in [&known, &fresh, &newcomer] {
-            place.seat.begin().expect("its own");
+        for slot in [&known, &fresh, &newcomer] {
+            slot.seat.begin().expect("its own");
         }
         let refused = Connections::admit(&table, client(6)).err();
         assert_eq!(refused, Some(NoSeat::Everyone));
@@ -508,7 +516,7 @@ mod tests {
     fn a_seat_that_was_taken_does_no_more_work() {
         let table = table(1);
         let first = sit(&table, 1);
-        let late = Turn::new(&first.seat);
+        let late = RequestTurn::new(&first.seat);
         let _second = sit(&table, 2);
         assert!(first.seat.begin().is_none());
         late.received();
@@ -517,24 +525,24 @@ mod tests {
     }
 
     #[test]
-    fn who_stands_for_many_is_not_held_to_one_part() {
+    fn what_stands_for_many_is_not_held_to_one_part() {
         let table = table(10);
-        let proxy: Vec<Place> = (0..9)
+        let proxy: Vec<ConnectionSlot> = (0..9)
             .map(|_| Connections::admit(&table, None).expect("a seat").0)
             .collect();
         let _alone = sit(&table, 1);
         let (next, _) = Connections::admit(&table, None).expect("a seat");
         assert!(!is_taken(&next));
-        assert_eq!(proxy.iter().filter(|place| is_taken(place)).count(), 1);
+        assert_eq!(proxy.iter().filter(|slot| is_taken(slot)).count(), 1);
     }
 
     #[tokio::test]
-    async fn seats_come_back_and_those_who_leave_are_counted() {
+    async fn seats_come_back_and_those_that_leave_are_counted() {
         let table = Arc::new(Connections::new(2, 2));
-        let both: Vec<Place> = (0..2).map(|_| sit(&table, 1)).collect();
+        let both: Vec<ConnectionSlot> = (0..2).map(|_| sit(&table, 1)).collect();
         let refused = Connections::admit(&table, client(1)).err();
         assert_eq!(refused, Some(NoSeat::Client));
-        let more: Vec<Place> = (0..LEAVING_MAX)
+        let more: Vec<ConnectionSlot> = (0..LEAVING_MAX)
             .map(|number| sit(&table, 2 + number))
             .collect();
         assert_eq!(table.table.lock().leaving, LEAVING_MAX);
@@ -550,5 +558,20 @@ mod tests {
         let state = table.table.lock();
         assert!(state.seats.is_empty() && state.clients.is_empty());
         assert_eq!(state.leaving, 0);
+    }
+
+    #[test]
+    fn an_ipv6_client_is_counted_by_its_network() {
+        let seats = Arc::new(Connections::new(10, 1));
+        let admit = |text: &str| {
+            let address = text.parse().expect("address");
+            Connections::admit(&seats, Some(address)).map(|(slot, _)| slot)
+        };
+        let first = admit("2001:db8::1");
+        assert!(first.is_ok());
+        assert_eq!(admit("2001:db8::ffff:2").err(), Some(NoSeat::Client));
+        assert!(admit("2001:db8:0:1::1").is_ok());
+        drop(first);
+        assert!(admit("2001:db8::2").is_ok());
     }
 }

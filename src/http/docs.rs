@@ -34,14 +34,14 @@ const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
 
 /// The finished document: what poem-openapi printed, made complete and put in a fixed order.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Spec(Value);
+pub struct OpenApiSpec(Value);
 
 /// The text that poem-openapi printed is no OpenAPI document.
 #[derive(Debug, thiserror::Error)]
 #[error("the specification can't be read: {0}")]
 pub struct SpecError(#[from] serde_json::Error);
 
-impl Spec {
+impl OpenApiSpec {
     /// Completes `raw`, which is `OpenApiService::spec()`.
     pub fn new(raw: &str) -> Result<Self, SpecError> {
         let Merged(mut document) = serde_json::from_str(raw)?;
@@ -143,7 +143,7 @@ impl<'de> Deserialize<'de> for Merged {
     }
 }
 
-/// What is shown of a parameter that nobody knows.
+/// Characters that are shown of the name of an unknown parameter.
 const PARAMETER_CHARS_MAX: usize = 100;
 const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
 
@@ -470,7 +470,7 @@ pub(super) fn template_of(pattern: &str) -> String {
 }
 
 /// `/openapi.json`, `/openapi.yaml` and `/docs` with its files; nest it at `/`, or add its routes.
-pub fn add_routes(route: Route, spec: &Spec) -> Route {
+pub fn add_routes(route: Route, spec: &OpenApiSpec) -> Route {
     let files = Arc::new(Files {
         json: spec.json(),
         yaml: spec.yaml(),
@@ -493,18 +493,18 @@ struct Files {
     json: String,
     yaml: String,
     /// Made when first asked for: compressing a megabyte and a half must not delay each start.
-    made: OnceCell<BTreeMap<&'static str, Ready>>,
+    made: OnceCell<BTreeMap<&'static str, ReadyFile>>,
 }
 
 /// A file with its compressed form.
-struct Ready {
+struct ReadyFile {
     content_type: &'static str,
     plain: Bytes,
     gzip: Bytes,
     etag: HeaderValue,
 }
 
-impl Ready {
+impl ReadyFile {
     fn new(content_type: &'static str, plain: impl Into<Bytes>) -> Self {
         let plain: Bytes = plain.into();
         let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
@@ -550,7 +550,7 @@ const INIT: &str = "SwaggerUIBundle({
 });
 ";
 
-fn make(json: String, yaml: String) -> BTreeMap<&'static str, Ready> {
+fn make(json: String, yaml: String) -> BTreeMap<&'static str, ReadyFile> {
     // The only way to the files that poem-openapi embeds is through its one-page version.
     let inlined = OpenApiService::new((), "", "").swagger_ui_html();
     let between = |open: &str, close: &str| {
@@ -562,20 +562,23 @@ fn make(json: String, yaml: String) -> BTreeMap<&'static str, Ready> {
     let style = between("<style charset=\"UTF-8\">", "</style>");
     let script = between("<script charset=\"UTF-8\">", "</script>");
     BTreeMap::from([
-        ("openapi.json", Ready::new("application/json", json)),
-        ("openapi.yaml", Ready::new("application/yaml", yaml)),
-        ("index.html", Ready::new("text/html; charset=utf-8", PAGE)),
+        ("openapi.json", ReadyFile::new("application/json", json)),
+        ("openapi.yaml", ReadyFile::new("application/yaml", yaml)),
+        (
+            "index.html",
+            ReadyFile::new("text/html; charset=utf-8", PAGE),
+        ),
         (
             "init.js",
-            Ready::new("text/javascript; charset=utf-8", INIT),
+            ReadyFile::new("text/javascript; charset=utf-8", INIT),
         ),
         (
             "swagger-ui.js",
-            Ready::new("text/javascript; charset=utf-8", script),
+            ReadyFile::new("text/javascript; charset=utf-8", script),
         ),
         (
             "swagger-ui.css",
-            Ready::new("text/css; charset=utf-8", style),
+            ReadyFile::new("text/css; charset=utf-8", style),
         ),
     ])
 }
@@ -692,13 +695,14 @@ mod tests {
         }
     }
 
-    fn spec() -> Spec {
-        Spec::new(&OpenApiService::new((Readers, Writers), "Test", "1").spec()).expect("a document")
+    fn spec() -> OpenApiSpec {
+        OpenApiSpec::new(&OpenApiService::new((Readers, Writers), "Test", "1").spec())
+            .expect("a document")
     }
 
     #[test]
     fn operations_of_two_apis_on_one_path_are_both_there() {
-        let Spec(document) = spec();
+        let OpenApiSpec(document) = spec();
         let item = &document["paths"]["/things/{thing_id}"];
         assert!(
             item.get("get").is_some() && item.get("put").is_some(),
@@ -708,7 +712,7 @@ mod tests {
 
     #[test]
     fn request_objects_are_closed_and_failures_have_examples() {
-        let Spec(document) = spec();
+        let OpenApiSpec(document) = spec();
         let schemas = &document["components"]["schemas"];
         assert_eq!(schemas["NewThing"]["additionalProperties"], false);
         assert_eq!(schemas["Part"]["additionalProperties"], false);

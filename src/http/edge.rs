@@ -12,11 +12,8 @@ use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
-use http_body_util::combinators::BoxBody;
-use hyper::body::Body as HttpBody;
 use parking_lot::Mutex;
 use poem::error::{MethodNotAllowedError, NotFoundError, ReadBodyError};
 use poem::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -28,11 +25,13 @@ use poem_openapi::error::{
 };
 use tracing::Instrument;
 
-use super::answer::{self, COUNTED_BYTES_MIN, Room};
-use super::body::{self, BodyFault, GuardedBody, HeldBytes, Moved};
-use super::connections::Turn;
+use super::answer::{self, AnswerRoom, AnswerTerms, COUNTED_BYTES_MIN};
+use super::body::{
+    self, BodyFault, GuardedBody, HeldBodyBytes, Moved, body_length, declared_length,
+};
+use super::connections::RequestTurn;
 use super::docs::RouteTable;
-use super::pace::Pace;
+use super::pace::ClientPace;
 use super::problem::{Problem, title};
 use super::request::{self, Info, Peer, RequestId, RequestInfo, TraceParent};
 use super::shares::{Resource, Shares};
@@ -57,9 +56,6 @@ const STRICT: &str = "/api/v1/";
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_RESPONSE_TIME: HeaderName = HeaderName::from_static("x-response-time");
 pub(super) const CORP: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
-
-/// Fields that an answer has when it leaves: room for them is made once.
-pub(super) const HEADERS_USUAL: usize = 12;
 
 const API_POLICY: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
@@ -232,15 +228,15 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
         }
         let progress = (kind == BodyKind::Import).then(Moved::default);
         // Held until the request is over, for as long as what was made of the body may be.
-        let mut held: Option<HeldBytes> = None;
+        let mut held: Option<HeldBodyBytes> = None;
         if let Some(moved) = &progress {
             request.set_data(moved.clone());
         }
         let body = request.take_body();
         if !body.is_empty() {
-            let turn = request.data::<Arc<Turn>>().cloned();
-            let guarded = |body, share: Option<&HeldBytes>| {
-                let pace = Pace::new(ms(server.body_timeout_ms), server.bytes_per_second_min);
+            let turn = request.data::<Arc<RequestTurn>>().cloned();
+            let guarded = |body, share: Option<&HeldBodyBytes>| {
+                let pace = ClientPace::new(ms(server.body_timeout_ms), server.bytes_per_second_min);
                 GuardedBody::new(body, bytes_max, pace, share.cloned(), progress.clone())
                     .telling(turn.clone())
                     .boxed()
@@ -266,7 +262,8 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
         // Pinned where it is: handing a future of this size from wrapper to wrapper copies it each time.
         let app = pin!(async {
             if kind == BodyKind::Open {
-                // Anyone may stop in the middle of it; the application's state is larger than the body.
+                // Any stranger may stop sending in the middle of it, and what the application holds
+                // meanwhile is larger than the body.
                 let body = request.take_body().into_bytes().await?;
                 request.set_body(body);
             }
@@ -324,11 +321,11 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
         method: &Method,
         allow: &str,
         params: &[String],
-    ) -> Settled {
+    ) -> SettledAnswer {
         match outcome {
             Ok(response) => settle_response(response),
             Err(error) if *method == Method::OPTIONS && error.is::<MethodNotAllowedError>() => {
-                Settled::Answer(
+                SettledAnswer::Answer(
                     Response::builder()
                         .status(StatusCode::NO_CONTENT)
                         .header(header::ALLOW, allow)
@@ -336,12 +333,12 @@ impl<E: Endpoint<Output = Response>> Edge<E> {
                 )
             }
             Err(error) if error.is_from_response() => settle_response(error.into_response()),
-            Err(error) => Settled::Problem(problem_of(error, allow, params)),
+            Err(error) => SettledAnswer::Problem(problem_of(error, allow, params)),
         }
     }
 }
 
-enum Settled {
+enum SettledAnswer {
     Answer(Response),
     Problem(Problem),
 }
@@ -355,14 +352,14 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
         let _active = Active::new(metrics);
 
         let info = self.info(&request);
-        let asked = Asked::of(&request);
+        let asked = AskedRequest::of(&request);
         request.extensions_mut().insert(info.clone());
         if asked.method == Method::HEAD {
             // HEAD is GET without the body, wherever there is a GET.
             request.set_method(Method::GET);
         }
 
-        let room = Room {
+        let room = AnswerRoom {
             shares: &self.options.shares,
             client: info.client().0,
         };
@@ -412,8 +409,8 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
         let allow = known.map_or(DEFAULT_ALLOW, |route| route.allow.as_str());
         let params = known.map_or(&[][..], |route| route.params.as_slice());
         let (response, problem) = match self.settle(outcome, &asked.method, allow, params) {
-            Settled::Answer(response) => (response, None),
-            Settled::Problem(problem) => refusal(problem, &info),
+            SettledAnswer::Answer(response) => (response, None),
+            SettledAnswer::Problem(problem) => refusal(problem, &info),
         };
 
         let response = not_modified(response, &asked);
@@ -450,7 +447,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for Edge<E> {
 impl<E> Edge<E> {
     fn log(
         &self,
-        asked: &Asked,
+        asked: &AskedRequest,
         info: &RequestInfo,
         route: &RouteMetrics,
         response: &Response,
@@ -505,7 +502,7 @@ fn refusal(problem: Problem, info: &RequestInfo) -> (Response, Option<Problem>) 
 }
 
 /// What must be remembered of the request while the application owns it.
-struct Asked {
+struct AskedRequest {
     method: Method,
     version: Version,
     uri: Uri,
@@ -515,7 +512,7 @@ struct Asked {
     is_preflight: bool,
 }
 
-impl Asked {
+impl AskedRequest {
     fn of(request: &Request) -> Self {
         let headers = request.headers();
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -533,8 +530,8 @@ impl Asked {
         }
     }
 
-    fn answer(&self) -> answer::For<'_> {
-        answer::For {
+    fn answer(&self) -> AnswerTerms<'_> {
+        AnswerTerms {
             method: &self.method,
             version: self.version,
             accept_encoding: self.accept_encoding.as_ref(),
@@ -582,15 +579,6 @@ fn refuse(request: &Request) -> Result<(), Problem> {
     Ok(())
 }
 
-fn declared_length(headers: &HeaderMap) -> Option<u64> {
-    headers
-        .get(header::CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
-}
-
 /// `None` when the time is over. An import's time starts anew with each piece of its body, and with
 /// each batch of its rows.
 async fn limited<T>(
@@ -626,23 +614,23 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 /// An error answer that is no problem document, and has no other form of its own, becomes one.
-fn settle_response(response: Response) -> Settled {
+fn settle_response(response: Response) -> SettledAnswer {
     let status = response.status();
     if !(status.is_client_error() || status.is_server_error()) {
-        return Settled::Answer(response);
+        return SettledAnswer::Answer(response);
     }
     let bare = match response.content_type() {
         None => true,
         Some(content_type) => content_type.starts_with("text/plain"),
     };
     if bare {
-        Settled::Problem(Problem::new(
+        SettledAnswer::Problem(Problem::new(
             status,
             code_of(status),
             format!("{}.", title(status)),
         ))
     } else {
-        Settled::Answer(response)
+        SettledAnswer::Answer(response)
     }
 }
 
@@ -758,7 +746,7 @@ fn problem_of(error: poem::Error, allow: &str, params: &[String]) -> Problem {
     Problem::new(status, code_of(status), format!("{error}."))
 }
 
-/// poem-openapi names Rust's types in its reasons; the part before them is for everyone.
+/// poem-openapi names Rust's types in its reasons; clients are told the part after them.
 fn plain_reason(reason: &str) -> String {
     let text: String = reason.chars().take(200).collect();
     match text
@@ -771,7 +759,7 @@ fn plain_reason(reason: &str) -> String {
 }
 
 /// 304 when the client's copy is the current one (RFC 9110 §13.1.2, weak comparison).
-fn not_modified(mut response: Response, asked: &Asked) -> Response {
+fn not_modified(mut response: Response, asked: &AskedRequest) -> Response {
     let Some(wanted) = &asked.if_none_match else {
         return response;
     };
@@ -817,14 +805,6 @@ pub(super) fn matches_etag(wanted: &HeaderValue, tag: &HeaderValue) -> bool {
         rest = quoted[end + 2..].trim_start_matches([' ', '\t', ',']);
     }
     false
-}
-
-/// The exact length of the body, if it is known.
-pub(super) fn body_length(response: &mut Response) -> Option<u64> {
-    let body: BoxBody<Bytes, std::io::Error> = response.take_body().into();
-    let length = body.size_hint().exact();
-    response.set_body(poem::Body::from(body));
-    length.or_else(|| declared_length(response.headers()))
 }
 
 fn drop_body(response: &mut Response) {
@@ -943,7 +923,7 @@ mod tests {
         };
         change(&mut server);
         let service = OpenApiService::new(Api, "Test", "1");
-        let spec = super::super::docs::Spec::new(&service.spec()).expect("a document");
+        let spec = super::super::docs::OpenApiSpec::new(&service.spec()).expect("a document");
         let metrics = Metrics::new().expect("unique names");
         let options = EdgeOptions {
             server: Arc::new(server),

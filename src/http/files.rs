@@ -164,12 +164,12 @@ async fn send(open: OpenFile, name: &Path, asked: &HeaderMap) -> Result<Response
     let wanted = asked
         .get(header::RANGE)
         .filter(|_| still_valid)
-        .map_or(Wanted::All, |range| {
+        .map_or(WantedRange::All, |range| {
             wanted_range(range.to_str().unwrap_or_default(), open.length)
         });
     let (start, length) = match wanted {
-        Wanted::All => (0, open.length),
-        Wanted::Part(range) => {
+        WantedRange::All => (0, open.length),
+        WantedRange::Part(range) => {
             let text = format!("bytes {}-{}/{}", range.start(), range.end(), open.length);
             if let Ok(value) = HeaderValue::from_str(&text) {
                 response.headers_mut().insert(header::CONTENT_RANGE, value);
@@ -177,7 +177,7 @@ async fn send(open: OpenFile, name: &Path, asked: &HeaderMap) -> Result<Response
             response.set_status(StatusCode::PARTIAL_CONTENT);
             (*range.start(), range.end() - range.start() + 1)
         }
-        Wanted::Nothing => {
+        WantedRange::Nothing => {
             let problem = Problem::new(
                 StatusCode::RANGE_NOT_SATISFIABLE,
                 "range_not_satisfiable",
@@ -242,35 +242,35 @@ fn httpdate(time: SystemTime) -> HeaderValue {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Wanted {
+enum WantedRange {
     All,
     Part(RangeInclusive<u64>),
     Nothing,
 }
 
 /// One range of bytes; several at once are answered with the whole, as RFC 9110 §14.2 allows.
-fn wanted_range(text: &str, length: u64) -> Wanted {
+fn wanted_range(text: &str, length: u64) -> WantedRange {
     let Some((first, last)) = text
         .strip_prefix("bytes=")
         .and_then(|spec| spec.trim().split_once('-'))
     else {
-        return Wanted::All;
+        return WantedRange::All;
     };
     let range = match (first.parse::<u64>(), last.parse::<u64>()) {
         (Ok(first), Ok(last)) if first <= last => first..=last.min(length.saturating_sub(1)),
         (Ok(first), Err(_)) if last.is_empty() => first..=length.saturating_sub(1),
         (Err(_), Ok(count)) if first.is_empty() => {
             if count == 0 {
-                return Wanted::Nothing;
+                return WantedRange::Nothing;
             }
             length.saturating_sub(count)..=length.saturating_sub(1)
         }
-        _ => return Wanted::All,
+        _ => return WantedRange::All,
     };
     if *range.start() >= length {
-        Wanted::Nothing
+        WantedRange::Nothing
     } else {
-        Wanted::Part(range)
+        WantedRange::Part(range)
     }
 }
 
@@ -654,20 +654,20 @@ mod tests {
     #[test]
     fn ranges_follow_the_standard() {
         for (text, expected) in [
-            ("bytes=0-0", Wanted::Part(0..=0)),
-            ("bytes=5-", Wanted::Part(5..=9)),
-            ("bytes=-3", Wanted::Part(7..=9)),
-            ("bytes=-30", Wanted::Part(0..=9)),
-            ("bytes=5-99", Wanted::Part(5..=9)),
-            ("bytes=10-", Wanted::Nothing),
-            ("bytes=-0", Wanted::Nothing),
-            ("bytes=4-2", Wanted::All),
-            ("bytes=0-1,3-4", Wanted::All),
-            ("lines=0-1", Wanted::All),
-            ("bytes=x-y", Wanted::All),
+            ("bytes=0-0", WantedRange::Part(0..=0)),
+            ("bytes=5-", WantedRange::Part(5..=9)),
+            ("bytes=-3", WantedRange::Part(7..=9)),
+            ("bytes=-30", WantedRange::Part(0..=9)),
+            ("bytes=5-99", WantedRange::Part(5..=9)),
+            ("bytes=10-", WantedRange::Nothing),
+            ("bytes=-0", WantedRange::Nothing),
+            ("bytes=4-2", WantedRange::All),
+            ("bytes=0-1,3-4", WantedRange::All),
+            ("lines=0-1", WantedRange::All),
+            ("bytes=x-y", WantedRange::All),
         ] {
             assert_eq!(wanted_range(text, 10), expected, "{text}");
         }
-        assert_eq!(wanted_range("bytes=0-", 0), Wanted::Nothing);
+        assert_eq!(wanted_range("bytes=0-", 0), WantedRange::Nothing);
     }
 }

@@ -29,6 +29,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
+use super::HEADERS_USUAL;
 use super::body::{self, Moved};
 use super::problem::{Problem, meta_header};
 use crate::check::{self, FieldError, JsonError};
@@ -203,7 +204,7 @@ pub(super) fn json_response(status: StatusCode, value: &impl Serialize) -> Respo
 fn json_bytes(status: StatusCode, bytes: Bytes) -> Response {
     let mut response = Response::builder().status(status).body(bytes);
     let headers = response.headers_mut();
-    headers.reserve(super::edge::HEADERS_USUAL);
+    headers.reserve(HEADERS_USUAL);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
     response
 }
@@ -379,7 +380,7 @@ impl<T: Type> ApiResponse for Accepted<T> {
     }
 }
 
-/// 202 without `Location`: it goes on elsewhere, and who asked is not told how.
+/// 202 without `Location`: the work goes on elsewhere, and the caller is not told how it ends.
 #[derive(Debug)]
 pub struct Noted<T>(pub T);
 

@@ -13,6 +13,7 @@ pub mod docs;
 pub mod edge;
 pub mod files;
 pub mod json;
+pub mod listen;
 pub mod outgoing;
 mod pace;
 pub mod probes;
@@ -21,11 +22,14 @@ pub mod request;
 pub mod serve;
 pub mod shares;
 mod tarpit;
+pub mod tls;
 
+pub use connections::note_known;
 pub use json::{
     Body, Created, CsvBody, NoContent, OptionalBody, Printed, PrintedTagged, Tagged, read_cursor,
 };
 pub use problem::{Failure, Problem, fails};
-pub use request::{
-    ClientAddr, RequestId, RequestInfo, TraceParent, comes_from, network_of, note_known,
-};
+pub use request::{ClientAddr, RequestId, RequestInfo, TraceParent, comes_from, network_of};
+
+/// Fields that an answer has when it leaves: room for them is made once.
+const HEADERS_USUAL: usize = 12;

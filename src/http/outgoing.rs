@@ -3,7 +3,7 @@
 //! Invariants: the address that is dialled is one that was checked, so a name that changes its mind
 //! between the check and the call gains nothing; an address that is not public is never dialled
 //! unless the settings allow it; a name of which any address is refused is refused; redirects are
-//! answers like any other, and nobody follows them; no environment variable sends a call elsewhere;
+//! answers like any other and are never followed; no environment variable sends a call elsewhere;
 //! a call ends at its time, and what is read of its answer is bounded. An error names the host at
 //! most: what stands in a path, a query or a header may be a secret.
 
@@ -29,7 +29,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use url::{Host, Position, Url};
 
-use super::serve::{TlsError, certificates};
+use super::tls::{TlsError, certificates};
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config::{self, ms};
 
@@ -39,7 +39,7 @@ const URL_BYTES_MAX: usize = 2_000;
 const ADDRESSES_MAX: usize = 4;
 /// Longest wait that an answer may ask for.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
-/// Who calls.
+/// The `User-Agent` of a call that brings none of its own.
 const USER_AGENT: &str = concat!("Onrush/", env!("CARGO_PKG_VERSION"));
 /// Headers that belong to the connection, or that this client writes itself.
 const OWN_HEADERS: &[&str] = &[
@@ -79,7 +79,7 @@ pub enum OutgoingError {
         /// Its address.
         address: IpAddr,
     },
-    /// The name has no address, or nobody says.
+    /// The name has no address, or no name server told it.
     #[error("{host} could not be looked up: {reason}")]
     Lookup {
         /// The host of the URL.
@@ -87,7 +87,7 @@ pub enum OutgoingError {
         /// What the system says.
         reason: String,
     },
-    /// Nobody answers there.
+    /// No server answers at the address.
     #[error("{host} could not be reached: {reason}")]
     Connect {
         /// The host of the URL.
@@ -128,7 +128,7 @@ impl OutgoingError {
     }
 }
 
-/// Whether everyone on the Internet means the same machine by this address.
+/// Whether this address means the same machine everywhere on the Internet.
 ///
 /// After IANA's registries of special-purpose addresses; what carries an IPv4 address is judged by
 /// that one. Of IPv6 only the global unicast range counts, without its parts for protocols, tunnels
@@ -209,7 +209,7 @@ impl Target {
         })
     }
 
-    /// Whom it calls, for people: without the path, which may hold a secret.
+    /// The host that it calls, for people: without the path, which may hold a secret.
     pub fn host(&self) -> String {
         self.host.to_string()
     }
@@ -226,7 +226,7 @@ impl Target {
 
 /// A call to be made.
 #[derive(Clone, Debug)]
-pub struct Call {
+pub struct OutgoingCall {
     /// Such as `POST`.
     pub method: String,
     /// Where to.
@@ -295,7 +295,7 @@ impl Reply {
 pub struct Headers(HeaderMap);
 
 impl Headers {
-    /// Reads headers that somebody wants to send; refuses those that are the connection's own.
+    /// Reads headers that are to be sent; refuses those that are the connection's own.
     pub fn read<'a>(
         pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, OutgoingError> {
@@ -335,7 +335,7 @@ impl Headers {
     }
 }
 
-/// Who says which addresses a name has.
+/// Where the addresses of a name come from.
 enum Names {
     /// The system.
     System,
@@ -413,13 +413,13 @@ impl Outgoing {
     }
 
     /// Makes a call. Every answer is an answer, whatever its status, and also where its body breaks off.
-    pub async fn call(&self, call: Call) -> Result<Reply, OutgoingError> {
+    pub async fn call(&self, call: OutgoingCall) -> Result<Reply, OutgoingError> {
         let rules = &self.0.rules;
         let limit = call.timeout.min(ms(rules.timeout_ms));
         let watch = Stopwatch::start();
         let late = || OutgoingError::Timeout(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
         let begun = timeout(limit, self.begin(&call)).await;
-        let Answer {
+        let BegunReply {
             head,
             mut body,
             connection: _connection,
@@ -444,7 +444,7 @@ impl Outgoing {
     }
 
     /// The answer up to its body.
-    async fn begin(&self, call: &Call) -> Result<Answer, OutgoingError> {
+    async fn begin(&self, call: &OutgoingCall) -> Result<BegunReply, OutgoingError> {
         let target = &call.target;
         let addresses = self.addresses(target).await?;
         let stream = self.connect(target, &addresses).await?;
@@ -533,7 +533,7 @@ impl Outgoing {
         })
     }
 
-    async fn exchange<S>(&self, stream: S, call: &Call) -> Result<Answer, OutgoingError>
+    async fn exchange<S>(&self, stream: S, call: &OutgoingCall) -> Result<BegunReply, OutgoingError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -544,13 +544,13 @@ impl Outgoing {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(broken)?;
-        // Its error reaches whoever waits for the answer; it ends with this call at the latest.
+        // Its error reaches the call that waits for the answer; it ends with this call at the latest.
         let connection = EndsWithIt(tokio::spawn(async move {
             let _ended = connection.await;
         }));
         let response = sender.send_request(request(call)?).await.map_err(broken)?;
         let (head, body) = response.into_parts();
-        Ok(Answer {
+        Ok(BegunReply {
             head,
             body,
             connection,
@@ -559,7 +559,7 @@ impl Outgoing {
 }
 
 /// An answer whose body is still to come.
-struct Answer {
+struct BegunReply {
     head: Parts,
     body: Incoming,
     connection: EndsWithIt,
@@ -588,7 +588,7 @@ async fn read_body(
     Ok(false)
 }
 
-fn request(call: &Call) -> Result<Request<Full<Bytes>>, OutgoingError> {
+fn request(call: &OutgoingCall) -> Result<Request<Full<Bytes>>, OutgoingError> {
     let target = &call.target;
     let uri: Uri = target
         .path
@@ -651,8 +651,8 @@ mod tests {
         rules.allow_internal = vec!["127.0.0.0/8".parse().expect("a range")];
     }
 
-    fn call(url: &str) -> Call {
-        Call {
+    fn call(url: &str) -> OutgoingCall {
+        OutgoingCall {
             method: "POST".to_owned(),
             target: Target::parse(url).expect("a URL"),
             headers: Headers::default(),

@@ -1,7 +1,7 @@
 //! How long a client may keep us waiting: for a piece of what it sends, or until it takes what it asked for.
 //!
-//! Invariant: whoever moves less than [`Pace::bytes_per_second_min`] is given up once it is a whole wait
-//! behind, however it spreads its bytes; a wait that no byte follows ends it as well.
+//! Invariant: a client that moves less than [`ClientPace::bytes_per_second_min`] is given up once it is a
+//! whole wait behind, however it spreads its bytes; a wait that no byte follows ends it as well.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
 /// The patience that is left with one client.
-pub(super) struct Pace {
+pub(super) struct ClientPace {
     wait: Duration,
     bytes_per_second_min: u64,
     /// What it may still keep us waiting; moving earns it back.
@@ -19,7 +19,7 @@ pub(super) struct Pace {
     waiting: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
-impl Pace {
+impl ClientPace {
     /// With patience for one whole `wait`.
     pub(super) fn new(wait: Duration, bytes_per_second_min: u64) -> Self {
         Self {
@@ -70,7 +70,7 @@ mod tests {
 
     /// How long a client is borne with that moves `bytes` after each `pause`, within an hour.
     fn borne(bytes: usize, pause: Duration) -> Duration {
-        let mut pace = Pace::new(10 * SECOND, 1_000);
+        let mut pace = ClientPace::new(10 * SECOND, 1_000);
         let mut passed = Duration::ZERO;
         while passed < 3_600 * SECOND {
             if pause >= pace.left {
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn who_drips_is_given_up_and_who_is_slow_is_not() {
+    fn a_client_that_drips_is_given_up_and_one_that_is_slow_is_not() {
         assert_eq!(borne(0, 60 * SECOND), 10 * SECOND);
         let dripped = borne(1, 9 * SECOND);
         assert!(dripped < 11 * SECOND, "{dripped:?}");
@@ -96,15 +96,15 @@ mod tests {
 
     #[test]
     fn no_haste_earns_more_than_one_wait() {
-        let mut pace = Pace::new(10 * SECOND, 1_000);
+        let mut pace = ClientPace::new(10 * SECOND, 1_000);
         pace.moved(1 << 30);
         pace.note(SECOND, 1 << 30);
         assert_eq!(pace.left, 10 * SECOND);
     }
 
     #[tokio::test]
-    async fn it_wakes_whoever_waits_when_it_is_over() {
-        let mut pace = Pace::new(Duration::from_millis(5), 1);
+    async fn it_wakes_the_task_that_waits_when_it_is_over() {
+        let mut pace = ClientPace::new(Duration::from_millis(5), 1);
         std::future::poll_fn(|cx| pace.poll_over(cx)).await;
     }
 }

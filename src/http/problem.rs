@@ -17,6 +17,7 @@ use poem_openapi::registry::{
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
+use super::HEADERS_USUAL;
 use crate::check::FieldError;
 
 /// Media type of every error answer.
@@ -24,10 +25,10 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// A failure with its status, stable code and text; what [`crate::http::edge`] turns into an answer.
 #[derive(Debug)]
-pub struct Problem(Box<Parts>);
+pub struct Problem(Box<ProblemParts>);
 
 #[derive(Debug)]
-struct Parts {
+struct ProblemParts {
     status: StatusCode,
     code: &'static str,
     detail: String,
@@ -40,7 +41,7 @@ struct Parts {
 impl Problem {
     /// A failure that the caller may read about: `detail` goes out as it is.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self(Box::new(Parts {
+        Self(Box::new(ProblemParts {
             status,
             code,
             detail: detail.into(),
@@ -152,7 +153,7 @@ impl Problem {
         let body = serde_json::to_vec(&Document { parts, request_id }).unwrap_or_default();
         let mut response = Response::builder().status(parts.status).body(body);
         let headers = response.headers_mut();
-        headers.reserve(super::edge::HEADERS_USUAL);
+        headers.reserve(HEADERS_USUAL);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         if let Some(seconds) = parts.retry_after_seconds {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -166,7 +167,7 @@ impl Problem {
 
 /// Order and names of the members are part of the contract.
 struct Document<'a> {
-    parts: &'a Parts,
+    parts: &'a ProblemParts,
     request_id: &'a str,
 }
 

@@ -1,4 +1,4 @@
-//! What the edge learnt about a request: its id, who sent it, its trace.
+//! What the edge learnt about a request: its id, the client that sent it, its trace.
 //!
 //! Invariants: an address or scheme told by a header is believed only from a trusted proxy or a
 //! unix socket; a caller's request id is used only if it is short and plain, so that it can be
@@ -13,7 +13,6 @@ use poem::http::{Method, Uri};
 use poem::{FromRequest, Request, RequestBody};
 use rand::RngCore;
 
-use super::connections::Turn;
 use super::problem::Problem;
 use crate::clock::Timestamp;
 use crate::monitor::statements::{Called, StatementCaller};
@@ -171,7 +170,7 @@ fn without_ids(path: &str) -> String {
 }
 
 impl RequestInfo {
-    /// Who has statements run, for the list of slow ones.
+    /// This request, as the one that has statements run, for the list of slow ones.
     pub(super) fn caller(&self) -> Called {
         Arc::clone(&self.0) as Called
     }
@@ -226,16 +225,8 @@ impl<'a> FromRequest<'a> for ClientAddr {
     }
 }
 
-/// Notes that the request came with valid credentials: where connections run short, its own is not
-/// among the first that go.
-pub fn note_known(request: &Request) {
-    if let Some(turn) = request.data::<Arc<Turn>>() {
-        turn.note_known();
-    }
-}
-
 /// Whether the request comes from one of `ranges` for certain. What came through a proxy that is not
-/// trusted has the proxy's address, which says nothing of who sent it.
+/// trusted has the proxy's address, which says nothing of the client.
 pub fn comes_from(request: &Request, ranges: &[IpNet]) -> bool {
     let Some(info) = request.data::<RequestInfo>() else {
         return false;
@@ -247,11 +238,11 @@ pub fn comes_from(request: &Request, ranges: &[IpNet]) -> bool {
     is_trusted(info.client().0, ranges) && (!is_passed_on || info.0.is_vouched)
 }
 
-/// Whom the connection comes from, before any header is believed.
+/// The other end of the connection, before any header is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
     Tcp(SocketAddr),
-    /// A unix socket: whoever may open it is on this machine and let in by the file's mode.
+    /// A unix socket: a process that may open it is on this machine and let in by the file's mode.
     Local,
 }
 

@@ -4,9 +4,9 @@
 //! hold of a resource, and how clients come to terms over it. A client is what [`network_of`] counts
 //! as one; behind a trusted proxy that is the address that the proxy names.
 //!
-//! Invariants: the sum never passes [`Limit::sum`]; a client's small share is granted as long as the
+//! Invariants: the sum never passes [`ShareLimit::sum`]; a client's small share is granted as long as the
 //! sum allows, and the last quarter of the sum is kept for those; beyond its small share a client holds
-//! at most as much as is left free for everybody (the dynamic thresholds of Choudhury and Hahne, 1998,
+//! at most as much as is left free for all clients (the dynamic thresholds of Choudhury and Hahne, 1998,
 //! with α = 1), so that of k greedy clients each gets one part in k + 1 and a newcomer finds one; what
 //! was granted comes back when its [`Share`] is dropped; clients are remembered only while they hold
 //! something.
@@ -61,7 +61,7 @@ impl Resource {
         }
     }
 
-    fn limit(self, settings: &Settings) -> Limit {
+    fn limit(self, settings: &Settings) -> ShareLimit {
         let server = &settings.server;
         let (sum, small) = match self {
             Self::BodyBytes => (server.bodies_bytes_max, server.bodies_bytes_small),
@@ -69,12 +69,12 @@ impl Resource {
             Self::Hashing => (settings.auth.hash_queue_max, settings.auth.hash_queue_small),
             Self::SlowReads => (server.slow_reads_max, server.slow_reads_small),
         };
-        // Whoever is alone gets three eighths of the sum, in which the largest body must fit.
+        // A client that is alone gets three eighths of the sum, in which the largest body must fit.
         let least = match self {
             Self::BodyBytes => server.body_bytes_max / 3 * 8 + 8,
             Self::AnswerBytes | Self::Hashing | Self::SlowReads => 1,
         };
-        Limit {
+        ShareLimit {
             sum: sum.max(least) as u64,
             small: small as u64,
         }
@@ -83,7 +83,7 @@ impl Resource {
 
 /// How much there is.
 #[derive(Clone, Copy, Debug)]
-struct Limit {
+struct ShareLimit {
     /// For all together.
     sum: u64,
     /// What each client may hold as long as there is any.
@@ -92,7 +92,7 @@ struct Limit {
 
 /// Why nothing was granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum ShareRefused {
     /// This client holds its share.
     #[error("too much is under way for this address at once")]
     Client,
@@ -101,34 +101,39 @@ pub enum Refused {
     Everyone,
 }
 
-impl From<Refused> for Problem {
-    fn from(refused: Refused) -> Self {
+impl From<ShareRefused> for Problem {
+    fn from(refused: ShareRefused) -> Self {
         match refused {
-            Refused::Client => Problem::new(
+            ShareRefused::Client => Problem::new(
                 poem::http::StatusCode::TOO_MANY_REQUESTS,
                 "client_busy",
                 "Too much is under way for your address at once; let some of it end first.",
             )
             .retry_after(RETRY_SECONDS),
-            Refused::Everyone => Problem::overloaded(RETRY_SECONDS),
+            ShareRefused::Everyone => Problem::overloaded(RETRY_SECONDS),
         }
     }
 }
 
 /// All resources; clones share them.
 #[derive(Clone)]
-pub struct Shares(Arc<[Pool; Resource::ALL.len()]>);
+pub struct Shares(Arc<[ResourcePool; Resource::ALL.len()]>);
 
 impl Shares {
     /// As much of each as the settings say.
     pub fn new(settings: &Settings, metrics: &Metrics) -> Self {
         Self(Arc::new(Resource::ALL.map(|resource| {
-            Pool::new(resource, resource.limit(settings), metrics)
+            ResourcePool::new(resource, resource.limit(settings), metrics)
         })))
     }
 
     /// Takes `amount` of a resource for the client at `address`.
-    pub fn take(&self, resource: Resource, address: IpAddr, amount: u64) -> Result<Share, Refused> {
+    pub fn take(
+        &self,
+        resource: Resource,
+        address: IpAddr,
+        amount: u64,
+    ) -> Result<Share, ShareRefused> {
         let mut share = self.nothing(resource, address);
         share.grow(amount)?;
         Ok(share)
@@ -151,7 +156,7 @@ impl Shares {
         resource: Resource,
         address: IpAddr,
         amount: u64,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), ShareRefused> {
         let pool = self.pool(resource);
         if pool.used.load(Ordering::Acquire) < pool.limit.sum / 2 {
             return Ok(());
@@ -170,28 +175,28 @@ impl Shares {
         }
     }
 
-    fn pool(&self, resource: Resource) -> &Pool {
+    fn pool(&self, resource: Resource) -> &ResourcePool {
         &self.0[resource as usize]
     }
 }
 
-impl Limit {
+impl ShareLimit {
     /// Whether one that holds `held` of `used` may not have `more`.
-    fn refusal(self, held: u64, used: u64, more: u64) -> Option<Refused> {
+    fn refusal(self, held: u64, used: u64, more: u64) -> Option<ShareRefused> {
         let after = used.saturating_add(more);
         if after > self.sum {
-            return Some(Refused::Everyone);
+            return Some(ShareRefused::Everyone);
         }
         let own = held.saturating_add(more);
         let common = self.sum - self.sum / 4;
         let is_fair = own <= self.small || own <= common.saturating_sub(after);
-        (!is_fair).then_some(Refused::Client)
+        (!is_fair).then_some(ShareRefused::Client)
     }
 }
 
 /// One resource.
-struct Pool {
-    limit: Limit,
+struct ResourcePool {
+    limit: ShareLimit,
     used: AtomicU64,
     clients: [Mutex<HashMap<IpAddr, u64>>; SHARDS],
     hasher: RandomState,
@@ -199,8 +204,8 @@ struct Pool {
     metrics: ShareMetrics,
 }
 
-impl Pool {
-    fn new(resource: Resource, limit: Limit, metrics: &Metrics) -> Self {
+impl ResourcePool {
+    fn new(resource: Resource, limit: ShareLimit, metrics: &Metrics) -> Self {
         Self {
             limit,
             used: AtomicU64::new(0),
@@ -215,10 +220,10 @@ impl Pool {
         &self.clients[self.hasher.hash_one(client) as usize % SHARDS]
     }
 
-    fn take(&self, client: IpAddr, more: u64) -> Result<(), Refused> {
+    fn take(&self, client: IpAddr, more: u64) -> Result<(), ShareRefused> {
         let mut clients = self.shard(&client).lock();
         let held = clients.get(&client).copied().unwrap_or_default();
-        let mut refused = Refused::Everyone;
+        let mut refused = ShareRefused::Everyone;
         self.used
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
                 match self.limit.refusal(held, used, more) {
@@ -252,10 +257,10 @@ impl Pool {
     }
 
     /// Counts a refusal, and says so in the log now and then.
-    fn tell(&self, resource: Resource, client: IpAddr, refused: Refused) {
+    fn tell(&self, resource: Resource, client: IpAddr, refused: ShareRefused) {
         match refused {
-            Refused::Client => self.metrics.of_client.inc(),
-            Refused::Everyone => self.metrics.of_everyone.inc(),
+            ShareRefused::Client => self.metrics.of_client.inc(),
+            ShareRefused::Everyone => self.metrics.of_everyone.inc(),
         }
         if let Some(refused_requests) = self.told.note(1) {
             tracing::warn!(
@@ -299,7 +304,7 @@ impl NowAndThen {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let told = self.told_ms.load(Ordering::Relaxed);
         let is_time = told == 0 || now.saturating_sub(told) >= Self::PAUSE_MS;
-        // One of those who come at once says it for all.
+        // Of threads that come here at the same time, one says it for all.
         let says = is_time
             && self
                 .told_ms
@@ -309,7 +314,7 @@ impl NowAndThen {
     }
 }
 
-/// A part of a resource that somebody holds; given back when dropped.
+/// A part of a resource that a client holds; given back when dropped.
 pub struct Share {
     shares: Shares,
     resource: Resource,
@@ -333,7 +338,7 @@ impl Share {
     }
 
     /// Takes more; what was held before stays held if that is refused.
-    pub fn grow(&mut self, more: u64) -> Result<(), Refused> {
+    pub fn grow(&mut self, more: u64) -> Result<(), ShareRefused> {
         if more == 0 {
             return Ok(());
         }
@@ -379,7 +384,7 @@ mod tests {
         let mut held = shares.nothing(READS, client(1));
         let got = std::iter::from_fn(|| held.grow(1).ok()).count();
         assert_eq!(got, 375, "as much as it leaves of three quarters");
-        assert_eq!(held.grow(1), Err(Refused::Client));
+        assert_eq!(held.grow(1), Err(ShareRefused::Client));
         let other = shares.take(READS, client(2), 187);
         assert!(other.is_ok(), "half of what is left");
         drop(held);
@@ -387,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_within_the_small_share_goes_on_beside_greedy_ones() {
+    fn a_client_within_its_small_share_goes_on_beside_greedy_ones() {
         let shares = shares(1_000, 10);
         let greedy: Vec<Share> = (0..20)
             .map(|number| {
@@ -402,7 +407,7 @@ mod tests {
         assert!(honest.iter().all(Result::is_ok));
         assert_eq!(
             shares.take(READS, client(200), 11).err(),
-            Some(Refused::Client)
+            Some(ShareRefused::Client)
         );
         assert!(greedy.iter().all(|held| held.amount >= 10));
     }
@@ -415,12 +420,12 @@ mod tests {
         let neighbour = "2001:db8::ffff:1".parse().expect("address");
         assert_eq!(
             shares.take(READS, neighbour, 1).err(),
-            Some(Refused::Client)
+            Some(ShareRefused::Client)
         );
         let short = |address| shares.unless_short(READS, address, 1);
         assert_eq!(short(neighbour), Ok(()), "more than half is free");
         let _more = shares.take(READS, client(1), 180);
-        assert_eq!(short(neighbour), Err(Refused::Client));
+        assert_eq!(short(neighbour), Err(ShareRefused::Client));
         assert_eq!(short(client(2)), Ok(()));
     }
 
@@ -441,7 +446,7 @@ mod tests {
                 let sum: u64 = held.iter().map(|share| share.amount).sum();
                 prop_assert!(sum <= 1_000);
                 prop_assert_eq!(sum, shares.pool(READS).used.load(Ordering::Acquire));
-                // Whoever holds nothing gets a small share unless there is no more.
+                // A client that holds nothing gets a small share as long as the sum allows it.
                 let newcomer = shares.take(READS, client(99), 50);
                 prop_assert_eq!(newcomer.is_ok(), sum + 50 <= 1_000);
             }

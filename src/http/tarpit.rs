@@ -29,7 +29,7 @@ const CLIENTS_MAX: usize = 65_536;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeldBack(pub(super) Duration);
 
-/// Who was refused how often.
+/// How often each client was refused in this second.
 pub(super) struct Tarpit {
     /// Refusals of a second that a client hears at once; 0 for any number.
     at_once: u32,

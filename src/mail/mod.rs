@@ -31,7 +31,7 @@ use crate::auth::{self, Recipient, UserId};
 use crate::check;
 use crate::clock::Timestamp;
 use crate::config::{self, Language, MailTls, ms};
-use crate::http::serve::certificates;
+use crate::http::tls::certificates;
 use crate::store::{StoreError, Tx};
 use crate::task::{
     self, Handler, NewTask, TaskContext, TaskError, TaskFailure, TaskId, TaskOutcome,

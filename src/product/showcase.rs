@@ -8,7 +8,7 @@ use super::{CHANGED, Filter, LISTED, ListPlace, PAGE_MAX, Page, Product, Product
 use crate::cache::{Cache, CacheError, Cached, Id, Kind, KindRules, Loaded, Ready};
 use crate::config;
 use crate::http::ClientAddr;
-use crate::http::shares::{Refused, Resource, Shares};
+use crate::http::shares::{Resource, ShareRefused, Shares};
 use crate::kept::{Kept, KeptTable};
 use crate::store::{Lane, Store, StoreError, Topic, Tx};
 
@@ -126,7 +126,7 @@ pub(super) enum ShowError {
     Store(StoreError),
     /// Too much is under way.
     #[error(transparent)]
-    Busy(Refused),
+    Busy(ShareRefused),
     /// The cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -245,7 +245,7 @@ impl Showcase {
                 None => return Err(error.into()),
             }
         }
-        Err(ShowError::Busy(Refused::Everyone))
+        Err(ShowError::Busy(ShareRefused::Everyone))
     }
 
     /// Brings a page of a list; tells by `is_refused` that the client has too much under way.
@@ -313,7 +313,7 @@ enum ListError {
     Store(#[from] StoreError),
     /// Too much is under way.
     #[error(transparent)]
-    Busy(#[from] Refused),
+    Busy(#[from] ShareRefused),
 }
 
 /// Names a page among all pages of all lists.

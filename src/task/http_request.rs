@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{Handler, TaskContext, TaskFailure, TaskOutcome};
 use crate::check::{self, Checks, FieldError};
 use crate::config::{MASK, is_secret_header, mask_headers};
-use crate::http::outgoing::{Call, Headers, Outgoing, OutgoingError, Reply, Target};
+use crate::http::outgoing::{Headers, Outgoing, OutgoingCall, OutgoingError, Reply, Target};
 
 /// Methods that a call may have.
 const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
@@ -165,7 +165,7 @@ impl HttpRequest {
         let limit = context.time_left();
         let asked = args.timeout_seconds.map(u64::from);
         self.outgoing
-            .call(Call {
+            .call(OutgoingCall {
                 method: args.method.clone(),
                 target,
                 headers,

@@ -18,7 +18,7 @@ use super::{
 use crate::check;
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config::ms;
-use crate::http::outgoing::{Call, Headers, Outgoing, OutgoingError, Reply};
+use crate::http::outgoing::{Headers, Outgoing, OutgoingCall, OutgoingError, Reply};
 use crate::store::StoreError;
 use crate::task::{Handler, TaskContext, TaskFailure, TaskOutcome};
 
@@ -156,7 +156,7 @@ impl DeliverWebhook {
         }
         let rules = self.webhooks.rules();
         self.outgoing
-            .call(Call {
+            .call(OutgoingCall {
                 method: "POST".to_owned(),
                 target,
                 headers,
