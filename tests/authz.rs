@@ -503,7 +503,8 @@ impl Callers<'_> {
             .shop
             .app()
             .store
-            .write_blocking(move |tx| onrush::auth::create_api_key_for(tx, now, &email, &new, 10))
+            .write(move |tx| onrush::auth::create_api_key_for(tx, now, &email, &new, 10))
+            .blocking()
             .expect("a key");
         self.change(id, &json!({"role": role}));
         (key.id.0, text)
@@ -788,8 +789,9 @@ fn a_key_loses_with_its_owner_and_gets_back_with_its_owner() {
     };
     let now = shop.clock.now();
     let store = &shop.app().store;
-    let made =
-        store.write_blocking(move |tx| onrush::auth::create_api_key_for(tx, now, email, &new, 10));
+    let made = store
+        .write(move |tx| onrush::auth::create_api_key_for(tx, now, email, &new, 10))
+        .blocking();
     let key = made.expect("a key").1;
     // What is tried with it: another's order read, paid, and ordered for another; what staff and what
     // admins see.

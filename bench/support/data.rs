@@ -27,25 +27,27 @@ impl Data {
         let (store, now) = (&opened.store, opened.clock.now());
         let email = "operator@example.com";
         let operator = NewAccount::checked(email, "Operator", "a long enough one", &settings.auth)?;
-        let key = store.write_blocking::<_, AuthError>(move |tx| {
-            auth::create_account(tx, now, &operator, Role::Admin)?;
-            let new = NewKey {
-                name: "bench".to_owned(),
-                scopes: vec![
-                    Scope::Catalogue,
-                    Scope::Orders,
-                    Scope::Payments,
-                    Scope::Sales,
-                    Scope::Tasks,
-                    Scope::Work,
-                    Scope::Reports,
-                    Scope::System,
-                    Scope::Cache,
-                ],
-                expires_at: None,
-            };
-            auth::create_api_key_for(tx, now, email, &new, 1).map(|(_, key)| key)
-        })?;
+        let key = store
+            .write::<_, AuthError>(move |tx| {
+                auth::create_account(tx, now, &operator, Role::Admin)?;
+                let new = NewKey {
+                    name: "bench".to_owned(),
+                    scopes: vec![
+                        Scope::Catalogue,
+                        Scope::Orders,
+                        Scope::Payments,
+                        Scope::Sales,
+                        Scope::Tasks,
+                        Scope::Work,
+                        Scope::Reports,
+                        Scope::System,
+                        Scope::Cache,
+                    ],
+                    expires_at: None,
+                };
+                auth::create_api_key_for(tx, now, email, &new, 1).map(|(_, key)| key)
+            })
+            .blocking()?;
         opened.close();
         Ok(Self {
             path: settings.data.dir,

@@ -40,14 +40,16 @@ impl Shop {
         settings.data.dir = base.path.clone();
         let opened = app::open_data(&settings)?;
         let (store, now) = (&opened.store, opened.clock.now());
-        let ids = store.write_blocking::<_, ProductError>(move |tx| {
-            (0..products)
-                .map(|number| product::create(tx, now, &sample(number)))
-                .collect::<Result<Vec<_>, _>>()
-        })?;
-        let buyers = store.write_blocking::<_, AuthError>(move |tx| {
-            auth::create_rehearsal_buyers(tx, now, 0, buyers)
-        })?;
+        let ids = store
+            .write::<_, ProductError>(move |tx| {
+                (0..products)
+                    .map(|number| product::create(tx, now, &sample(number)))
+                    .collect::<Result<Vec<_>, _>>()
+            })
+            .blocking()?;
+        let buyers = store
+            .write::<_, AuthError>(move |tx| auth::create_rehearsal_buyers(tx, now, 0, buyers))
+            .blocking()?;
         opened.close();
         Ok(Self {
             data: settings.data.dir,

@@ -1097,8 +1097,8 @@ impl AuthApi {
         let (now, owner, auth) = (inner.clock.now(), key_owner(&caller), self.auth.clone());
         inner
             .store
-            .write_then(
-                move |tx| super::revoke_api_key(tx, now, KeyId(id.0), owner),
+            .write(move |tx| super::revoke_api_key(tx, now, KeyId(id.0), owner))
+            .then(
                 // Also when the client went away before its answer.
                 move |_| auth.forget_callers(),
             )

@@ -806,8 +806,8 @@ impl Auth {
         let login = self
             .0
             .store
-            .write_then(
-                move |tx| auth.begin_session(tx, now, id, &new),
+            .write(move |tx| auth.begin_session(tx, now, id, &new))
+            .then(
                 // Also when the client went away before its answer.
                 move |login| forgetful.forget_evicted(login),
             )
@@ -995,8 +995,8 @@ impl Auth {
         let token_hash = Arc::clone(&hash);
         self.0
             .store
-            .write_then(
-                move |tx| sql::delete_session(tx, &token_hash).map_err(AuthError::from),
+            .write(move |tx| sql::delete_session(tx, &token_hash).map_err(AuthError::from))
+            .then(
                 // Also when the client went away before its answer.
                 move |_| {
                     auth.0.callers.lock().forget(&hash);

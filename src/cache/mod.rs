@@ -24,7 +24,7 @@
 //! ```ignore
 //! let products: Kind<Ready> = cache.kind(KindRules::new("product", 1));
 //! let hit = products.get_or_load(id, || async move { store.point(load_product).await }).await?;
-//! store.write_then(change_product, move |done| if done.is_ok() { products.invalidate(id) }).await?;
+//! store.write(change_product).then(move |done| if done.is_ok() { products.invalidate(id) }).await?;
 //! ```
 
 pub mod api;

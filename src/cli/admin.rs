@@ -130,7 +130,8 @@ pub(super) fn user(common: &Common, command: &UserCommand) -> Outcome {
             let now = opened.clock.now();
             let made = opened
                 .store
-                .write_blocking(move |tx| auth::create_account(tx, now, &new, role));
+                .write(move |tx| auth::create_account(tx, now, &new, role))
+                .blocking();
             opened.close();
             let id = made?;
             print(&if common.json {
@@ -148,10 +149,14 @@ pub(super) fn user(common: &Common, command: &UserCommand) -> Outcome {
                 role: Some(role),
                 ..user::Patch::default()
             };
-            let changed = opened.store.write_blocking(move |tx| {
-                let account = auth::account_with(tx, &email)?;
-                user::update(tx, now, Role::Admin, account.id, &patch).map_err(anyhow::Error::from)
-            });
+            let changed = opened
+                .store
+                .write(move |tx| {
+                    let account = auth::account_with(tx, &email)?;
+                    user::update(tx, now, Role::Admin, account.id, &patch)
+                        .map_err(anyhow::Error::from)
+                })
+                .blocking();
             opened.close();
             let id = changed?.id;
             print(&if common.json {
@@ -199,7 +204,8 @@ pub(super) fn api_key(common: &Common, command: &ApiKeyCommand) -> Outcome {
     };
     let made = opened
         .store
-        .write_blocking(move |tx| auth::create_api_key_for(tx, now, &email, &new, most));
+        .write(move |tx| auth::create_api_key_for(tx, now, &email, &new, most))
+        .blocking();
     opened.close();
     let (_, token) = made?;
     print(&if common.json {

@@ -75,10 +75,13 @@ pub(super) fn run(common: &Common, copy: &Path, drills: Drills) -> Outcome {
     let account = NewAccount::checked(&login.0, "Drill", &login.1, &settings.auth)?;
     let opened = app::open_data(&settings)?;
     let now = opened.clock.now();
-    let made = opened.store.write_blocking::<_, AuthError>(move |tx| {
-        auth::create_account(tx, now, &account, Role::Customer)?;
-        auth::create_rehearsal_buyers(tx, now, 0, SESSIONS)
-    });
+    let made = opened
+        .store
+        .write::<_, AuthError>(move |tx| {
+            auth::create_account(tx, now, &account, Role::Customer)?;
+            auth::create_rehearsal_buyers(tx, now, 0, SESSIONS)
+        })
+        .blocking();
     opened.close();
     // Its lock would keep the copy's own server out.
     drop(opened);

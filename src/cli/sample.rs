@@ -195,7 +195,10 @@ fn past_orders(now: Timestamp) -> Result<String, std::fmt::Error> {
 /// The customer whom the specification's examples log in as.
 fn add_example_customer(store: &Store, auth: &config::Auth, now: Timestamp) -> anyhow::Result<()> {
     let new = NewAccount::checked(EXAMPLE.email, EXAMPLE.name, EXAMPLE.password, auth)?;
-    match store.write_blocking(move |tx| create_account(tx, now, &new, Role::Customer)) {
+    match store
+        .write(move |tx| create_account(tx, now, &new, Role::Customer))
+        .blocking()
+    {
         Ok(_) | Err(AuthError::Exists) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -216,12 +219,14 @@ pub(super) fn fill(store: &Store, settings: &Settings, now: Timestamp) -> anyhow
         .is_empty()
     {
         for first in (0..PRODUCTS).step_by(500) {
-            store.write_blocking(move |tx| {
-                for number in first..PRODUCTS.min(first + 500) {
-                    product::create(tx, now, &sample(number))?;
-                }
-                Ok::<_, ProductError>(())
-            })?;
+            store
+                .write(move |tx| {
+                    for number in first..PRODUCTS.min(first + 500) {
+                        product::create(tx, now, &sample(number))?;
+                    }
+                    Ok::<_, ProductError>(())
+                })
+                .blocking()?;
         }
         let orders = past_orders(now)?;
         let (reading, orders) = (Reading::default(), Cursor::new(orders));

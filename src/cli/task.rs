@@ -117,7 +117,8 @@ fn enqueue(common: &Common, settings: &Settings, args: &EnqueueArgs) -> Outcome 
                 .map_err(TaskError::Invalid)?;
             opened
                 .store
-                .write_blocking(move |tx| task::enqueue(tx, now, &new))
+                .write(move |tx| task::enqueue(tx, now, &new))
+                .blocking()
         });
     opened.close();
     let id = made?.id();

@@ -596,7 +596,7 @@ impl Session {
                 let found = external::find_external(tx, &said.jid)?
                     .filter(|job| job.state == TaskState::Running && is_open(job));
                 let Some(job) = found else {
-                    return Err(Refused::NoJob(said.jid));
+                    return Err(Refused::NoJob(said.jid.clone()));
                 };
                 if said.percent.is_some() || said.desc.is_some() {
                     let percent = said.percent.unwrap_or(0);
@@ -634,7 +634,7 @@ impl Session {
                 store
                     .write(move |tx| match external::reopen_batch(tx, &asked)? {
                         true => Ok(()),
-                        false => Err(Refused::NoBatch(asked)),
+                        false => Err(Refused::NoBatch(asked.clone())),
                     })
                     .await?;
                 Ok(Answer::Bulk(bid))
@@ -644,7 +644,7 @@ impl Session {
                 store
                     .write(move |tx| {
                         if external::batch_on_record(tx, &bid)?.is_none() {
-                            return Err(Refused::NoBatch(bid));
+                            return Err(Refused::NoBatch(bid.clone()));
                         }
                         Ok(seal_batch(tx, now, &bid)?)
                     })

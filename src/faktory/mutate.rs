@@ -184,7 +184,7 @@ async fn apply(tasks: &Tasks, act: Act, state: TaskState, ids: Vec<TaskId>) -> R
     tasks
         .change(move |tx| {
             let mut changes = Changes::default();
-            for id in ids {
+            for &id in &ids {
                 // It may have moved on since it was read.
                 if external::state(tx, id)?.map(|(now, _)| now) != Some(state) {
                     continue;

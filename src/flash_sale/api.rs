@@ -487,14 +487,12 @@ impl FlashSaleApi {
         let events = self.follow_ups.events.clone();
         let sale = self
             .store
-            .write_then(
-                move |tx| super::create(tx, now, &settings, &events, &new),
-                move |done| {
-                    if let Ok(sale) = done {
-                        gate.open(sale.clone());
-                    }
-                },
-            )
+            .write(move |tx| super::create(tx, now, &settings, &events, &new))
+            .then(move |done| {
+                if let Ok(sale) = done {
+                    gate.open(sale.clone());
+                }
+            })
             .await
             .map_err(Problem::from)?;
         let location = format!("/api/v1/flash-sales/{}", sale.id);
@@ -575,17 +573,15 @@ impl FlashSaleApi {
         let events = self.follow_ups.events.clone();
         let sale = self
             .store
-            .write_then(
-                move |tx| {
-                    super::close(tx, now, &events, id, SaleStatus::Stopped)?;
-                    super::get(tx, id)
-                },
-                move |done| {
-                    if done.is_ok() {
-                        gate.close(id);
-                    }
-                },
-            )
+            .write(move |tx| {
+                super::close(tx, now, &events, id, SaleStatus::Stopped)?;
+                super::get(tx, id)
+            })
+            .then(move |done| {
+                if done.is_ok() {
+                    gate.close(id);
+                }
+            })
             .await
             .map_err(Problem::from)?;
         Ok(Body(SaleView::new(&sale, now)))

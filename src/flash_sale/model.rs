@@ -191,9 +191,8 @@ impl World {
         };
         // What earlier histories left unpaid would expire in the middle of this one.
         store
-            .write_blocking(|tx| {
-                order::expire_due(tx, Timestamp(i64::MAX), &follow_ups(), u32::MAX)
-            })
+            .write(|tx| order::expire_due(tx, Timestamp(i64::MAX), &follow_ups(), u32::MAX))
+            .blocking()
             .expect("expired");
         for price in [100, 300] {
             let new = NewProduct {
@@ -208,7 +207,8 @@ impl World {
             };
             let now = world.clock.now();
             let id = store
-                .write_blocking::<_, ProductError>(move |tx| product::create(tx, now, &new))
+                .write::<_, ProductError>(move |tx| product::create(tx, now, &new))
+                .blocking()
                 .expect("a product");
             world.products.push(KnownProduct {
                 id,
@@ -329,10 +329,13 @@ impl World {
                 && sale.ends_at > new.starts_at
         });
         let (gate, ends_at) = (self.gate.clone(), new.ends_at);
-        let made = self.store.write_blocking(move |tx| {
-            let rules = config::FlashSales::default();
-            super::create(tx, now, &rules, &Events::default(), &new)
-        });
+        let made = self
+            .store
+            .write(move |tx| {
+                let rules = config::FlashSales::default();
+                super::create(tx, now, &rules, &Events::default(), &new)
+            })
+            .blocking();
         match made {
             Ok(sale) => {
                 assert!(known.is_active && known.free >= i64::from(quantity) && !overlaps);
@@ -394,15 +397,18 @@ impl World {
             key: None,
             follow_ups: follow_ups(),
         };
-        let claimed = self.store.write_blocking(move |tx| {
-            let claim = super::claim(tx, now, &request)?;
-            let super::Claim::Granted(answer) = claim else {
-                panic!("there was no key");
-            };
-            let answer: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
-            let id = OrderId(answer["order_id"].as_i64().expect("a number"));
-            Ok::<_, SaleError>(order::get(tx, id, None)?)
-        });
+        let claimed = self
+            .store
+            .write(move |tx| {
+                let claim = super::claim(tx, now, &request)?;
+                let super::Claim::Granted(answer) = claim else {
+                    panic!("there was no key");
+                };
+                let answer: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
+                let id = OrderId(answer["order_id"].as_i64().expect("a number"));
+                Ok::<_, SaleError>(order::get(tx, id, None)?)
+            })
+            .blocking();
         if let Ok(place) = place {
             match &claimed {
                 Ok(_) => place.decide(true),
@@ -440,20 +446,23 @@ impl World {
 
     fn order(&mut self, now: Timestamp, product: usize, buyer: usize, quantity: u32) {
         let (known, user) = (self.products[product].clone(), self.buyers[buyer]);
-        let made = self.store.write_blocking(move |tx| {
-            let rules = config::Orders {
-                payment_window_seconds: ORDER_WINDOW as u64,
-                unpaid_orders_max: UNPAID_ORDERS_MAX,
-                unpaid_units_max: UNPAID_UNITS_MAX,
-                ..config::Orders::default()
-            };
-            let lines = [(known.id, quantity)];
-            let buyer = Buyer {
-                user_id: user,
-                is_staff: false,
-            };
-            order::create(tx, now, &rules, &follow_ups(), buyer, &lines)
-        });
+        let made = self
+            .store
+            .write(move |tx| {
+                let rules = config::Orders {
+                    payment_window_seconds: ORDER_WINDOW as u64,
+                    unpaid_orders_max: UNPAID_ORDERS_MAX,
+                    unpaid_units_max: UNPAID_UNITS_MAX,
+                    ..config::Orders::default()
+                };
+                let lines = [(known.id, quantity)];
+                let buyer = Buyer {
+                    user_id: user,
+                    is_staff: false,
+                };
+                order::create(tx, now, &rules, &follow_ups(), buyer, &lines)
+            })
+            .blocking();
         let units = i64::from(quantity);
         let unpaid: Vec<&KnownOrder> = self.unpaid_of(buyer).collect();
         let of_product = |order: &&&KnownOrder| order.product == product;
@@ -536,7 +545,7 @@ impl World {
         let known = self.orders[at].clone();
         let paid = self
             .store
-            .write_blocking(move |tx| {
+            .write(move |tx| {
                 order::pay(
                     tx,
                     now,
@@ -546,6 +555,7 @@ impl World {
                     None,
                 )
             })
+            .blocking()
             .expect("any order can be paid");
         self.moved(&paid.1);
         let units = known.quantity;
@@ -585,7 +595,8 @@ impl World {
         let known = self.orders[at].clone();
         let done = self
             .store
-            .write_blocking(move |tx| order::cancel(tx, now, &follow_ups(), known.id, None));
+            .write(move |tx| order::cancel(tx, now, &follow_ups(), known.id, None))
+            .blocking();
         match done {
             Ok((_, moved)) => {
                 assert!(known.has_units());
@@ -627,7 +638,8 @@ impl World {
     fn expire(&mut self, now: Timestamp) {
         let (expired, moved) = self
             .store
-            .write_blocking(move |tx| order::expire_due(tx, now, &follow_ups(), 1_000))
+            .write(move |tx| order::expire_due(tx, now, &follow_ups(), 1_000))
+            .blocking()
             .expect("expired");
         self.moved(&moved);
         let mut due = 0;
@@ -648,7 +660,8 @@ impl World {
         let id = self.sales[at].id;
         let closed = self
             .store
-            .write_blocking(move |tx| super::close(tx, now, &Events::default(), id, status))
+            .write(move |tx| super::close(tx, now, &Events::default(), id, status))
+            .blocking()
             .expect("closed");
         self.gate.close(id);
         let sale = &mut self.sales[at];
@@ -666,7 +679,8 @@ impl World {
         let id = known.id;
         let done = self
             .store
-            .write_blocking(move |tx| product::update(tx, now, id, &patch));
+            .write(move |tx| product::update(tx, now, id, &patch))
+            .blocking();
         assert_eq!(done.is_ok(), known.is_active, "{done:?}");
         done.is_ok()
     }
@@ -684,7 +698,8 @@ impl World {
             .collect();
         let done = self
             .store
-            .write_blocking(move |tx| product::archive(tx, now, id, allotment::not_over));
+            .write(move |tx| product::archive(tx, now, id, allotment::not_over))
+            .blocking();
         match done {
             Ok(()) => {
                 assert!(known.is_active && selling.is_empty());
@@ -768,9 +783,9 @@ fn shop(dir: &tempfile::TempDir) -> (Store, Vec<UserId>) {
     let account = |number| {
         let email = format!("buyer{number}@example.com");
         let new = NewAccount::checked(&email, "A buyer", "long enough", &cheap).expect("valid");
-        let made = store.write_blocking(move |tx| {
-            crate::auth::create_account(tx, Timestamp(0), &new, Role::Customer)
-        });
+        let made = store
+            .write(move |tx| crate::auth::create_account(tx, Timestamp(0), &new, Role::Customer))
+            .blocking();
         made.expect("an account")
     };
     let buyers = (0..BUYERS).map(account).collect();
@@ -875,7 +890,8 @@ impl World {
             follow_ups: follow_ups(),
         };
         self.store
-            .write_blocking(move |tx| super::claim(tx, now, &request).map(|_| ()))
+            .write(move |tx| super::claim(tx, now, &request).map(|_| ()))
+            .blocking()
             .map_err(|error| of_rule(&error))
     }
 

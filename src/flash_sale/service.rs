@@ -72,14 +72,12 @@ impl Sweeper {
         for id in self.store.point(move |tx| allotment::due(tx, now)).await? {
             let (gate, events) = (self.gate.clone(), self.follow_ups.events.clone());
             self.store
-                .write_then(
-                    move |tx| super::close(tx, now, &events, id, SaleStatus::Ended),
-                    move |done| {
-                        if done.is_ok() {
-                            gate.close(id);
-                        }
-                    },
-                )
+                .write(move |tx| super::close(tx, now, &events, id, SaleStatus::Ended))
+                .then(move |done| {
+                    if done.is_ok() {
+                        gate.close(id);
+                    }
+                })
                 .await?;
         }
         self.expire_holds().await?;
@@ -110,14 +108,12 @@ impl Sweeper {
             let (gate, follow_ups) = (self.gate.clone(), self.follow_ups.clone());
             let (expired, _) = self
                 .store
-                .write_then(
-                    move |tx| order::expire_due(tx, now, &follow_ups, batch),
-                    move |done: &Result<(usize, Vec<SaleUnits>), OrderError>| {
-                        if let Ok((_, released)) = done {
-                            gate.adjust(released);
-                        }
-                    },
-                )
+                .write(move |tx| order::expire_due(tx, now, &follow_ups, batch))
+                .then(move |done: &Result<(usize, Vec<SaleUnits>), OrderError>| {
+                    if let Ok((_, released)) = done {
+                        gate.adjust(released);
+                    }
+                })
                 .await?;
             all += expired;
             if expired < batch as usize {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use proptest::prelude::*;
 use proptest::sample::select;
-use tokio::sync::oneshot;
 
 use super::{Claim, ClaimRequest, SaleError};
 use crate::allotment::{NewSale, SaleId};
@@ -94,45 +93,47 @@ impl House {
         let store = Store::open(&dir.path().join("onrush.db"), &settings, metrics, |_| ());
         let store = store.expect("a database");
         let terms = terms.clone();
-        let sale = store.write_blocking::<_, SaleError>(move |tx| {
-            let auth = config::Auth {
-                argon2_memory_kib: 8,
-                argon2_passes: 1,
-                ..config::Auth::default()
-            };
-            for buyer in 0..BUYERS {
-                let email = format!("{buyer}@example.com");
-                let account = NewAccount::checked(&email, "b", "a long enough password", &auth);
-                auth::create_account(tx, BEGIN, &account.expect("valid"), Role::Customer)
-                    .expect("an account");
-            }
-            let new = NewProduct {
-                sku: None,
-                name: "p".to_owned(),
-                description: String::new(),
-                category: String::new(),
-                unit_amount: 500,
-                currency: "CNY".to_owned(),
-                stock: 50,
-                popularity: 0,
-            };
-            let product = product::create(tx, BEGIN, &new).map_err(|error| match error {
-                ProductError::Store(error) => error,
-                other => StoreError::Bug(other.to_string()),
-            })?;
-            let new = NewSale {
-                product_id: product,
-                quantity: terms.quantity,
-                unit_amount: terms.price,
-                starts_at: BEGIN.plus_seconds(WINDOW.0),
-                ends_at: BEGIN.plus_seconds(WINDOW.1),
-                per_user_limit: terms.limit,
-                attempts_per_minute: 100,
-                payment_window_seconds: terms.payment_seconds,
-            };
-            let (rules, events) = (config::FlashSales::default(), Events::default());
-            super::create(tx, BEGIN, &rules, &events, &new).map(|sale| sale.id)
-        });
+        let sale = store
+            .write::<_, SaleError>(move |tx| {
+                let auth = config::Auth {
+                    argon2_memory_kib: 8,
+                    argon2_passes: 1,
+                    ..config::Auth::default()
+                };
+                for buyer in 0..BUYERS {
+                    let email = format!("{buyer}@example.com");
+                    let account = NewAccount::checked(&email, "b", "a long enough password", &auth);
+                    auth::create_account(tx, BEGIN, &account.expect("valid"), Role::Customer)
+                        .expect("an account");
+                }
+                let new = NewProduct {
+                    sku: None,
+                    name: "p".to_owned(),
+                    description: String::new(),
+                    category: String::new(),
+                    unit_amount: 500,
+                    currency: "CNY".to_owned(),
+                    stock: 50,
+                    popularity: 0,
+                };
+                let product = product::create(tx, BEGIN, &new).map_err(|error| match error {
+                    ProductError::Store(error) => error,
+                    other => StoreError::Bug(other.to_string()),
+                })?;
+                let new = NewSale {
+                    product_id: product,
+                    quantity: terms.quantity,
+                    unit_amount: terms.price,
+                    starts_at: BEGIN.plus_seconds(WINDOW.0),
+                    ends_at: BEGIN.plus_seconds(WINDOW.1),
+                    per_user_limit: terms.limit,
+                    attempts_per_minute: 100,
+                    payment_window_seconds: terms.payment_seconds,
+                };
+                let (rules, events) = (config::FlashSales::default(), Events::default());
+                super::create(tx, BEGIN, &rules, &events, &new).map(|sale| sale.id)
+            })
+            .blocking();
         Self {
             store,
             sale: sale.expect("a sale"),
@@ -216,7 +217,8 @@ fn one_by_one(house: &House, asked: &[(Timestamp, Asked)]) -> Vec<String> {
         let (now, request) = (*now, request(house.sale, asked));
         let outcome = house
             .store
-            .write_blocking(move |tx| super::claim(tx, now, &request));
+            .write(move |tx| super::claim(tx, now, &request))
+            .blocking();
         told(&outcome)
     };
     asked.iter().map(one).collect()
@@ -234,15 +236,15 @@ async fn together(house: &House, asked: &[(Timestamp, Asked)]) -> Vec<String> {
         },
         |_, _, _| (),
     );
-    let (release, released) = oneshot::channel::<()>();
-    house.store.begin_write::<_, StoreError>(
-        move |_| {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    house
+        .store
+        .write::<_, StoreError>(move |_| {
             // Fails when all have come and the sender is gone.
-            let _gone = released.blocking_recv();
+            let _gone = released.recv();
             Ok(())
-        },
-        |_| (),
-    );
+        })
+        .unanswered();
     let claims = asked.iter().map(|(now, asked)| {
         let item = (*now, request(house.sale, asked));
         gathered.write(&house.store, house.sale, item)

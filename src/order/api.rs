@@ -290,7 +290,7 @@ impl OrderApi {
     /// Changes an order, and tells what that did to the units of open sales.
     async fn change(
         &self,
-        work: impl FnOnce(&mut Tx<'_>, &FollowUps) -> Result<(Order, Vec<SaleUnits>), OrderError>
+        work: impl Fn(&mut Tx<'_>, &FollowUps) -> Result<(Order, Vec<SaleUnits>), OrderError>
         + Send
         + 'static,
     ) -> Result<Body<OrderView>, Failure<{ fails::SECURED | fails::NOT_FOUND | fails::CONFLICT }>>
@@ -298,14 +298,12 @@ impl OrderApi {
         let (follow_ups, tell) = (self.follow_ups.clone(), Arc::clone(&self.on_sale_units));
         let (order, _) = self
             .store
-            .write_then(
-                move |tx| work(tx, &follow_ups),
-                move |done: &Result<(Order, Vec<SaleUnits>), OrderError>| {
-                    if let Ok((_, moved)) = done {
-                        tell(moved);
-                    }
-                },
-            )
+            .write(move |tx| work(tx, &follow_ups))
+            .then(move |done: &Result<(Order, Vec<SaleUnits>), OrderError>| {
+                if let Ok((_, moved)) = done {
+                    tell(moved);
+                }
+            })
             .await
             .map_err(Problem::from)?;
         Ok(Body(order.into()))

@@ -245,23 +245,25 @@ fn write(
     errors_max: usize,
 ) -> Result<(), ImportError> {
     let orders = std::mem::take(batch);
-    let outcomes = store.write_blocking(move |tx| {
-        let mut known = Known::default();
-        let mut outcomes = Vec::with_capacity(orders.len());
-        for order in orders {
-            let Some(first) = order.lines.first() else {
-                continue; // each of its rows has been told of
-            };
-            let taken = if order.is_spoilt {
-                let reason = "another row of this order is bad, and an order is taken whole";
-                Taken::Refused("order_id", reason.to_owned())
-            } else {
-                take(tx, now, &order.lines, &mut known)?
-            };
-            outcomes.push((first.number, order.lines.len() as u64, taken));
-        }
-        Ok::<_, StoreError>(outcomes)
-    })?;
+    let outcomes = store
+        .write(move |tx| {
+            let mut known = Known::default();
+            let mut outcomes = Vec::with_capacity(orders.len());
+            for order in &orders {
+                let Some(first) = order.lines.first() else {
+                    continue; // each of its rows has been told of
+                };
+                let taken = if order.is_spoilt {
+                    let reason = "another row of this order is bad, and an order is taken whole";
+                    Taken::Refused("order_id", reason.to_owned())
+                } else {
+                    take(tx, now, &order.lines, &mut known)?
+                };
+                outcomes.push((first.number, order.lines.len() as u64, taken));
+            }
+            Ok::<_, StoreError>(outcomes)
+        })
+        .blocking()?;
     for (number, rows, outcome) in outcomes {
         match outcome {
             Taken::Created => report.created += rows,

@@ -800,9 +800,10 @@ mod tests {
         let account =
             crate::auth::NewAccount::checked("a@b.co", "A", "long enough", &cheap).expect("valid");
         let user = store
-            .write_blocking(move |tx| {
+            .write(move |tx| {
                 crate::auth::create_account(tx, START, &account, crate::auth::Role::Customer)
             })
+            .blocking()
             .expect("user");
         let new = NewProduct {
             sku: None,
@@ -816,7 +817,8 @@ mod tests {
         };
         let product = new.clone();
         let product = store
-            .write_blocking(move |tx| create_product(tx, START, &product))
+            .write(move |tx| create_product(tx, START, &product))
+            .blocking()
             .expect("product");
         let stock_is = |expected: i64, step: &str| {
             let free = store
@@ -830,19 +832,21 @@ mod tests {
             assert_eq!(verdict.problems, Vec::<String>::new(), "{step}");
         };
         let place = |lines: Vec<(ProductId, u32)>| {
-            store.write_blocking(move |tx| {
-                create(
-                    tx,
-                    START,
-                    &config::Orders::default(),
-                    &FollowUps::default(),
-                    Buyer {
-                        user_id: user,
-                        is_staff: false,
-                    },
-                    &lines,
-                )
-            })
+            store
+                .write(move |tx| {
+                    create(
+                        tx,
+                        START,
+                        &config::Orders::default(),
+                        &FollowUps::default(),
+                        Buyer {
+                            user_id: user,
+                            is_staff: false,
+                        },
+                        &lines,
+                    )
+                })
+                .blocking()
         };
         let late = START.plus_seconds(901);
 
@@ -865,15 +869,15 @@ mod tests {
         let id = order.id;
         for _ in 0..2 {
             let (paid, _) = store
-                .write_blocking(move |tx| {
-                    pay(tx, START, &FollowUps::default(), NO_SALE, id, Some(user))
-                })
+                .write(move |tx| pay(tx, START, &FollowUps::default(), NO_SALE, id, Some(user)))
+                .blocking()
                 .expect("pay");
             assert_eq!(paid.status, OrderStatus::Paid);
             stock_is(7, "paid");
         }
         let (back, _) = store
-            .write_blocking(move |tx| cancel(tx, START, &FollowUps::default(), id, Some(user)))
+            .write(move |tx| cancel(tx, START, &FollowUps::default(), id, Some(user)))
+            .blocking()
             .expect("cancel");
         assert_eq!(back.status, OrderStatus::RefundDue);
         stock_is(10, "paid and cancelled");
@@ -881,14 +885,16 @@ mod tests {
         let id = place(vec![(product, 6)]).expect("order").id;
         let expire = || {
             store
-                .write_blocking(move |tx| expire_due(tx, late, &FollowUps::default(), 10))
+                .write(move |tx| expire_due(tx, late, &FollowUps::default(), 10))
+                .blocking()
                 .expect("expire")
                 .0
         };
         assert_eq!((expire(), expire()), (1, 0));
         stock_is(10, "expired");
         let (paid, _) = store
-            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, id, None))
+            .write(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, id, None))
+            .blocking()
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::Paid);
         stock_is(4, "paid late, units taken again");
@@ -897,14 +903,15 @@ mod tests {
         assert_eq!(expire(), 1);
         place(vec![(product, 1)]).expect("another buyer");
         let (paid, _) = store
-            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, id, None))
+            .write(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, id, None))
+            .blocking()
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::RefundDue);
         stock_is(3, "paid late, units gone");
         let other = UserId(user.0 + 1);
-        let foreign = store.write_blocking(move |tx| {
-            cancel(tx, late, &FollowUps::default(), id, Some(other)).map(|_| ())
-        });
+        let foreign = store
+            .write(move |tx| cancel(tx, late, &FollowUps::default(), id, Some(other)).map(|_| ()))
+            .blocking();
         assert!(
             matches!(foreign, Err(OrderError::NotFound(_))),
             "another's order is as absent as none"
@@ -915,15 +922,18 @@ mod tests {
             ..new
         };
         let other = store
-            .write_blocking(move |tx| create_product(tx, START, &other))
+            .write(move |tx| create_product(tx, START, &other))
+            .blocking()
             .expect("product");
         let id = place(vec![(product, 1), (other, 1)]).expect("order").id;
         assert_eq!(expire(), 2, "this one and the other buyer's");
         store
-            .write_blocking(move |tx| crate::product::archive(tx, late, other, allotment::not_over))
+            .write(move |tx| crate::product::archive(tx, late, other, allotment::not_over))
+            .blocking()
             .expect("archived");
         let (paid, _) = store
-            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, id, None))
+            .write(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, id, None))
+            .blocking()
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::RefundDue);
         assert_eq!(paid.paid_at, Some(late), "the money came");
@@ -939,20 +949,24 @@ mod tests {
             ..Default::default()
         };
         store
-            .write_blocking(move |tx| crate::product::update(tx, late, product, &dearer))
+            .write(move |tx| crate::product::update(tx, late, product, &dearer))
+            .blocking()
             .expect("dearer");
         let (paid, _) = store
-            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, id, None))
+            .write(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, id, None))
+            .blocking()
             .expect("late payment");
         assert_eq!(paid.status, OrderStatus::RefundDue);
         stock_is(4, "paid late, at a price of before");
 
         let id = place(vec![(product, 1)]).expect("order").id;
         store
-            .write_blocking(move |tx| cancel(tx, START, &FollowUps::default(), id, None))
+            .write(move |tx| cancel(tx, START, &FollowUps::default(), id, None))
+            .blocking()
             .expect("cancelled");
         let (paid, _) = store
-            .write_blocking(move |tx| pay(tx, START, &FollowUps::default(), NO_SALE, id, None))
+            .write(move |tx| pay(tx, START, &FollowUps::default(), NO_SALE, id, None))
+            .blocking()
             .expect("a payment that crossed it");
         assert_eq!(paid.status, OrderStatus::RefundDue);
         stock_is(4, "cancelled, then paid");
@@ -965,21 +979,23 @@ mod tests {
             amount: 1_400,
         };
         let past = store
-            .write_blocking::<_, StoreError>(move |tx| {
+            .write::<_, StoreError>(move |tx| {
                 let id = sql::insert_past(tx, START, "A-1", user, 1_400, "CNY", START)?;
                 sql::insert_items(tx, std::iter::once((id, 1, &item)))?;
                 Ok(id)
             })
+            .blocking()
             .expect("a past order");
-        let refused = store.write_blocking(move |tx| {
-            cancel(tx, late, &FollowUps::default(), past, None).map(|_| ())
-        });
+        let refused = store
+            .write(move |tx| cancel(tx, late, &FollowUps::default(), past, None).map(|_| ()))
+            .blocking();
         assert!(matches!(
             refused,
             Err(OrderError::State(OrderStatus::Fulfilled))
         ));
         let (again, moved) = store
-            .write_blocking(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, past, None))
+            .write(move |tx| pay(tx, late, &FollowUps::default(), NO_SALE, past, None))
+            .blocking()
             .expect("paid already");
         assert_eq!((again.status, moved), (OrderStatus::Fulfilled, Vec::new()));
         stock_is(4, "delivered is delivered");

@@ -372,17 +372,19 @@ fn write(
     errors_max: usize,
 ) -> Result<(), ImportError> {
     let rows = std::mem::take(batch);
-    let outcomes = store.write_blocking(move |tx| {
-        let mut outcomes = Vec::with_capacity(rows.len());
-        for (line, checked) in rows {
-            match write_row(tx, now, checked, silent) {
-                Ok(done) => outcomes.push((line, done)),
-                Err(ProductError::Store(error)) => return Err(error),
-                Err(error) => outcomes.push((line, Err(("", error.to_string())))),
+    let outcomes = store
+        .write(move |tx| {
+            let mut outcomes = Vec::with_capacity(rows.len());
+            for (line, checked) in &rows {
+                match write_row(tx, now, checked, silent) {
+                    Ok(done) => outcomes.push((*line, done)),
+                    Err(ProductError::Store(error)) => return Err(error),
+                    Err(error) => outcomes.push((*line, Err(("", error.to_string())))),
+                }
             }
-        }
-        Ok::<_, StoreError>(outcomes)
-    })?;
+            Ok::<_, StoreError>(outcomes)
+        })
+        .blocking()?;
     for (line, outcome) in outcomes {
         match outcome {
             Ok(Upsert::Created) => report.created += 1,
@@ -397,13 +399,13 @@ fn write(
 fn write_row(
     tx: &mut Tx<'_>,
     now: Timestamp,
-    checked: Checked,
+    checked: &Checked,
     silent: Silent,
 ) -> Result<Result<Upsert, (&'static str, String)>, ProductError> {
     match checked {
-        Checked::Product(new, counted) => super::upsert(tx, now, &new, counted, silent).map(Ok),
+        Checked::Product(new, counted) => super::upsert(tx, now, new, *counted, silent).map(Ok),
         Checked::Count { sku, counted } => {
-            let done = super::count_stock(tx, now, &sku, counted)?;
+            let done = super::count_stock(tx, now, sku, *counted)?;
             Ok(done.ok_or_else(|| {
                 let reason = "is no product's; a file of sku and stock counts known ones only";
                 ("sku", reason.to_owned())
@@ -631,9 +633,10 @@ mod tests {
         .expect("import");
         let id = product(&store, "B").id;
         store
-            .write_blocking::<_, ProductError>(move |tx| {
+            .write::<_, ProductError>(move |tx| {
                 crate::product::archive(tx, Timestamp(2), id, |_, _, _| Ok(Vec::new()))
             })
+            .blocking()
             .expect("archived");
         let report = run(&store, b"stock;sku\n7;A\n;A\n-1;A\n5;B\n1;C\n7;A\n").expect("import");
         assert_eq!((report.updated, report.unchanged, report.failed), (1, 1, 4));

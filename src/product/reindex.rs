@@ -198,7 +198,8 @@ mod tests {
             ..ProductPatch::default()
         };
         store
-            .write_blocking(move |tx| update(tx, Timestamp(9), ProductId(id), &patch))
+            .write(move |tx| update(tx, Timestamp(9), ProductId(id), &patch))
+            .blocking()
             .expect("changed");
     }
 
@@ -234,7 +235,7 @@ mod tests {
 
         let (mut steps, mut is_more) = (0, true);
         while is_more {
-            is_more = store.write_blocking(step).expect("a step");
+            is_more = store.write(step).blocking().expect("a step");
             steps += 1;
             assert_as_before(&store);
             if steps == 2 {
@@ -251,7 +252,7 @@ mod tests {
         }
         assert!(steps > 5, "in bounded steps: {steps}");
         assert_exact(&store);
-        assert!(!store.write_blocking(step).expect("nothing to do"));
+        assert!(!store.write(step).blocking().expect("nothing to do"));
         for (q, sku) in [
             ("word899", "EN-LONG"),
             ("cafe noir", "CAFE-NFD"),
@@ -278,6 +279,6 @@ mod tests {
         let path = dir.path().join("onrush.db");
         let store = Store::open(&path, &Database::default(), metrics, |_| ()).expect("store");
         assert!(store.read_blocking(sql::terms_due).expect("read").is_none());
-        assert!(!store.write_blocking(step).expect("nothing to do"));
+        assert!(!store.write(step).blocking().expect("nothing to do"));
     }
 }

@@ -206,12 +206,13 @@ mod tests {
         let path = dir.path().join("onrush.db");
         let store = Store::open(&path, &Database::default(), metrics, |_| ()).expect("store");
         store
-            .write_blocking::<_, ProductError>(|tx| {
+            .write::<_, ProductError>(|tx| {
                 for number in 0..PRODUCTS {
                     create(tx, Timestamp(1), &new(number))?;
                 }
                 Ok(())
             })
+            .blocking()
             .expect("products");
         (dir, store)
     }

@@ -482,7 +482,8 @@ mod tests {
             popularity: 0,
         };
         let id = store
-            .write_blocking::<_, ProductError>(move |tx| create(tx, NOW, &new))
+            .write::<_, ProductError>(move |tx| create(tx, NOW, &new))
+            .blocking()
             .expect("product");
         (store, id)
     }
@@ -507,7 +508,7 @@ mod tests {
             let dir = tempfile::tempdir().expect("temporary directory");
             let (store, id) = shop(&dir, 10);
             store
-                .write_blocking::<_, StockError>(move |tx| {
+                .write::<_, StockError>(move |tx| {
                     set(tx, NOW, id, 7)?;
                     set(tx, NOW, id, 9)?;
                     give_back(tx, id, 1)?;
@@ -520,12 +521,12 @@ mod tests {
                     };
                     Ok(append(tx, NOW, &movement)?)
                 })
+                .blocking()
                 .expect("stock-take");
             assert_eq!(verdict(&store).problems_total, 0);
             store
-                .write_blocking::<_, StoreError>(move |tx| {
-                    sql::tampering::change(tx, id, row, change)
-                })
+                .write::<_, StoreError>(move |tx| sql::tampering::change(tx, id, row, change))
+                .blocking()
                 .expect("tampering");
             let found = verdict(&store);
             let first = found.problems.first().expect("a problem");
@@ -542,10 +543,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (store, id) = shop(&dir, 5);
         let take_some = |quantity: u32| {
-            store.write_blocking::<_, StockError>(move |tx| {
-                let taken = take(tx, id, quantity)?;
-                Ok((taken.unit_amount, taken.currency))
-            })
+            store
+                .write::<_, StockError>(move |tx| {
+                    let taken = take(tx, id, quantity)?;
+                    Ok((taken.unit_amount, taken.currency))
+                })
+                .blocking()
         };
         assert_eq!(take_some(3).expect("taken"), (1_250, "CNY".to_owned()));
         let refused = take_some(3).expect_err("too many");
@@ -565,7 +568,8 @@ mod tests {
         ));
         let unknown = ProductId(id.0 + 1);
         let refused = store
-            .write_blocking::<_, StockError>(move |tx| take(tx, unknown, 1))
+            .write::<_, StockError>(move |tx| take(tx, unknown, 1))
+            .blocking()
             .expect_err("no such product");
         assert!(matches!(refused, StockError::NotFound(found) if found == unknown));
     }
@@ -575,7 +579,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (store, id) = shop(&dir, 5);
         let unknown = ProductId(id.0 + 1);
-        let given = store.write_blocking::<_, StoreError>(move |tx| receive(tx, NOW, unknown, 1));
+        let given = store
+            .write::<_, StoreError>(move |tx| receive(tx, NOW, unknown, 1))
+            .blocking();
         assert!(matches!(given, Err(StoreError::Bug(_))));
         assert_eq!(verdict(&store).movements, 1);
     }

@@ -521,7 +521,7 @@ mod tests {
         };
         let account = NewAccount::checked("a@b.co", "A", "long enough", &cheap).expect("valid");
         let now = Timestamp(1);
-        let filled = store.write_blocking(move |tx| {
+        let filled = store.write(move |tx| {
             let user = auth::create_account(tx, now, &account, Role::Customer).expect("user");
             for number in 1..=PRODUCTS {
                 let new = NewProduct {
@@ -566,7 +566,7 @@ mod tests {
                 }
             }
             Ok::<_, StoreError>(())
-        });
+        }).blocking();
         filled.expect("filled");
     }
 
@@ -722,7 +722,8 @@ mod tests {
 
         let (now, kept_days, made) = (Timestamp(7_000_000), days.clone(), report.clone());
         let until = store
-            .write_blocking(move |tx| keep(tx, now, &config::Reports::default(), &kept_days, &made))
+            .write(move |tx| keep(tx, now, &config::Reports::default(), &kept_days, &made))
+            .blocking()
             .expect("kept");
         assert_eq!(until, now.plus_seconds(3_600));
         let read = |now, days: &Days| store.read_blocking(|tx| kept(tx, now, days));
@@ -739,7 +740,8 @@ mod tests {
         );
         let dropped = |now| {
             store
-                .write_blocking(move |tx| purge(tx, now))
+                .write(move |tx| purge(tx, now))
+                .blocking()
                 .expect("purged")
         };
         assert_eq!((dropped(now), dropped(until), dropped(until)), (0, 1, 0));

@@ -67,7 +67,7 @@ impl Schedules {
     /// Runs `work` in a transaction, and wakes the ticker if it is committed.
     pub(super) async fn change<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Tx<'_>, Timestamp, &Basis) -> Result<T, ScheduleError> + Send + 'static,
+        work: impl Fn(&mut Tx<'_>, Timestamp, &Basis) -> Result<T, ScheduleError> + Send + 'static,
     ) -> Result<T, ScheduleError> {
         let (now, basis, schedules) = (self.0.clock.now(), self.0.basis.clone(), self.clone());
         let after = move |done: &Result<T, ScheduleError>| {
@@ -77,7 +77,8 @@ impl Schedules {
         };
         self.0
             .store
-            .write_then(move |tx| work(tx, now, &basis), after)
+            .write(move |tx| work(tx, now, &basis))
+            .then(after)
             .await
     }
 
@@ -128,14 +129,16 @@ impl Schedules {
         is_paused: bool,
     ) -> Result<Schedule, ScheduleError> {
         self.require_queue(&draft)?;
-        self.change(move |tx, now, basis| super::create(tx, now, basis, &name, draft, is_paused))
-            .await
+        self.change(move |tx, now, basis| {
+            super::create(tx, now, basis, &name, draft.clone(), is_paused)
+        })
+        .await
     }
 
     /// Changes a schedule.
     pub async fn edit(&self, name: String, draft: Draft) -> Result<Schedule, ScheduleError> {
         self.require_queue(&draft)?;
-        self.change(move |tx, now, basis| super::edit(tx, now, basis, &name, draft))
+        self.change(move |tx, now, basis| super::edit(tx, now, basis, &name, draft.clone()))
             .await
     }
 
@@ -189,14 +192,12 @@ impl Schedules {
                 let fired = self
                     .0
                     .store
-                    .write_then(
-                        move |tx| fire::fire_due(tx, now, &basis, &name),
-                        move |done| {
-                            if let Ok(outcomes) = done {
-                                schedules.count(outcomes);
-                            }
-                        },
-                    )
+                    .write(move |tx| fire::fire_due(tx, now, &basis, &name))
+                    .then(move |done| {
+                        if let Ok(outcomes) = done {
+                            schedules.count(outcomes);
+                        }
+                    })
                     .await;
                 // The others are not to wait for one that can't.
                 failed = fired.err().or(failed);
@@ -224,14 +225,12 @@ impl Schedules {
             let schedules = self.clone();
             self.0
                 .store
-                .write_then(
-                    move |tx| fire::settle(tx, &finished),
-                    move |done| {
-                        if let Ok(outcomes) = done {
-                            schedules.count(outcomes);
-                        }
-                    },
-                )
+                .write(move |tx| fire::settle(tx, &finished))
+                .then(move |done| {
+                    if let Ok(outcomes) = done {
+                        schedules.count(outcomes);
+                    }
+                })
                 .await?;
         }
         Ok(next)

@@ -12,6 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::write::{After, Work};
 use super::{StoreError, Tx};
 use crate::clock::Stopwatch;
 use crate::monitor::statements::Called;
@@ -55,9 +56,9 @@ pub(super) trait Letter: Send {
 }
 
 /// A closure, its result, its caller, and what is to be done between the commit and the answer.
-pub(super) struct Call<F, A, T, E> {
-    pub(super) work: Option<F>,
-    pub(super) after: Option<A>,
+pub(super) struct Call<T, E> {
+    pub(super) work: Work<T, E>,
+    pub(super) after: Option<After<T, E>>,
     pub(super) result: Option<Result<T, E>>,
     pub(super) caller: Option<Called>,
     /// `None` where nobody waits from the beginning.
@@ -84,10 +85,8 @@ impl<T, E> Answer<T, E> {
     }
 }
 
-impl<F, A, T, E> Job for Call<F, A, T, E>
+impl<T, E> Job for Call<T, E>
 where
-    F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-    A: FnOnce(&Result<T, E>) + Send + 'static,
     T: Send + 'static,
     E: From<StoreError> + Send + 'static,
 {
@@ -100,10 +99,7 @@ where
     }
 
     fn run(&mut self, tx: &mut Tx<'_>) -> bool {
-        let Some(work) = self.work.take() else {
-            return false;
-        };
-        let result = unless_it_panics(|| work(tx));
+        let result = unless_it_panics(|| (self.work)(tx));
         let keep = result.is_ok();
         self.result = Some(result);
         keep
@@ -128,13 +124,7 @@ where
     }
 }
 
-impl<F, A, T, E> Letter for Call<F, A, T, E>
-where
-    F: Send,
-    A: Send,
-    T: Send,
-    E: Send,
-{
+impl<T: Send, E: Send> Letter for Call<T, E> {
     fn is_abandoned(&self) -> bool {
         self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
     }

@@ -14,6 +14,7 @@ mod migrate;
 mod sqlite;
 mod statement;
 mod tx;
+mod write;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
 pub use dir::{DataDir, DirError, Left, database_in};
 pub use gather::{GATHERED_MAX, Gather};
@@ -31,13 +32,13 @@ pub use sqlite::condition::Condition;
 pub use sqlite::file;
 pub use statement::Sql;
 pub use tx::{Column, Nullable, Param, Row, Rows, Topic, Tx, value_rows};
+pub use write::{Patience, Promise, Promised, Write};
 
 use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
 use crate::monitor::Metrics;
 use crate::monitor::statements::{Called, Statements, caller};
 use file::Seen;
-use job::Answer;
 use lane::Lanes;
 use sqlite::checkpoint::{self, Checkpointer, LogFile};
 use sqlite::connection::{self, Around};
@@ -144,31 +145,6 @@ pub struct StoreStats {
     pub writes_waiting: usize,
     /// Size of the write-ahead log file in bytes.
     pub wal_bytes: u64,
-}
-
-/// The end of a write's answer that goes to whoever finds out what is to be written.
-pub struct Promise<T, E> {
-    reply: oneshot::Sender<Answer<T, E>>,
-    caller: Option<Called>,
-}
-
-impl<T, E> Promise<T, E> {
-    /// Whether nobody waits for the answer any more.
-    pub fn is_abandoned(&self) -> bool {
-        self.reply.is_closed()
-    }
-}
-
-/// The end of a write's answer that stays with whoever waits for it.
-pub struct Promised<T, E>(oneshot::Receiver<Answer<T, E>>);
-
-impl<T, E: From<StoreError>> Promised<T, E> {
-    /// The answer, however long it takes; [`StoreError::Stopped`] if nothing will be written. It can be
-    /// asked again after a call that was given up.
-    pub async fn wait(&mut self) -> Result<T, E> {
-        let answer = (&mut self.0).await;
-        answer.map_or_else(|_| Err(E::from(StoreError::Stopped)), Answer::result)
-    }
 }
 
 impl Store {
@@ -287,54 +263,6 @@ impl Store {
         }
     }
 
-    /// Runs `work` in a transaction of the one writer. `Ok` is on disk; `Err` left nothing behind.
-    pub async fn write<T, E>(
-        &self,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-    ) -> Result<T, E>
-    where
-        T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
-    {
-        self.write_then(work, |_| ()).await
-    }
-
-    /// Like [`Store::write`], and calls `after` on the writer's thread once the outcome is certain,
-    /// whether or not the caller still waits. `after` must be quick and must not block.
-    pub async fn write_then<T, E>(
-        &self,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-        after: impl FnOnce(&Result<T, E>) + Send + 'static,
-    ) -> Result<T, E>
-    where
-        T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
-    {
-        let answer = self.0.writer.submit(false, caller(), work, after);
-        match tokio::time::timeout(self.0.write_timeout, answer).await {
-            Ok(Ok(answer)) => answer.result(),
-            Ok(Err(_)) => Err(E::from(StoreError::Stopped)),
-            Err(_) => Err(E::from(StoreError::Timeout)),
-        }
-    }
-
-    /// [`Store::write`] for a thread that is not async, such as an import: it waits for room in the
-    /// queue, and for its turn.
-    pub fn write_blocking<T, E>(
-        &self,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-    ) -> Result<T, E>
-    where
-        T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
-    {
-        self.0
-            .writer
-            .submit(true, None, work, |_| ())
-            .blocking_recv()
-            .map_or_else(|_| Err(E::from(StoreError::Stopped)), Answer::result)
-    }
-
     /// Calls `listener` after each commit that touched `topic` ([`Tx::touch`]), on the writer's thread
     /// and before the callers are answered. It must be quick, must not block and must not write.
     pub fn on_commit(&self, topic: Topic, listener: impl Fn() + Send + Sync + 'static) {
@@ -346,71 +274,9 @@ impl Store {
         self.0.writer.listen(topic, Box::new(listener));
     }
 
-    /// Like [`Store::write_then`], for work that must not be lost to a full queue: it waits for room,
-    /// on a thread that may block, and for its answer however long that takes.
-    pub async fn write_patiently<T, E>(
-        &self,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-        after: impl FnOnce(&Result<T, E>) + Send + 'static,
-    ) -> Result<T, E>
-    where
-        T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
-    {
-        let answer = if self.0.writer.waiting() < self.0.patience_from {
-            self.0.writer.submit(false, caller(), work, after)
-        } else {
-            let (store, caller) = (self.clone(), caller());
-            tokio::task::spawn_blocking(move || store.0.writer.submit(true, caller, work, after))
-                .await
-                .map_err(|error| E::from(StoreError::Panicked(error.to_string())))?
-        };
-        answer
-            .await
-            .map_or_else(|_| Err(E::from(StoreError::Stopped)), Answer::result)
-    }
-
-    /// Both ends of a write's answer, before anybody knows what is to be written: whoever finds that
-    /// out, on any thread, calls [`Store::write_promised`]. The write is in the name of whoever asks now.
-    pub fn promise<T, E: From<StoreError>>() -> (Promise<T, E>, Promised<T, E>) {
-        let (reply, answer) = oneshot::channel();
-        let promise = Promise {
-            reply,
-            caller: caller(),
-        };
-        (promise, Promised(answer))
-    }
-
-    /// Like [`Store::write_then`] for whoever holds the other end of `promise`. Never blocks.
-    pub fn write_promised<T, E>(
-        &self,
-        promise: Promise<T, E>,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-        after: impl FnOnce(&Result<T, E>) + Send + 'static,
-    ) where
-        T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
-    {
-        self.0
-            .writer
-            .queue(false, promise.caller, work, after, Some(promise.reply));
-    }
-
     /// How long an answer is waited for before it is [`StoreError::Timeout`].
     pub fn write_timeout(&self) -> Duration {
         self.0.write_timeout
-    }
-
-    /// Queues a write that nobody waits for; only `after` hears of it. For threads that must not wait.
-    pub fn begin_write<T, E>(
-        &self,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-        after: impl FnOnce(&Result<T, E>) + Send + 'static,
-    ) where
-        T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
-    {
-        self.0.writer.submit_unanswered(work, after);
     }
 
     /// Runs `work` on one consistent snapshot, off the async threads, under the statement limit.

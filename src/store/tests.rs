@@ -75,31 +75,32 @@ async fn a_full_queue_refuses_at_once_and_after_is_told_of_every_outcome() {
     let store = Store::open(&dir.path().join("onrush.db"), &settings, metrics, |_| ())
         .expect("store opens");
     let (hold, held) = std::sync::mpsc::channel::<()>();
-    let (started, has_started) = tokio::sync::oneshot::channel();
+    let (started, mut has_started) = tokio::sync::mpsc::channel(1);
     let outcomes = Arc::new(AtomicU32::new(0));
     let blocker = tokio::spawn({
         let store = store.clone();
         async move {
             store
                 .write(move |_| {
-                    let _ = started.send(());
+                    let _ = started.try_send(());
                     held.recv().map_err(|_| TestError::Refused)
                 })
                 .await
         }
     });
-    has_started.await.expect("the writer runs the first job");
+    has_started
+        .recv()
+        .await
+        .expect("the writer runs the first job");
     let calls: Vec<_> = (0..5)
         .map(|n| {
             let (store, outcomes) = (store.clone(), Arc::clone(&outcomes));
             tokio::spawn(async move {
                 store
-                    .write_then(
-                        move |tx| insert(tx, &format!("key-{n}")),
-                        move |_| {
-                            outcomes.fetch_add(1, Ordering::SeqCst);
-                        },
-                    )
+                    .write(move |tx| insert(tx, &format!("key-{n}")))
+                    .then(move |_| {
+                        outcomes.fetch_add(1, Ordering::SeqCst);
+                    })
                     .await
             })
         })
@@ -298,7 +299,10 @@ async fn callers_that_stand_still_hold_nobody_up() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let store = open(dir.path());
     let mut still: Vec<_> = (0..100)
-        .map(|number| Box::pin(store.write(move |tx| insert(tx, &format!("still {number:02}")))))
+        .map(|number| {
+            let write = store.write(move |tx| insert(tx, &format!("still {number:02}")));
+            write.into_future()
+        })
         .collect();
     let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
     for write in &mut still {
@@ -383,13 +387,14 @@ async fn a_topic_is_told_after_its_commit_and_never_for_work_that_was_undone() {
         "told once, when the row could be seen"
     );
     let (answer, answered) = tokio::sync::oneshot::channel();
-    store.begin_write(
-        |tx| insert(tx, "unanswered"),
-        move |done| answer.send(done.is_ok()).expect("somebody waits"),
-    );
+    store
+        .write(|tx| insert(tx, "unanswered"))
+        .then(move |done| answer.send(done.is_ok()).expect("somebody waits"))
+        .unanswered();
     assert!(answered.await.expect("told"));
     store
-        .write_patiently(|tx| insert(tx, "patient"), |_| ())
+        .write(|tx| insert(tx, "patient"))
+        .patience(Patience::Unlimited)
         .await
         .expect("written");
     assert_eq!(store.read(keys).await.expect("read").len(), 4);
@@ -451,7 +456,7 @@ async fn a_write_knows_the_trace_of_whoever_asked_for_it_and_no_other() {
         let trace = caller.as_ref().and_then(|caller| caller.trace());
         Ok::<_, StoreError>(trace.map(str::to_owned))
     };
-    let patient = || store.write_patiently(trace, |_| ());
+    let patient = || store.write(trace).patience(Patience::Unlimited);
     for wanted in [Some("00-a"), None, Some("00-b")] {
         let (quick, slow) = match wanted {
             Some(wanted) => {
@@ -566,15 +571,14 @@ struct Sizes {
 }
 
 /// Holds up the writer until the answer is dropped.
-fn hold_up(store: &Store) -> oneshot::Sender<()> {
-    let (release, released) = oneshot::channel();
-    store.begin_write::<_, StoreError>(
-        move |_| {
-            let _gone = released.blocking_recv();
+fn hold_up(store: &Store) -> std::sync::mpsc::Sender<()> {
+    let (release, released) = std::sync::mpsc::channel();
+    store
+        .write::<_, StoreError>(move |_| {
+            let _gone = released.recv();
             Ok(())
-        },
-        |_| (),
-    );
+        })
+        .unanswered();
     release
 }
 

@@ -84,8 +84,8 @@ impl Upkeep {
         self.tasks
             .change(move |tx| {
                 let mut changes = Changes::default();
-                for due in dues {
-                    match due {
+                for due in &dues {
+                    match *due {
                         Due::Remove(id) => {
                             sql::remove(tx, id)?;
                         }

@@ -242,10 +242,8 @@ impl UserApi {
         let (id, asked) = (UserId(id.0), patch.clone());
         let updated = self
             .store
-            .write_then(
-                move |tx| super::update(tx, now, by, id, &patch),
-                move |_| auth.forget_callers(),
-            )
+            .write(move |tx| super::update(tx, now, by, id, &patch))
+            .then(move |_| auth.forget_callers())
             .await;
         if let Err(UserError::Beyond) = updated {
             access.0.note(Event::AuthzFail, Some(id), "users");

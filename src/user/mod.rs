@@ -130,12 +130,15 @@ mod tests {
         };
         let new = NewAccount::checked(email, "李雷 Li Lei", "long enough", &cheap).expect("valid");
         store
-            .write_blocking(move |tx| create_account(tx, NOW, &new, role))
+            .write(move |tx| create_account(tx, NOW, &new, role))
+            .blocking()
             .expect("account")
     }
 
     fn change(store: &Store, by: Role, id: UserId, patch: Patch) -> Result<Account, UserError> {
-        store.write_blocking(move |tx| update(tx, NOW, by, id, &patch))
+        store
+            .write(move |tx| update(tx, NOW, by, id, &patch))
+            .blocking()
     }
 
     #[test]

@@ -602,24 +602,22 @@ impl Webhooks {
     /// Changes endpoints; once that is committed, what happens next is told accordingly.
     pub async fn change<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, WebhookError> + Send + 'static,
+        work: impl Fn(&mut Tx<'_>) -> Result<T, WebhookError> + Send + 'static,
     ) -> Result<T, WebhookError> {
         let (events, catalogue) = (self.0.events.clone(), self.catalogue().clone());
         let (value, _) = self
             .0
             .store
-            .write_then(
-                move |tx| {
-                    let value = work(tx)?;
-                    let wanted = Wanted::of(&catalogue, &sql::endpoints(tx)?);
-                    Ok((value, Arc::new(wanted)))
-                },
-                move |done: &Result<(T, Arc<Wanted>), WebhookError>| {
-                    if let Ok((_, wanted)) = done {
-                        events.want(Arc::clone(wanted));
-                    }
-                },
-            )
+            .write(move |tx| {
+                let value = work(tx)?;
+                let wanted = Wanted::of(&catalogue, &sql::endpoints(tx)?);
+                Ok((value, Arc::new(wanted)))
+            })
+            .then(move |done: &Result<(T, Arc<Wanted>), WebhookError>| {
+                if let Ok((_, wanted)) = done {
+                    events.want(Arc::clone(wanted));
+                }
+            })
             .await?;
         Ok(value)
     }

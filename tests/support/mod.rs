@@ -228,7 +228,8 @@ impl Shop {
         let made = self
             .app()
             .store
-            .write_blocking(move |tx| auth::create_account(tx, now, &new, role));
+            .write(move |tx| auth::create_account(tx, now, &new, role))
+            .blocking();
         made.expect("an account").0
     }
 

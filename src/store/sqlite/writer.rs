@@ -14,15 +14,14 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use rusqlite::{CachedStatement, Connection};
-use tokio::sync::oneshot;
 
 use super::checkpoint::{LogFile, LogWork};
 use super::condition::Condition;
 use crate::clock::Stopwatch;
 use crate::config::Database;
 use crate::monitor::Metrics;
-use crate::monitor::statements::{Called, Statements};
-use crate::store::job::{Answer, Call, Job, Outbox, refuse};
+use crate::monitor::statements::Statements;
+use crate::store::job::{Job, Outbox, refuse};
 use crate::store::tx::{Rows, Topic, Touched};
 use crate::store::{StoreError, Tx};
 
@@ -100,61 +99,8 @@ impl Writer {
         })
     }
 
-    /// Queues `work`; the receiver hears once it is on disk or undone. `after` runs on the writer's
-    /// thread between the two, whether or not the caller still waits, and must be quick.
-    /// With `patience`, blocks while the queue is full, which the thread is emptying; without, that is
-    /// refused at once.
-    pub(in crate::store) fn submit<T, E>(
-        &self,
-        patience: bool,
-        caller: Option<Called>,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-        after: impl FnOnce(&Result<T, E>) + Send + 'static,
-    ) -> oneshot::Receiver<Answer<T, E>>
-    where
-        T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
-    {
-        let (reply, answer) = oneshot::channel();
-        self.queue(patience, caller, work, after, Some(reply));
-        answer
-    }
-
-    /// Queues `work` that nobody waits for; a full queue refuses it at once.
-    pub(in crate::store) fn submit_unanswered<T, E>(
-        &self,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-        after: impl FnOnce(&Result<T, E>) + Send + 'static,
-    ) where
-        T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
-    {
-        self.queue(false, None, work, after, None);
-    }
-
-    /// As [`Writer::submit`], with a channel that there is already, or none.
-    pub(in crate::store) fn queue<T, E>(
-        &self,
-        patience: bool,
-        caller: Option<Called>,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-        after: impl FnOnce(&Result<T, E>) + Send + 'static,
-        reply: Option<oneshot::Sender<Answer<T, E>>>,
-    ) where
-        T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
-    {
-        let job = Box::new(Call {
-            work: Some(work),
-            after: Some(after),
-            result: None,
-            caller,
-            reply,
-        });
-        self.send(patience, job);
-    }
-
-    /// Queues a job; one that can't be queued is refused.
+    /// Queues a job; one that can't be queued is refused. With `patience` it blocks while the queue is full, which
+    /// the thread is emptying.
     pub(in crate::store) fn send(&self, patience: bool, job: Box<dyn Job>) {
         if self.broken.load(Ordering::Acquire) {
             refuse(job, StoreError::Stopped);

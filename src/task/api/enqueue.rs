@@ -305,6 +305,34 @@ struct Together {
     description: Option<String>,
 }
 
+/// Many tasks, by what binds them.
+enum NewTogether {
+    /// They are counted together.
+    Batch(NewBatch),
+    /// They wait for each other.
+    Graph(Vec<Node>),
+    /// Nothing.
+    Each(Vec<NewTask>),
+}
+
+impl NewTogether {
+    fn of(together: Together, is_batch: bool) -> Self {
+        if together.has_order && !is_batch {
+            return Self::Graph(together.nodes);
+        }
+        let tasks = together.nodes.into_iter().map(|node| node.task).collect();
+        if !is_batch {
+            return Self::Each(tasks);
+        }
+        Self::Batch(NewBatch {
+            description: together.description,
+            tasks,
+            on_success: together.on_success,
+            on_complete: together.on_complete,
+        })
+    }
+}
+
 /// [`read`] for many.
 fn together(
     tasks: &Tasks,
@@ -485,16 +513,11 @@ impl EnqueueApi {
             }
         };
         let (user, is_batch) = (caller.user_id, body.0.batch);
-        let Together {
-            nodes,
-            has_order,
-            on_success,
-            on_complete,
-            description,
-        } = match together(&self.tasks, body.0, now, trace) {
+        let together = match together(&self.tasks, body.0, now, trace) {
             Ok(together) => together,
             Err(error) => return Ok(self.made_before(key, now, user, error.into()).await?),
         };
+        let new = NewTogether::of(together, is_batch);
         let made = self
             .tasks
             .store()
@@ -504,32 +527,19 @@ impl EnqueueApi {
                 {
                     return Ok(Accepted::replay(stored.body, stored.location));
                 }
-                let view = if is_batch {
-                    let new = NewBatch {
-                        description,
-                        tasks: nodes.into_iter().map(|node| node.task).collect(),
-                        on_success,
-                        on_complete,
-                    };
-                    let batch = task::enqueue_batch(tx, now, &new)?;
-                    BatchView {
-                        batch_id: Some(batch.id),
-                        tasks: batch.tasks.into_iter().map(EnqueuedView::from).collect(),
+                let (batch_id, made) = match &new {
+                    NewTogether::Batch(new) => {
+                        let batch = task::enqueue_batch(tx, now, new)?;
+                        (Some(batch.id), batch.tasks)
                     }
-                } else if has_order {
-                    let ids = task::enqueue_graph(tx, now, &nodes)?;
-                    BatchView {
-                        batch_id: None,
-                        tasks: ids.into_iter().map(|id| Enqueued::New(id).into()).collect(),
+                    NewTogether::Graph(nodes) => {
+                        let ids = task::enqueue_graph(tx, now, nodes)?;
+                        (None, ids.into_iter().map(Enqueued::New).collect())
                     }
-                } else {
-                    let tasks: Vec<NewTask> = nodes.into_iter().map(|node| node.task).collect();
-                    let made = task::enqueue_all(tx, now, &tasks)?;
-                    BatchView {
-                        batch_id: None,
-                        tasks: made.into_iter().map(EnqueuedView::from).collect(),
-                    }
+                    NewTogether::Each(tasks) => (None, task::enqueue_all(tx, now, tasks)?),
                 };
+                let tasks = made.into_iter().map(EnqueuedView::from).collect();
+                let view = BatchView { batch_id, tasks };
                 let location = "/api/v1/tasks".to_owned();
                 let text = serde_json::to_string(&view)
                     .map_err(|error| crate::store::StoreError::Bug(error.to_string()))?;

@@ -358,8 +358,8 @@ impl RunApi {
                 require_lease(tx, id, body.attempt)?;
                 let lines: Vec<_> = body
                     .log
-                    .into_iter()
-                    .map(|line| (now, task::LogLevel::Info, line))
+                    .iter()
+                    .map(|line| (now, task::LogLevel::Info, line.clone()))
                     .collect();
                 task::append_logs(tx, &rules, id, body.attempt, &lines)?;
                 let note = body.note.as_deref();

@@ -18,7 +18,7 @@ use super::relay::{Delivery, IsAway, Message, Parts, Stats, Take, Taker};
 use crate::clock::{self, Clock, Moment, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
-use crate::store::{Promise, Promised, Store, StoreError, Tx};
+use crate::store::{Patience, Promise, Promised, Store, StoreError, Tx};
 use crate::task::life::do_at_once;
 use crate::task::{
     self, Beat, Changes, Enqueued, Entry, Failure, NewTask, QueueRow, Registry, Start, Started,
@@ -189,13 +189,14 @@ impl Tasks {
     /// Runs `work` in a transaction and tells what it changed, whether or not the caller still waits.
     pub async fn change<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<(T, Changes), TaskError> + Send + 'static,
+        work: impl Fn(&mut Tx<'_>) -> Result<(T, Changes), TaskError> + Send + 'static,
     ) -> Result<T, TaskError> {
         let tasks = self.clone();
         let (value, _) = self
             .0
             .store
-            .write_then(work, move |done: &Result<(T, Changes), TaskError>| {
+            .write(work)
+            .then(move |done: &Result<(T, Changes), TaskError>| {
                 if let Ok((_, changes)) = done {
                     tasks.tell(changes);
                 }
@@ -207,7 +208,7 @@ impl Tasks {
     /// [`Tasks::change`] for what must not be lost to a full queue of writes.
     pub(in crate::task) async fn change_patiently<T, E>(
         &self,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<(T, Changes), E> + Send + 'static,
+        work: impl Fn(&mut Tx<'_>) -> Result<(T, Changes), E> + Send + 'static,
     ) -> Result<T, E>
     where
         T: Send + 'static,
@@ -217,11 +218,13 @@ impl Tasks {
         let (value, _) = self
             .0
             .store
-            .write_patiently(work, move |done: &Result<(T, Changes), E>| {
+            .write(work)
+            .then(move |done: &Result<(T, Changes), E>| {
                 if let Ok((_, changes)) = done {
                     tasks.tell(changes);
                 }
             })
+            .patience(Patience::Unlimited)
             .await?;
         Ok(value)
     }
@@ -400,16 +403,17 @@ impl Tasks {
             }
         };
         // Not awaited: it was queued, and if it is lost the lease runs out.
-        self.0.store.begin_write(
-            move |tx| {
+        self.0
+            .store
+            .write(move |tx| {
                 let mut changes = Changes::default();
-                for started in starts {
+                for started in &starts {
                     changes.add(task::release(tx, now, started.id, started.attempt)?);
                 }
                 Ok::<_, TaskError>(changes)
-            },
-            after,
-        );
+            })
+            .then(after)
+            .unanswered();
     }
 
     /// Notes that an outside worker's run succeeded.
@@ -455,20 +459,18 @@ impl Tasks {
         let behind = self.delivery().map_or(0, |thread| thread.rows_behind(at));
         self.0
             .store
-            .write_then(
-                move |tx| task::heartbeat(tx, at.wall, id, attempt, lease_ms, behind),
-                move |done| {
-                    if let Ok(beat) = done {
-                        let ends = beat.lease_expires_at;
-                        tasks.post(Message::Renewed {
-                            id,
-                            attempt,
-                            ends,
-                            at,
-                        });
-                    }
-                },
-            )
+            .write(move |tx| task::heartbeat(tx, at.wall, id, attempt, lease_ms, behind))
+            .then(move |done| {
+                if let Ok(beat) = done {
+                    let ends = beat.lease_expires_at;
+                    tasks.post(Message::Renewed {
+                        id,
+                        attempt,
+                        ends,
+                        at,
+                    });
+                }
+            })
             .await
     }
 
@@ -504,12 +506,13 @@ impl Tasks {
     /// Changes how a queue is served.
     pub async fn change_queue(
         &self,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<QueueRow, TaskError> + Send + 'static,
+        work: impl Fn(&mut Tx<'_>) -> Result<QueueRow, TaskError> + Send + 'static,
     ) -> Result<QueueRow, TaskError> {
         let tasks = self.clone();
         self.0
             .store
-            .write_then(work, move |done: &Result<QueueRow, TaskError>| {
+            .write(work)
+            .then(move |done: &Result<QueueRow, TaskError>| {
                 if let Ok(row) = done {
                     tasks.post(Message::Queue(row.clone()));
                 }
@@ -578,35 +581,38 @@ impl Starter {
         has_begun.store(true, Ordering::Release);
         let at = tasks.0.clock.moment();
         let (inner, asked) = (Arc::clone(&tasks.0), entries.clone());
-        let work = move |tx: &mut Tx<'_>| {
+        let work = move |tx: &mut Tx<'_>| -> Result<Starts, TaskError> {
             fail::fail_point!("task.start");
             asked
-                .into_iter()
+                .iter()
                 .map(|entry| {
                     let done = match lease_ms {
                         None if entry.id > inner.first => {
                             let effect = |name: &str, args: &str| inner.registry.effect(name, args);
-                            do_at_once(tx, at.wall, &inner.rules, &entry, &worker, effect)?
+                            do_at_once(tx, at.wall, &inner.rules, entry, &worker, effect)?
                         }
                         _ => None,
                     };
                     let begun = match done {
                         Some(changes) => Begun::Done(changes),
-                        None => Begun::Start(task::start(tx, at.wall, &entry, &worker, lease_ms)?),
+                        None => Begun::Start(task::start(tx, at.wall, entry, &worker, lease_ms)?),
                     };
-                    Ok((entry, begun))
+                    Ok((entry.clone(), begun))
                 })
                 .collect()
         };
         let store = tasks.0.store.clone();
-        store.write_promised(promise, work, move |done| match done {
-            Ok(begun) => {
-                if let Err(unclaimed) = answer.send(tasks.after_start(begun, at)) {
-                    tasks.release_all(unclaimed);
+        store
+            .write(work)
+            .then(move |done| match done {
+                Ok(begun) => {
+                    if let Err(unclaimed) = answer.send(tasks.after_start(begun, at)) {
+                        tasks.release_all(unclaimed);
+                    }
                 }
-            }
-            Err(_) => tasks.give_back(entries),
-        });
+                Err(_) => tasks.give_back(entries),
+            })
+            .promised(promise);
     }
 }
 
@@ -762,7 +768,7 @@ mod tests {
                 let _freed = freed.recv();
                 Ok::<_, StoreError>(())
             };
-            self.tasks.store().begin_write(wait, |_| ());
+            self.tasks.store().write(wait).unanswered();
             held
         }
 

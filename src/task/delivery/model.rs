@@ -245,11 +245,9 @@ impl World {
 
     fn change(
         &mut self,
-        work: impl FnOnce(&mut crate::store::Tx<'_>) -> Result<task::Changes, TaskError>
-        + Send
-        + 'static,
+        work: impl Fn(&mut crate::store::Tx<'_>) -> Result<task::Changes, TaskError> + Send + 'static,
     ) -> Result<(), TaskError> {
-        let changes = self.store.write_blocking(work)?;
+        let changes = self.store.write(work).blocking()?;
         self.delivery().handle(Message::Changed(changes));
         Ok(())
     }
@@ -294,7 +292,7 @@ impl World {
             let rules = Arc::clone(&self.rules);
             let begun = self
                 .store
-                .write_blocking(move |tx| {
+                .write(move |tx| {
                     if let Some(succeeds) = at_once {
                         let effect = |_: &str, _: &str| -> Option<Effect> {
                             Some(Box::new(move |_, _| match succeeds {
@@ -309,6 +307,7 @@ impl World {
                     }
                     task::start(tx, now, &entry, &name, lease).map(Ok)
                 })
+                .blocking()
                 .expect("a start");
             let start = match begun {
                 Ok(start) => start,
@@ -394,7 +393,8 @@ impl World {
                 };
                 let id = self
                     .store
-                    .write_blocking(move |tx| task::enqueue(tx, now, &new))
+                    .write(move |tx| task::enqueue(tx, now, &new))
+                    .blocking()
                     .expect("a task")
                     .id();
                 self.known.insert(id, known);
@@ -420,7 +420,8 @@ impl World {
                 let priority = new.tasks[0].priority;
                 let made = self
                     .store
-                    .write_blocking(move |tx| task::enqueue_batch(tx, now, &new))
+                    .write(move |tx| task::enqueue_batch(tx, now, &new))
+                    .blocking()
                     .expect("a batch");
                 for enqueued in &made.tasks {
                     let known = Known {
@@ -517,7 +518,8 @@ impl World {
                 let attempt = self.known[&id].attempt;
                 let beat = self
                     .store
-                    .write_blocking(move |tx| task::heartbeat(tx, now, id, attempt, LEASE_MS, 0))
+                    .write(move |tx| task::heartbeat(tx, now, id, attempt, LEASE_MS, 0))
+                    .blocking()
                     .expect("a beat");
                 let at = self.clock.moment();
                 self.delivery().handle(Message::Renewed {
@@ -757,7 +759,8 @@ fn every_history_is_as_the_model_says() {
             };
             // Each history begins without tasks.
             store
-                .write_blocking(task::sql::clear)
+                .write(task::sql::clear)
+                .blocking()
                 .expect("an empty table");
             let mut world = World::new(&store);
             for step in steps {
@@ -851,7 +854,7 @@ impl World {
         let (started, wall) = (at, at.wall);
         let begin =
             move |tx: &mut crate::store::Tx<'_>| task::start(tx, wall, &entry, "w", Some(LEASE_MS));
-        let Start::Run(run) = self.store.write_blocking(begin).expect("a start") else {
+        let Start::Run(run) = self.store.write(begin).blocking().expect("a start") else {
             panic!("{what}: not started");
         };
         let leased = Message::Leased {
@@ -869,7 +872,8 @@ impl World {
             };
             let ends = world
                 .store
-                .write_blocking(beat)
+                .write(beat)
+                .blocking()
                 .expect("a beat")
                 .lease_expires_at;
             (
@@ -931,7 +935,8 @@ impl World {
             "{what}"
         );
         self.store
-            .write_blocking(task::sql::clear)
+            .write(task::sql::clear)
+            .blocking()
             .expect("an empty table");
         *self = Self::new(&self.store.clone());
     }

@@ -691,13 +691,17 @@ impl Loop {
         let some: Vec<(TaskId, u32)> = self.orphans.drain(..count).collect();
         self.has_more |= !self.orphans.is_empty();
         let (rules, asked) = (Arc::clone(&self.parts.rules), some.clone());
-        let done = self.parts.store.write_blocking(move |tx| {
-            let mut changes = Changes::default();
-            for (id, attempt) in asked {
-                changes.add(recover(tx, now, &rules, id, attempt, None, |_| false)?);
-            }
-            Ok::<_, TaskError>(changes)
-        });
+        let done = self
+            .parts
+            .store
+            .write(move |tx| {
+                let mut changes = Changes::default();
+                for &(id, attempt) in &asked {
+                    changes.add(recover(tx, now, &rules, id, attempt, None, |_| false)?);
+                }
+                Ok::<_, TaskError>(changes)
+            })
+            .blocking();
         match done {
             Ok(changes) => {
                 tracing::info!(
@@ -722,11 +726,15 @@ impl Loop {
         let jump = self.flags.rows_behind(at);
         if jump != 0 {
             let leases = self.index.leases();
-            let moved = self.parts.store.write_blocking(move |tx| {
-                leases.into_iter().try_for_each(|(id, attempt, ends)| {
-                    sql::shift_run(tx, id, attempt, ends, jump, jump)
+            let moved = self
+                .parts
+                .store
+                .write(move |tx| {
+                    leases.iter().try_for_each(|&(id, attempt, ends)| {
+                        sql::shift_run(tx, id, attempt, ends, jump, jump)
+                    })
                 })
-            });
+                .blocking();
             if let Err(error) = moved {
                 tracing::warn!(%error, "runs could not follow the clock; it is tried again");
                 return;
@@ -756,7 +764,8 @@ impl Loop {
         let moved = self
             .parts
             .store
-            .write_blocking(move |tx| sql::shift_run(tx, id, attempt, ends, begun, lease));
+            .write(move |tx| sql::shift_run(tx, id, attempt, ends, begun, lease))
+            .blocking();
         match moved {
             Ok(()) => Timestamp(ends.0.saturating_add(lease)),
             Err(error) => {
@@ -778,22 +787,26 @@ impl Loop {
             Arc::clone(&self.parts.rules),
             Arc::clone(&self.parts.is_away),
         );
-        let done = self.parts.store.write_blocking(move |tx| {
-            let (mut changes, mut left) = (Changes::default(), Vec::new());
-            for (id, attempt, ends) in due {
-                if ends > now {
-                    // It was renewed while the clock was being set.
-                    left.push((id, Some(ends)));
-                    continue;
+        let done = self
+            .parts
+            .store
+            .write(move |tx| {
+                let (mut changes, mut left) = (Changes::default(), Vec::new());
+                for &(id, attempt, ends) in &due {
+                    if ends > now {
+                        // It was renewed while the clock was being set.
+                        left.push((id, Some(ends)));
+                        continue;
+                    }
+                    let is_away = |worker: &str| is_away.get().is_some_and(|tells| tells(worker));
+                    changes.add(recover(tx, now, &rules, id, attempt, Some(ends), is_away)?);
+                    // It runs on: it was renewed, and nobody told.
+                    let lease = sql::running(tx, id, attempt)?.map(|run| run.lease_expires_at);
+                    left.push((id, lease.flatten()));
                 }
-                let is_away = |worker: &str| is_away.get().is_some_and(|tells| tells(worker));
-                changes.add(recover(tx, now, &rules, id, attempt, Some(ends), is_away)?);
-                // It runs on: it was renewed, and nobody told.
-                let lease = sql::running(tx, id, attempt)?.map(|run| run.lease_expires_at);
-                left.push((id, lease.flatten()));
-            }
-            Ok::<_, TaskError>((changes, left))
-        });
+                Ok::<_, TaskError>((changes, left))
+            })
+            .blocking();
         match done {
             Ok((changes, left)) => {
                 for (id, lease) in left {
@@ -901,7 +914,8 @@ impl Loop {
                 let noted = self
                     .parts
                     .store
-                    .write_blocking(move |tx| sql::put_mark(tx, &mark));
+                    .write(move |tx| sql::put_mark(tx, &mark))
+                    .blocking();
                 noted.map_err(|error| error.to_string())
             });
         if let Err(error) = kept {
@@ -914,7 +928,7 @@ impl Loop {
 fn take_mark(store: &Store) -> Option<String> {
     let mark = store.read_blocking(sql::mark);
     let taken = mark.and_then(|mark| match mark {
-        Some(_) => store.write_blocking(sql::remove_mark).map(|()| mark),
+        Some(_) => store.write(sql::remove_mark).blocking().map(|()| mark),
         None => Ok(None),
     });
     taken.unwrap_or_else(|error| {

@@ -51,14 +51,13 @@ pub enum TaskOutcome {
 }
 
 /// The part of a task that writes, run inside the transaction that completes it.
-pub type Effect = Box<
-    dyn FnOnce(&mut Tx<'_>, Timestamp) -> Result<Option<serde_json::Value>, TaskFailure> + Send,
->;
+pub type Effect =
+    Box<dyn Fn(&mut Tx<'_>, Timestamp) -> Result<Option<serde_json::Value>, TaskFailure> + Send>;
 
 impl TaskOutcome {
     /// [`TaskOutcome::Commit`] of a closure.
     pub fn commit(
-        effect: impl FnOnce(&mut Tx<'_>, Timestamp) -> Result<Option<serde_json::Value>, TaskFailure>
+        effect: impl Fn(&mut Tx<'_>, Timestamp) -> Result<Option<serde_json::Value>, TaskFailure>
         + Send
         + 'static,
     ) -> Self {

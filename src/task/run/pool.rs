@@ -365,9 +365,13 @@ async fn note_success(
     let (now, rules) = (tasks.now(), Arc::clone(tasks.rules()));
     tasks
         .change_patiently(move |tx| {
-            let result = match outcome {
-                TaskOutcome::Done(result) => result,
-                TaskOutcome::Commit(effect) => effect(tx, now).map_err(FinishError::Failed)?,
+            let committed;
+            let result = match &outcome {
+                TaskOutcome::Done(result) => result.as_ref(),
+                TaskOutcome::Commit(effect) => {
+                    committed = effect(tx, now).map_err(FinishError::Failed)?;
+                    committed.as_ref()
+                }
                 TaskOutcome::Snooze(wait) => {
                     append_logs(tx, &rules, id, attempt, &lines)?;
                     let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
@@ -375,7 +379,7 @@ async fn note_success(
                 }
             };
             append_logs(tx, &rules, id, attempt, &lines)?;
-            let text = result_text(&rules, result.as_ref()).map_err(FinishError::Failed)?;
+            let text = result_text(&rules, result).map_err(FinishError::Failed)?;
             let changes: Changes = complete(tx, now, &rules, id, attempt, text.as_deref())?;
             Ok(((), changes))
         })
