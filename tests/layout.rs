@@ -63,9 +63,9 @@ const OWNERS: &[(&str, &str)] = &[
     ("task_logs", "task"),
     ("tasks", "task"),
     ("users", "auth"),
-    ("webhook_deliveries", "task"),
-    ("webhook_endpoints", "task"),
-    ("webhook_events", "task"),
+    ("webhook_deliveries", "webhook"),
+    ("webhook_endpoints", "webhook"),
+    ("webhook_events", "webhook"),
 ];
 
 /// What breaks the rule of [`OWNERS`] and why: room, table, reason. The list may only get shorter.

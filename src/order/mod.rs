@@ -166,6 +166,14 @@ pub struct Buyer {
     pub is_staff: bool,
 }
 
+/// A line of an order that waits for payment.
+struct UnpaidLine {
+    order_id: OrderId,
+    expires_at: Timestamp,
+    product_id: ProductId,
+    quantity: i64,
+}
+
 /// Why a customer gets nothing more on credit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unpaid {
@@ -353,7 +361,7 @@ fn check_unpaid(
             seconds: u64::try_from(micros).unwrap_or(1).div_ceil(1_000_000),
         })
     };
-    let expiry = |lines: &mut dyn Iterator<Item = &sql::UnpaidLine>| {
+    let expiry = |lines: &mut dyn Iterator<Item = &UnpaidLine>| {
         lines.map(|line| line.expires_at).min().unwrap_or(now)
     };
     let orders = unpaid.chunk_by(|line, next| line.order_id == next.order_id);

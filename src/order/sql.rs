@@ -1,6 +1,6 @@
 //! Every statement about orders and their lines.
 
-use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus};
+use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, UnpaidLine};
 use crate::auth::{Account, UserId};
 use crate::clock::Timestamp;
 use crate::product::ProductId;
@@ -106,14 +106,6 @@ pub(super) fn insert_items<'a>(
 /// shop that does on: it bounds the work, and only a buyer who orders this often within the time for payment, and
 /// has paid all but a few, gets beyond it.
 const NEWEST_LOOKED_AT: i64 = 1_000;
-
-/// A line of an order that waits for payment.
-pub(super) struct UnpaidLine {
-    pub(super) order_id: OrderId,
-    pub(super) expires_at: Timestamp,
-    pub(super) product_id: ProductId,
-    pub(super) quantity: i64,
-}
 
 /// Lines of a buyer's orders that wait for payment, the newest order first; those of flash sales are left out.
 pub(super) fn unpaid_lines(tx: &mut Tx<'_>, buyer: UserId) -> Result<Vec<UnpaidLine>, StoreError> {
