@@ -63,9 +63,9 @@ const OWNERS: &[(&str, &str)] = &[
     ("task_logs", "task"),
     ("tasks", "task"),
     ("users", "auth"),
-    ("webhook_deliveries", "task"),
-    ("webhook_endpoints", "task"),
-    ("webhook_events", "task"),
+    ("webhook_deliveries", "webhook"),
+    ("webhook_endpoints", "webhook"),
+    ("webhook_events", "webhook"),
 ];
 
 /// What breaks the rule of [`OWNERS`] and why: room, table, reason. The list may only get shorter.
@@ -432,13 +432,8 @@ const CIRCLES: &[(&str, &[&str])] = &[
     ("schedule", &["fire", "sql"]),
     ("store", &["checkpoint", "condition", "sqlite", "sums"]),
     ("store", &["tx", "writer"]),
-    (
-        "task",
-        &[
-            "enqueue", "handler", "index", "life", "relay", "sql", "steer", "tasks",
-        ],
-    ),
-    ("task/faktory", &["commands", "serve"]),
+    ("task", &["delivery", "run"]),
+    ("task/delivery", &["handle", "relay"]),
 ];
 
 /// A room's `mod.rs` is the room itself: its files use its types, and it uses its files. Between the
