@@ -432,13 +432,8 @@ const CIRCLES: &[(&str, &[&str])] = &[
     ("schedule", &["fire", "sql"]),
     ("store", &["checkpoint", "condition", "sqlite", "sums"]),
     ("store", &["tx", "writer"]),
-    (
-        "task",
-        &[
-            "enqueue", "handler", "index", "life", "relay", "sql", "steer", "tasks",
-        ],
-    ),
-    ("task/faktory", &["commands", "serve"]),
+    ("task", &["delivery", "run"]),
+    ("task/delivery", &["handle", "relay"]),
 ];
 
 /// A room's `mod.rs` is the room itself: its files use its types, and it uses its files. Between the

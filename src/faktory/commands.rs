@@ -15,10 +15,9 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::job::{self, Job, Kept, LastFailure, Pushed, open_queue};
-use super::serve::Stage;
 use super::wire::{Answer, Wire};
 use super::workers::{NAMED, NAMELESS, WorkerState};
-use super::{Inner, Refused, mutate};
+use super::{Inner, Refused, Stage, mutate};
 use crate::check::{self, Checks, JsonError};
 use crate::clock::{Stopwatch, Timestamp};
 use crate::config::ms;

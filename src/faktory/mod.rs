@@ -91,6 +91,17 @@ impl Refused {
     }
 }
 
+/// How far the port is on its way to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It serves.
+    Run,
+    /// Finish what is in flight.
+    Drain,
+    /// Drop everything.
+    Cut,
+}
+
 /// What clients did since the start.
 #[derive(Default)]
 struct Counts {

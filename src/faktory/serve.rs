@@ -22,7 +22,7 @@ use super::commands::Session;
 use super::job::hex;
 use super::wire::{Answer, Heard, Patience, Wire};
 use super::workers::Introduction;
-use super::{Inner, Listener};
+use super::{Inner, Listener, Stage};
 use crate::auth::throttle::Verdict;
 use crate::config::ms;
 use crate::http::connections::{Connections, NoSeat, RequestTurn, Seat};
@@ -39,15 +39,6 @@ const NAME_CHARS_MAX: usize = 200;
 const LABELS_MAX: usize = 50;
 const TOO_MANY_OF_ADDRESS: &[u8] = b"-ERR too many connections from this address\r\n";
 const TOO_MANY: &[u8] = b"-ERR too many connections\r\n";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
-    Run,
-    /// Finish what is in flight.
-    Drain,
-    /// Drop everything.
-    Cut,
-}
 
 pub(super) async fn serve(
     inner: &Arc<Inner>,

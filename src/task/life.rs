@@ -4,19 +4,15 @@
 //! nothing says why ([`TaskError::Fenced`]) and leaves nothing behind. Finishing counts down what
 //! waits for it and its batch in the same transaction.
 
-use std::sync::Arc;
-
 use super::enqueue::{close_batch_if_done, not_completed};
 use super::new_task::latest_run_at;
-use super::rows::{Ended, Fresh};
-use super::run::result_text;
+use super::rows::Ended;
 use super::{
-    AttemptOutcome, Changes, ENQUEUED, Effect, Entry, LogLevel, Over, Started, TaskError,
-    TaskFailure, TaskId, TaskState, sql,
+    AttemptOutcome, Changes, ENQUEUED, Entry, LogLevel, Over, Started, TaskError, TaskId,
+    TaskState, sql,
 };
-use crate::clock::{Stopwatch, Timestamp};
+use crate::clock::Timestamp;
 use crate::config;
-use crate::monitor::statements::StatementCaller;
 use crate::store::Tx;
 
 /// What a start came to.
@@ -30,82 +26,6 @@ pub enum Start {
     Moved(Entry),
     /// It is not there, or in no state to be started: another was faster, or it was cancelled.
     Stale,
-}
-
-/// A task that is done at once, for whoever asks who has statements run.
-struct AtOnce {
-    id: TaskId,
-    name: String,
-    traceparent: Option<String>,
-}
-
-impl StatementCaller for AtOnce {
-    fn what(&self) -> String {
-        format!("task {}", self.name)
-    }
-
-    fn id(&self) -> String {
-        self.id.to_string()
-    }
-
-    fn trace(&self) -> Option<&str> {
-        self.traceparent.as_deref()
-    }
-}
-
-/// Does a task that only writes, from its start to its end, in this transaction: `effect` tells from
-/// name and arguments what that is. `None` if it has to go the ordinary way: because it is not of
-/// that kind, was started before, or failed just now, which the ordinary way finds out once more and
-/// notes.
-///
-/// For tasks that were enqueued since this process began, for a start that is not on disk is not
-/// counted: one that takes the process down goes the ordinary way from the next start on.
-pub(super) fn do_at_once(
-    tx: &mut Tx<'_>,
-    now: Timestamp,
-    rules: &config::Tasks,
-    entry: &Entry,
-    worker: &str,
-    effect: impl FnOnce(&str, &str) -> Option<Effect>,
-) -> Result<Option<Changes>, TaskError> {
-    let Some(fresh) = sql::fresh(tx, now, entry)? else {
-        return Ok(None);
-    };
-    let Fresh {
-        args,
-        traceparent,
-        mut ended,
-    } = fresh;
-    let Some(effect) = effect(&ended.name, &args) else {
-        return Ok(None);
-    };
-    let (id, followers) = (entry.id, ended.followers);
-    let result_seconds = i64::try_from(rules.result_seconds).unwrap_or(i64::MAX);
-    let watch = Stopwatch::start();
-    let run = Arc::new(AtOnce {
-        id,
-        name: ended.name.clone(),
-        traceparent,
-    });
-    let done = tx.part(|tx| {
-        let result = tx.called_by(run, |tx| effect(tx, now))?;
-        let result = result_text(rules, result.as_ref())?;
-        let result = result.as_deref();
-        match sql::complete_fresh(tx, now, id, worker, followers, result, result_seconds)? {
-            true => Ok(()),
-            false => Err(TaskFailure::retry("the task changed meanwhile")),
-        }
-    })?;
-    if let Err(failure) = done {
-        tracing::debug!(%failure, task = %id, "a task that failed at once goes the ordinary way");
-        return Ok(None);
-    }
-    let micros = i64::try_from(watch.elapsed().as_micros()).unwrap_or(i64::MAX);
-    ended.started_at = Some(Timestamp(now.0.saturating_sub(micros)));
-    let mut changes = Changes::default();
-    settle(tx, now, id, ended, TaskState::Completed, &mut changes)?;
-    fail::fail_point!("task.completed");
-    Ok(Some(changes))
 }
 
 /// Starts a task for `worker`, if it may be started and is still what the delivery knows of it, so

@@ -26,7 +26,7 @@ const { zhAbouts, zhProblems, zhReasons } = await page('said.zh.ts');
 // ── The server's sources ────────────────────────────────────────────────────────────────────────
 
 /** Nothing of these is said to the page. */
-const UNHEARD = /^(main|app|config)\.rs$|^(cli|store|monitor)\/|^faktory\/(commands|job|mutate|serve|wire)\.rs$|^order\/import\.rs$|^webhook\/event\.rs$|tests\.rs$/;
+const UNHEARD = /^(main|app)\.rs$|^(cli|config|store|monitor)\/|^faktory\/(commands|job|mutate|serve|wire)\.rs$|^order\/import\.rs$|^webhook\/event\.rs$|tests\.rs$/;
 /** A reason is told of a field, and so begins like this. */
 const REASON = /^(must|is|has|have|may|can't|cannot|does not|do not|never|needs|at most|waits must|give|pass) /;
 /** In these, whatever is a sentence is a reason. */

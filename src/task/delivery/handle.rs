@@ -19,7 +19,7 @@ use crate::clock::{self, Clock, Moment, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::{Patience, Promise, Promised, Store, StoreError, Tx};
-use crate::task::life::do_at_once;
+use crate::task::run::do_at_once;
 use crate::task::{
     self, Beat, Changes, Enqueued, Entry, Failure, NewTask, QueueRow, Registry, Start, Started,
     TaskError, TaskId, sql,

@@ -17,7 +17,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::Store;
-use crate::task::life::do_at_once;
+use crate::task::run::do_at_once;
 use crate::task::{
     self, AttemptOutcome, Effect, Failure, Filter, NewBatch, NewTask, RetryPolicy, Start,
     TaskError, TaskFailure, TaskId, TaskState,
