@@ -1195,6 +1195,20 @@ pub fn create_account(
     Ok(id)
 }
 
+/// Names folded in one transaction, for which others wait.
+const FOLDED_AT_ONCE: i64 = 1_000;
+
+/// Folds the names that an earlier version left, so that a search finds them; for a start.
+pub fn fold_names(store: &Store) -> Result<(), StoreError> {
+    loop {
+        let names = store.read_blocking(|tx| sql::unfolded(tx, FOLDED_AT_ONCE))?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        store.write(move |tx| sql::fold(tx, &names)).blocking()?;
+    }
+}
+
 /// An API key without the key itself, of which only a hash is kept.
 #[derive(Clone, Debug)]
 pub struct ApiKey {

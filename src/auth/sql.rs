@@ -4,6 +4,7 @@ use super::{
     Account, AccountChange, ApiKey, Carrier, KeyId, KeyRow, PlaceKind, Recipient, RegistrationRow,
     Role, Scope, SessionRow, UserId,
 };
+use crate::check;
 use crate::clock::Timestamp;
 use crate::config::Language;
 use crate::sql;
@@ -38,8 +39,8 @@ pub(super) fn insert_account(
 ) -> Result<UserId, StoreError> {
     tx.row(
         sql!(
-            "INSERT INTO users (email, name, password_hash, role, status, created_at, updated_at) \
-         VALUES ($1, $2, $3, $4, 'active', $5, $5) RETURNING id"
+            "INSERT INTO users (email, name, folded_name, password_hash, role, status, created_at, updated_at) \
+         VALUES ($1, $2, $6, $3, $4, 'active', $5, $5) RETURNING id"
         ),
         &[
             email.into(),
@@ -47,6 +48,7 @@ pub(super) fn insert_account(
             password_hash.into(),
             role.into(),
             now.into(),
+            (&check::folded(name)).into(),
         ],
         |row| row.get(0),
     )?
@@ -63,11 +65,17 @@ pub(super) fn insert_first_admin(
 ) -> Result<Option<UserId>, StoreError> {
     tx.row(
         sql!(
-            "INSERT INTO users (email, name, password_hash, role, status, created_at, updated_at) \
-         SELECT $1, $2, $3, 'admin', 'active', $4, $4 \
+            "INSERT INTO users (email, name, folded_name, password_hash, role, status, created_at, updated_at) \
+         SELECT $1, $2, $5, $3, 'admin', 'active', $4, $4 \
          WHERE NOT EXISTS (SELECT 1 FROM users WHERE role = 'admin') RETURNING id"
         ),
-        &[email.into(), name.into(), password_hash.into(), now.into()],
+        &[
+            email.into(),
+            name.into(),
+            password_hash.into(),
+            now.into(),
+            (&check::folded(name)).into(),
+        ],
         |row| row.get(0),
     )
 }
@@ -522,11 +530,16 @@ pub fn past_customer(
 ) -> Result<UserId, StoreError> {
     tx.row(
         sql!(
-            "INSERT INTO users (external_id, name, role, status, created_at, updated_at) \
-         VALUES ($1, $3, 'customer', 'active', $2, $2) \
+            "INSERT INTO users (external_id, name, folded_name, role, status, created_at, updated_at) \
+         VALUES ($1, $3, $4, 'customer', 'active', $2, $2) \
          ON CONFLICT (external_id) DO UPDATE SET updated_at = users.updated_at RETURNING id"
         ),
-        &[external_id.into(), now.into(), name.into()],
+        &[
+            external_id.into(),
+            now.into(),
+            name.into(),
+            (&check::folded(name)).into(),
+        ],
         |row| row.get(0),
     )?
     .ok_or_else(|| StoreError::Bug("an upsert returned no id".to_owned()))
@@ -541,9 +554,10 @@ pub fn update_account(
     id: UserId,
     change: AccountChange<'_>,
 ) -> Result<Option<Account>, StoreError> {
+    let folded = change.name.map(check::folded);
     tx.row(
-        sql!("UPDATE users SET name = coalesce($4, name), role = coalesce($5, role), \
-         status = coalesce($6, status), updated_at = $2 \
+        sql!("UPDATE users SET name = coalesce($4, name), folded_name = coalesce($7, folded_name), \
+         role = coalesce($5, role), status = coalesce($6, status), updated_at = $2 \
          WHERE id = $1 AND (role = 'customer' OR $3 = 1) AND (\
            role <> 'admin' OR status <> 'active' \
            OR (coalesce($5, role) = 'admin' AND coalesce($6, status) = 'active') \
@@ -556,9 +570,32 @@ pub fn update_account(
             change.name.into(),
             change.role.into(),
             change.status.into(),
+            folded.as_ref().into(),
         ],
         Account::read,
     )
+}
+
+/// Accounts whose name an earlier version left as it was written, at most so many.
+pub(super) fn unfolded(tx: &mut Tx<'_>, most: i64) -> Result<Vec<(UserId, String)>, StoreError> {
+    tx.rows(
+        sql!("SELECT id, name FROM users WHERE folded_name IS NULL LIMIT $1"),
+        &[most.into()],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+}
+
+/// Writes names as they are searched for.
+pub(super) fn fold(tx: &mut Tx<'_>, names: &[(UserId, String)]) -> Result<(), StoreError> {
+    let folded: Vec<String> = names.iter().map(|(_, name)| check::folded(name)).collect();
+    tx.execute_each(
+        sql!("UPDATE users SET folded_name = $2 WHERE id = $1 AND folded_name IS NULL"),
+        names
+            .iter()
+            .zip(&folded)
+            .map(|((id, _), folded)| [(*id).into(), folded.into()]),
+    )?;
+    Ok(())
 }
 
 /// Ends all sessions of an account.

@@ -6,6 +6,7 @@
 //! a look-up by key is cheaper than the hop to another thread (measured: 229,000 against 124,000
 //! reads a second). Lists and searches have lanes ([`Lane`]), so that such a look-up waits for none.
 
+pub mod conformance;
 mod dir;
 mod gather;
 mod job;
@@ -27,6 +28,8 @@ use tokio::sync::Semaphore;
 pub use dir::{DataDir, DirError, Left, database_in};
 pub use gather::{GATHERED_MAX, Gather};
 pub use lane::Lane;
+#[cfg(debug_assertions)]
+pub use migrate::migrations_for_postgres;
 pub use sqlite::belong::Mark;
 pub use sqlite::condition::Condition;
 pub use sqlite::file;

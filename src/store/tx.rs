@@ -13,6 +13,7 @@ use std::time::Duration;
 use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
 use rusqlite::{CachedStatement, Connection};
 
+use super::conformance::{self, Kind};
 use super::job::unless_it_panics;
 use super::sqlite::condition::Condition;
 use super::sqlite::connection;
@@ -37,6 +38,14 @@ pub enum Param<'a> {
 const SHOWN_MAX: usize = 200;
 
 impl Param<'_> {
+    /// The type that it has whatever its value.
+    fn kind(&self) -> Kind {
+        match self {
+            Param::NullInt | Param::Int(_) => Kind::Bigint,
+            Param::NullText | Param::Text(_) => Kind::Text,
+        }
+    }
+
     /// The value for people, shortened.
     fn shown(&self) -> String {
         match self {
@@ -527,6 +536,7 @@ impl<'c> Tx<'c> {
         rows: impl IntoIterator<Item = [Param<'p>; N]>,
     ) -> Result<Vec<T>, StoreError> {
         let conn = self.conn;
+        conformance::ends_with(sql, conformance::HANDS_BACK_KEY);
         let rows = rows.into_iter();
         let mut keys = Vec::with_capacity(rows.size_hint().0);
         self.run_each(sql, rows, |statement, count| {
@@ -571,6 +581,7 @@ impl<'c> Tx<'c> {
         sql: Sql<'_>,
         params: &[Param<'_>],
     ) -> Result<T, StoreError> {
+        conformance::ends_with(sql, conformance::HANDS_BACK_KEY);
         match self.execute(sql, params)? {
             1 => Ok(T::from(self.conn.last_insert_rowid())),
             rows => Err(StoreError::Bug(format!("an insert made {rows} rows"))),
@@ -603,6 +614,7 @@ impl<'c> Tx<'c> {
         params: &[Param<'_>],
         map: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
+        conformance::ends_with(sql, conformance::LOCKS);
         self.row(sql, params, map)
     }
 
@@ -655,6 +667,7 @@ impl<'c> Tx<'c> {
             .map_err(|error| self.met(error))?;
         let numbering = numbering(&statement, self.statements, sql)?;
         numbering.bind(&mut statement, params)?;
+        conformance::met(sql, params.iter().map(Param::kind));
         let (watch, mut rows) = (Stopwatch::start(), 0);
         let result = work(&mut statement, &mut rows);
         let took = watch.elapsed();
@@ -685,6 +698,7 @@ impl<'c> Tx<'c> {
         let mut done = Ok(Ok(()));
         for params in rows {
             numbering.bind(&mut statement, &params)?;
+            conformance::met(sql, params.iter().map(Param::kind));
             done = work(&mut statement, &mut count);
             if !matches!(done, Ok(Ok(()))) {
                 break;
