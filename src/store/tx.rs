@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +14,8 @@ use std::time::Duration;
 use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
 use rusqlite::{CachedStatement, Connection};
 
-use super::job::unless_it_panics;
-use super::sqlite::condition::Condition;
-use super::sqlite::connection;
-use super::{Sql, StoreError};
+use super::condition::Condition;
+use super::{Sql, StoreError, codes};
 use crate::clock::{Clock, Stopwatch, Timestamp};
 use crate::monitor::statements::{Called, SlowCall, Statement, Statements};
 
@@ -719,8 +718,22 @@ impl<'c> Tx<'c> {
                 .then(|| params.iter().map(Param::shown).collect()),
         };
         self.statements
-            .keep_slow(counters, call, || connection::plan(self.conn, sql.text));
+            .keep_slow(counters, call, || codes::plan(self.conn, sql.text));
     }
+}
+
+/// Runs `work`; a panic is an error of its own.
+pub(super) fn unless_it_panics<T, E: From<StoreError>>(
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "panic".to_owned());
+        Err(E::from(StoreError::Panicked(text)))
+    })
 }
 
 /// Statements whose numbering a thread remembers; beyond it, it begins anew.
