@@ -34,13 +34,16 @@ use crate::config::{self, Language};
 use crate::http::RequestInfo;
 use crate::http::shares::{Resource, Share, ShareRefused, Shares};
 use crate::monitor::security::{Event, SecurityLog, Who};
-use crate::store::{Row, Store, StoreError, Tx};
+use crate::store::{LockOrder, Row, Store, StoreError, Tx};
 use crate::{id_type, word_type};
 use password::{Lane, Passwords};
 use place::{DEVICE_PREFIX, Origin};
 use registration::OnAsked;
 pub use sql::{end_sessions, past_customer, update_account};
 use throttle::{Attempt, Rules, Throttle, Verdict};
+
+/// Rows of accounts, which are locked after products.
+pub(crate) const USER_ROWS: LockOrder = LockOrder::new(4, "users");
 
 id_type! {
     /// Key of an account.

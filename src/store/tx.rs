@@ -15,6 +15,7 @@ use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
 use rusqlite::{CachedStatement, Connection};
 
 use super::condition::Condition;
+use super::locks::{HeldLocks, LockOrder};
 use super::{Sql, StoreError, codes};
 use crate::clock::{Clock, Stopwatch, Timestamp};
 use crate::monitor::statements::{Called, SlowCall, Statement, Statements};
@@ -320,6 +321,7 @@ pub struct Tx<'c> {
     condition: &'c Condition,
     caller: Option<Called>,
     touched: Touched,
+    locks: HeldLocks,
     /// Why the disk did not do the last thing that was asked of it.
     failure: Option<StoreError>,
 }
@@ -414,6 +416,7 @@ impl<'c> Tx<'c> {
             condition,
             caller,
             touched: Touched::default(),
+            locks: HeldLocks::default(),
             failure: None,
         }
     }
@@ -460,6 +463,36 @@ impl<'c> Tx<'c> {
     /// [`Tx::touch`] for one row of the topic, by its key.
     pub fn touch_row(&mut self, topic: Topic, row: impl Into<i64>) {
         self.touched.row(topic, row.into());
+    }
+
+    /// Locks rows by ascending key until this transaction ends.
+    pub fn lock<I: Into<i64>>(
+        &mut self,
+        of: LockOrder,
+        rows: impl IntoIterator<Item = I>,
+    ) -> Result<(), StoreError> {
+        if cfg!(debug_assertions) {
+            let mut rows: Vec<i64> = rows.into_iter().map(Into::into).collect();
+            rows.sort_unstable();
+            rows.into_iter().for_each(|row| self.locks.note(of, row));
+        }
+        Ok(())
+    }
+
+    /// Notes that the statement that follows locks a row, because it changes it.
+    pub fn locks(&mut self, of: LockOrder, row: impl Into<i64>) {
+        self.locks.note(of, row.into());
+    }
+
+    /// Notes a row that this transaction has inserted: it is locked, and no other transaction waits for it.
+    pub fn made(&mut self, of: LockOrder, row: impl Into<i64>) {
+        self.locks.made(of, row.into());
+    }
+
+    /// For a rule that holds only while this transaction has the row locked: it is an error to come here
+    /// without, which debug builds find.
+    pub fn require_lock(&self, of: LockOrder, row: impl Into<i64>) {
+        self.locks.require(of, row.into());
     }
 
     pub(super) fn touched(self) -> Touched {
@@ -594,14 +627,16 @@ impl<'c> Tx<'c> {
         .transpose()
     }
 
-    /// [`Tx::row`] of one table, which nobody else changes before this transaction ends. SQLite's one writer has
-    /// the database to itself; a database with several has to be told to lock it.
+    /// [`Tx::row`] of one table by its key, which no other transaction changes before this one ends.
     pub fn lock_row<T>(
         &mut self,
+        of: LockOrder,
+        row: impl Into<i64>,
         sql: Sql<'_>,
         params: &[Param<'_>],
         map: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
+        self.locks(of, row);
         self.row(sql, params, map)
     }
 
