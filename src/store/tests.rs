@@ -688,7 +688,8 @@ const SECOND: LockOrder = LockOrder::new(2, "second");
 async fn a_transaction_that_locks_out_of_order_or_relies_on_a_lock_it_has_not_fails() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let store = open(dir.path());
-    let run = |work: fn(&mut Tx<'_>) -> Result<(), StoreError>| store.write(work).into_future();
+    type Locking = fn(&mut Tx<'_>) -> Result<(), StoreError>;
+    let run = |work: Locking| store.write(work).into_future();
     let in_order = run(|tx| {
         tx.lock(FIRST, [2, 1])?;
         tx.locks(SECOND, 1);
@@ -702,7 +703,7 @@ async fn a_transaction_that_locks_out_of_order_or_relies_on_a_lock_it_has_not_fa
         Ok(())
     });
     in_order.await.expect("this is the order");
-    let wrong: [fn(&mut Tx<'_>) -> Result<(), StoreError>; 3] = [
+    let wrong: [Locking; 3] = [
         |tx| {
             tx.locks(SECOND, 1);
             tx.lock(FIRST, [1])
