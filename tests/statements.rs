@@ -95,7 +95,14 @@ pub fn statements() -> Vec<(String, String)> {
                     rest = after.trim_start();
                 }
                 let rest = rest.strip_prefix("&format!(").unwrap_or(rest).trim_start();
-                let text = literal(rest).map_or_else(String::new, |(text, _)| text);
+                let text = match literal(rest) {
+                    Some((text, _)) => text,
+                    None => {
+                        let is_name = |c: &char| c.is_alphanumeric() || *c == '_';
+                        let name: String = rest.chars().take_while(is_name).collect();
+                        constants.get(&name).cloned().unwrap_or_default()
+                    }
+                };
                 let text = constants.iter().fold(text, |text, (name, value)| {
                     text.replace(&format!("{{{name}}}"), value)
                 });

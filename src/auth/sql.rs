@@ -2,7 +2,7 @@
 
 use super::{
     Account, AccountChange, ApiKey, Carrier, KeyId, KeyRow, PlaceKind, Recipient, RegistrationRow,
-    Role, Scope, SessionRow, UserId,
+    Role, Scope, SessionRow, USER_ROWS, UserId,
 };
 use crate::check;
 use crate::clock::Timestamp;
@@ -179,6 +179,7 @@ pub(super) fn touch_accounts(
     while params.len() < places * 2 {
         params.extend(pair(last));
     }
+    tx.lock(USER_ROWS, seen.iter().map(|(id, _)| *id))?;
     tx.execute(
         sql!(&format!(
             "WITH seen (id, at) AS (VALUES {}) UPDATE users SET last_seen_at = seen.at FROM seen \
@@ -332,6 +333,7 @@ pub(super) fn recipient(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Recipient>
 
 /// Notes that the account's name was chosen by who reads its mails, or by staff.
 pub(super) fn prove(tx: &mut Tx<'_>, now: Timestamp, id: UserId) -> Result<(), StoreError> {
+    tx.locks(USER_ROWS, id);
     tx.execute(
         sql!("UPDATE users SET proven_at = $2 WHERE id = $1"),
         &[id.into(), now.into()],
@@ -446,6 +448,7 @@ pub(super) fn purge_registrations(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64
 }
 
 pub(super) fn set_language(tx: &mut Tx<'_>, id: UserId, language: &str) -> Result<(), StoreError> {
+    tx.locks(USER_ROWS, id);
     tx.execute(
         sql!("UPDATE users SET language = $2 WHERE id = $1"),
         &[id.into(), language.into()],
@@ -554,6 +557,17 @@ pub fn update_account(
     id: UserId,
     change: AccountChange<'_>,
 ) -> Result<Option<Account>, StoreError> {
+    // Two admins who take each other's role away must not both find the other in place.
+    let mut accounts: Vec<UserId> = tx.rows(
+        sql!(
+            "admins",
+            "SELECT id FROM users WHERE role = 'admin' AND status = 'active' ORDER BY id LIMIT 1000"
+        ),
+        &[],
+        |row| row.get(0),
+    )?;
+    accounts.push(id);
+    tx.lock(USER_ROWS, accounts)?;
     let folded = change.name.map(check::folded);
     tx.row(
         sql!("UPDATE users SET name = coalesce($4, name), folded_name = coalesce($7, folded_name), \

@@ -142,6 +142,16 @@ impl Problem {
         self.0.code
     }
 
+    /// What the caller may read about it.
+    pub fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
+    /// Fields that do not hold.
+    pub fn errors(&self) -> &[FieldError] {
+        &self.0.errors
+    }
+
     /// What went wrong inside; for the log.
     pub fn internal_cause(&self) -> Option<&str> {
         self.0.cause.as_deref()

@@ -4,6 +4,8 @@
 //! nothing says why ([`TaskError::Fenced`]) and leaves nothing behind. Finishing counts down what
 //! waits for it and its batch in the same transaction.
 
+use std::collections::HashMap;
+
 use super::enqueue::{close_batch_if_done, not_completed};
 use super::new_task::latest_run_at;
 use super::rows::Ended;
@@ -13,7 +15,7 @@ use super::{
 };
 use crate::clock::Timestamp;
 use crate::config;
-use crate::store::Tx;
+use crate::store::{StoreError, Tx};
 
 /// What a start came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +65,70 @@ pub fn start(
         return Ok(Start::Expired(changes));
     }
     Ok(Start::Moved(found.entry))
+}
+
+/// Why many were not changed by one statement: it found that one of them is another's by now. One by
+/// one they are told apart.
+#[derive(Debug)]
+struct Apart;
+
+impl From<StoreError> for Apart {
+    fn from(error: StoreError) -> Self {
+        tracing::debug!(%error, "runs are changed one by one");
+        Apart
+    }
+}
+
+impl From<TaskError> for Apart {
+    fn from(error: TaskError) -> Self {
+        tracing::debug!(%error, "runs are changed one by one");
+        Apart
+    }
+}
+
+/// [`start`] of each of `entries`, in their order, with a number of statements that grows only with those
+/// of them that can't be started, or hold a key.
+pub(super) fn start_all(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    entries: &[Entry],
+    worker: &str,
+    lease_ms: Option<i64>,
+) -> Result<Vec<Start>, TaskError> {
+    if entries.len() > 1
+        && let Ok(starts) = tx.part(|tx| start_together(tx, now, entries, worker, lease_ms))?
+    {
+        return Ok(starts);
+    }
+    let each = entries.iter();
+    each.map(|entry| start(tx, now, entry, worker, lease_ms))
+        .collect()
+}
+
+fn start_together(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    entries: &[Entry],
+    worker: &str,
+    lease_ms: Option<i64>,
+) -> Result<Vec<Start>, Apart> {
+    let lease = lease_ms.map(|ms| now.plus_ms(ms));
+    let Some(found) = sql::start_all(tx, now, entries, worker, lease)? else {
+        return Err(Apart);
+    };
+    let mut starts = Vec::with_capacity(entries.len());
+    for (entry, found) in entries.iter().zip(found) {
+        starts.push(match found {
+            Some((started, lock_key)) => {
+                if let Some(key) = lock_key {
+                    sql::release_started_lock(tx, &key, entry.id)?;
+                }
+                Start::Run(Box::new(started))
+            }
+            None => start(tx, now, entry, worker, lease_ms)?,
+        });
+    }
+    Ok(starts)
 }
 
 /// When a task that is put off for so long may start: not later than any may be put off to.
@@ -173,6 +239,132 @@ pub(super) fn complete_found(
     settle(tx, now, id, ended, TaskState::Completed, &mut changes)?;
     fail::fail_point!("task.completed");
     Ok(changes)
+}
+
+/// How an outside worker's run ended, as it says among others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RunEnd {
+    pub(super) id: TaskId,
+    pub(super) attempt: u32,
+    pub(super) outcome: RunOutcome,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RunOutcome {
+    /// It succeeded, with this result as JSON.
+    Completed(Option<String>),
+    /// It failed.
+    Failed(Failure),
+}
+
+/// Notes how many runs of outside workers ended, each by itself: what is refused of one, or fails, changes
+/// nothing of the others. They count in their order: of two that name the same run the second comes too
+/// late. Runs that succeeded are ended with a number of statements that does not grow with them, as far
+/// as nothing hangs on them.
+pub(super) fn end_all(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    rules: &config::Tasks,
+    ends: &[RunEnd],
+) -> Result<(Vec<Result<(), TaskError>>, Changes), TaskError> {
+    let mut named: HashMap<TaskId, u32> = HashMap::with_capacity(ends.len());
+    for end in ends {
+        *named.entry(end.id).or_default() += 1;
+    }
+    let together: Vec<(usize, &RunEnd, Option<&str>)> = ends
+        .iter()
+        .enumerate()
+        .filter(|(_, end)| named.get(&end.id) == Some(&1))
+        .filter_map(|(place, end)| match &end.outcome {
+            RunOutcome::Completed(result) => Some((place, end, result.as_deref())),
+            RunOutcome::Failed(_) => None,
+        })
+        .collect();
+    let mut outcomes: Vec<Option<Result<(), TaskError>>> = ends.iter().map(|_| None).collect();
+    let mut changes = Changes::default();
+    if together.len() > 1
+        && let Ok((done, more)) = tx.part(|tx| complete_together(tx, now, rules, &together))?
+    {
+        changes.add(more);
+        for ((place, ..), outcome) in together.iter().zip(done) {
+            if let Some(its) = outcomes.get_mut(*place) {
+                *its = Some(outcome);
+            }
+        }
+    }
+    let mut all = Vec::with_capacity(ends.len());
+    for (end, outcome) in ends.iter().zip(outcomes) {
+        all.push(match outcome {
+            Some(outcome) => outcome,
+            None => tx
+                .part(|tx| end_one(tx, now, rules, end))?
+                .map(|more| changes.add(more)),
+        });
+    }
+    Ok((all, changes))
+}
+
+fn end_one(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    rules: &config::Tasks,
+    end: &RunEnd,
+) -> Result<Changes, TaskError> {
+    require_lease(tx, end.id, end.attempt)?;
+    match &end.outcome {
+        RunOutcome::Completed(result) => {
+            complete(tx, now, rules, end.id, end.attempt, result.as_deref())
+        }
+        RunOutcome::Failed(failure) => fail(tx, now, rules, end.id, end.attempt, failure),
+    }
+}
+
+/// Ends runs that succeeded, no task twice: each with its place, which is only handed through, and its
+/// result.
+fn complete_together(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    rules: &config::Tasks,
+    runs: &[(usize, &RunEnd, Option<&str>)],
+) -> Result<(Vec<Result<(), TaskError>>, Changes), Apart> {
+    let asked: Vec<(TaskId, u32)> = runs
+        .iter()
+        .map(|(_, end, _)| (end.id, end.attempt))
+        .collect();
+    let found = sql::ending_all(tx, &asked)?;
+    let succeeded: Vec<sql::Completed<'_>> = runs
+        .iter()
+        .zip(&found)
+        .filter_map(|((_, end, result), found)| {
+            let found = found.as_ref().filter(|found| found.has_lease)?;
+            Some(sql::Completed {
+                id: end.id,
+                attempt: end.attempt,
+                followers: found.ended.followers,
+                result: *result,
+            })
+        })
+        .collect();
+    let result_seconds = i64::try_from(rules.result_seconds).unwrap_or(i64::MAX);
+    let changed = sql::complete_all(tx, now, &succeeded, result_seconds)?;
+    if changed != succeeded.len() as u64 {
+        return Err(Apart);
+    }
+    let mut changes = Changes::default();
+    let mut all = Vec::with_capacity(runs.len());
+    for (&(id, attempt), found) in asked.iter().zip(found) {
+        all.push(match found {
+            Some(found) if found.has_lease => {
+                settle(tx, now, id, found.ended, TaskState::Completed, &mut changes)?;
+                fail::fail_point!("task.completed");
+                Ok(())
+            }
+            Some(_) => Err(TaskError::State(TaskState::Running)),
+            None => Err(refusal(tx, id, attempt)?),
+        });
+    }
+    Ok((all, changes))
 }
 
 /// How a run failed.

@@ -1093,3 +1093,344 @@ fn what_follows_from_a_request_belongs_to_its_trace() {
         .collect();
     assert_eq!(untraced, all(Value::Null));
 }
+
+/// Fetches up to `max` at once.
+fn fetch_many(shop: &Shop, admin: &str, queue: &str, max: u32, seconds: u32) -> Vec<Value> {
+    let body = json!({"worker": "w", "wait_seconds": seconds, "lease_seconds": 30, "max": max});
+    let answer = shop
+        .post(&format!("/api/v1/queues/{queue}/fetch"))
+        .token(admin)
+        .json(&body)
+        .send();
+    let answer = answer.expect(200);
+    assert_eq!(answer.get("task"), None, "with max it is a list");
+    answer["tasks"].as_array().expect("a list").clone()
+}
+
+/// Ends many runs; answers the status and the code of each.
+fn end_many(shop: &Shop, admin: &str, runs: &[Value]) -> Vec<Value> {
+    let answer = shop
+        .post("/api/v1/tasks/runs/end")
+        .token(admin)
+        .json(&json!({"runs": runs}))
+        .send();
+    let answer = answer.expect(200)["runs"]
+        .as_array()
+        .expect("a list")
+        .clone();
+    for (place, (asked, said)) in runs.iter().zip(&answer).enumerate() {
+        assert_eq!(said["place"], json!(place));
+        assert_eq!(said["task_id"], asked["task_id"]);
+        assert_eq!(said["attempt"], asked["attempt"]);
+    }
+    assert_eq!(answer.len(), runs.len());
+    answer
+}
+
+/// What a worker says of a run: `completed`, with the place as its result, or `failed`.
+fn end_of(run: &Value, outcome: &str, more: &Value) -> Value {
+    let mut said = json!({"task_id": run["id"], "attempt": run["attempt"], "outcome": outcome});
+    for (key, value) in more.as_object().expect("an object") {
+        said[key] = value.clone();
+    }
+    said
+}
+
+fn told(answer: &Value) -> String {
+    match answer["code"].as_str() {
+        Some(code) => format!("{} {code}", answer["status"]),
+        None => answer["status"].to_string(),
+    }
+}
+
+#[test]
+fn a_worker_takes_many_at_once_in_their_order_and_waits_for_the_first_alone() {
+    let (shop, admin) = open();
+    assert_eq!(fetch_many(&shop, &admin, "q", 256, 0), [] as [Value; 0]);
+    let make = |queue: &str, priority: u32| {
+        enqueue(
+            &shop,
+            &admin,
+            json!({"name": "x", "queue": queue, "priority": priority}),
+        )
+    };
+    let made: Vec<String> = [50, 200, 100, 100]
+        .map(|priority| make("q", priority))
+        .into();
+    let other = make("other", 50);
+    let ids = |runs: &[Value]| runs.iter().map(|run| text(&run["id"])).collect::<Vec<_>>();
+    // Until all have been indexed.
+    shop.wait_until("they are ready", || {
+        let queues = shop.get("/api/v1/queues").token(&admin).send().expect(200);
+        let ready = |name: &str| {
+            let items = queues["items"].as_array().expect("a list");
+            let found = items.iter().find(|item| item["name"] == name);
+            found.map_or(0, |item| item["ready"].as_u64().expect("a number"))
+        };
+        (ready("q"), ready("other")) == (4, 1)
+    });
+    let first = fetch_many(&shop, &admin, "q,other", 2, 0);
+    assert_eq!(ids(&first), [&*made[1], &made[2]], "by priority, then time");
+    assert_eq!(first[0]["attempt"], 1);
+    assert!(first[0]["lease_expires_at"].is_string());
+    // No more than there are, and of several queues the first of them first.
+    let rest = fetch_many(&shop, &admin, "q,other", 256, 10);
+    assert_eq!(ids(&rest), [&*made[3], &made[0], &other]);
+    assert!(made.iter().all(|id| state(&shop, &admin, id) == "running"));
+    // A list of one, too.
+    let one = make("q", 1);
+    assert_eq!(ids(&fetch_many(&shop, &admin, "q", 1, 10)), [one]);
+    // Whoever waits for many has the first as soon as there is one.
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| fetch_many(&shop, &admin, "q", 256, 20));
+        let one = make("q", 1);
+        assert_eq!(ids(&waiting.join().expect("served")), [one]);
+    });
+}
+
+#[test]
+fn limits_of_a_queue_hold_for_many_at_once_and_what_may_not_start_is_left_out() {
+    let (shop, admin) = open();
+    let limit = |body: Value| {
+        let queue = shop
+            .ask("PATCH", "/api/v1/queues/q")
+            .token(&admin)
+            .json(&body);
+        queue.send().expect(200)
+    };
+    let make = |more: Value| {
+        let mut body = json!({"name": "x", "queue": "q"});
+        for (key, value) in more.as_object().expect("an object") {
+            body[key] = value.clone();
+        }
+        enqueue(&shop, &admin, body)
+    };
+    let expiry = shop.clock.now().plus_seconds(30);
+    let mut made = vec![make(json!({"expires_at": expiry}))];
+    made.extend((0..5).map(|_| make(json!({}))));
+    limit(json!({"concurrency_max": 3}));
+    let cancelled = shop
+        .post(&format!("/api/v1/tasks/{}/cancel", made[1]))
+        .token(&admin)
+        .send();
+    assert!(cancelled.status < 300, "{cancelled:?}");
+    shop.clock.advance(Duration::from_secs(60));
+    let mut got = Vec::new();
+    while got.len() < 3 {
+        got.extend(fetch_many(&shop, &admin, "q", 256, 10));
+    }
+    assert_eq!(fetch_many(&shop, &admin, "q", 256, 0), [] as [Value; 0]);
+    let ids: Vec<String> = got.iter().map(|run| text(&run["id"])).collect();
+    assert_eq!(ids, made[2..5]);
+    assert_eq!(
+        state(&shop, &admin, &made[0]),
+        "cancelled",
+        "its time was over"
+    );
+    let said: Vec<Value> = got
+        .iter()
+        .map(|run| end_of(run, "completed", &json!({})))
+        .collect();
+    let answers = end_many(&shop, &admin, &said);
+    assert!(answers.iter().all(|answer| told(answer) == "204"));
+    let last = fetch_many(&shop, &admin, "q", 256, 10);
+    assert_eq!(last[0]["id"], json!(made[5]));
+    let paused = shop.post("/api/v1/queues/q/pause").token(&admin).send();
+    assert!(paused.status < 300, "{paused:?}");
+    make(json!({}));
+    assert_eq!(fetch_many(&shop, &admin, "q", 256, 1), [] as [Value; 0]);
+}
+
+#[test]
+pub fn of_many_runs_that_end_each_is_answered_by_itself() {
+    let (shop, admin) = open();
+    let made: Vec<String> = (0..9)
+        .map(|_| enqueue(&shop, &admin, json!({"name": "x", "queue": "q"})))
+        .collect();
+    let mut runs = Vec::new();
+    while runs.len() < made.len() {
+        runs.extend(fetch_many(&shop, &admin, "q", 256, 10));
+    }
+    let result = |place: usize| json!({"result": {"place": place}});
+    // Late: its lease is over, and another has it.
+    assert_eq!(
+        say(
+            &shop,
+            &admin,
+            &runs[2],
+            "fail",
+            json!({"error": "x", "retry_after_seconds": 0})
+        ),
+        "204"
+    );
+    assert_eq!(fetch(&shop, &admin, "q")["attempt"], 2);
+    let unknown = json!({"id": "018f0000-0000-7000-8000-000000000000", "attempt": 1});
+    let nonsense = json!({"id": "nonsense", "attempt": 1});
+    let said = [
+        end_of(&runs[0], "completed", &result(0)),
+        end_of(&unknown, "completed", &json!({})),
+        end_of(&runs[1], "completed", &result(2)),
+        end_of(&runs[1], "completed", &result(3)),
+        end_of(&runs[2], "completed", &json!({})),
+        end_of(
+            &runs[3],
+            "failed",
+            &json!({"error": "no such image", "retry_after_seconds": 7}),
+        ),
+        end_of(
+            &runs[4],
+            "failed",
+            &json!({"error": "never", "retry": false}),
+        ),
+        end_of(&runs[4], "completed", &json!({})),
+        end_of(&nonsense, "failed", &json!({"error": "x"})),
+        end_of(
+            &runs[5],
+            "completed",
+            &json!({"result": "x".repeat(70_000)}),
+        ),
+        end_of(&runs[5], "finished", &json!({})),
+        end_of(&runs[5], "failed", &json!({})),
+        end_of(&runs[5], "completed", &json!({"error": "x"})),
+        end_of(
+            &runs[5],
+            "failed",
+            &json!({"error": "x", "retry_after_seconds": 4_000_000_000_u32}),
+        ),
+        end_of(&runs[6], "completed", &result(14)),
+    ];
+    let answers = end_many(&shop, &admin, &said);
+    let expected = [
+        "204",
+        "404 task_not_found",
+        "204",
+        "409 fenced",
+        "409 fenced",
+        "204",
+        "204",
+        "409 fenced",
+        "404 task_not_found",
+        "422 validation_failed",
+        "422 validation_failed",
+        "422 validation_failed",
+        "422 validation_failed",
+        "422 validation_failed",
+        "204",
+    ];
+    let seen: Vec<String> = answers.iter().map(told).collect();
+    assert_eq!(seen, expected);
+    let fields: Vec<&Value> = answers[9..14]
+        .iter()
+        .map(|answer| &answer["errors"][0]["field"])
+        .collect();
+    assert_eq!(
+        fields,
+        [
+            "runs[9].result",
+            "runs[10].outcome",
+            "runs[11].error",
+            "runs[12].error",
+            "runs[13].retry_after_seconds"
+        ]
+    );
+    let reason = text(&answers[11]["errors"][0]["reason"]);
+    assert_eq!(reason, "is required");
+    assert!(
+        text(&answers[3]["detail"]).contains("is over"),
+        "{}",
+        answers[3]
+    );
+    for (place, expected) in [(0, 0), (1, 2), (6, 14)] {
+        let id = text(&runs[place]["id"]);
+        let seen = task(&shop, &admin, &id);
+        assert_eq!(seen["state"], "completed");
+        assert_eq!(seen["result"], json!({"place": expected}));
+    }
+    let state_of = |place: usize| state(&shop, &admin, &text(&runs[place]["id"]));
+    assert_eq!(state_of(3), "retryable");
+    assert_eq!(state_of(4), "discarded");
+    assert_eq!(
+        (state_of(5), state_of(7)),
+        ("running".to_owned(), "running".to_owned())
+    );
+    // The same again, as after an answer that was lost: what was noted stays as it is.
+    let again = end_many(&shop, &admin, &said);
+    assert!(again.iter().all(|answer| told(answer) != "204"));
+    assert_eq!(
+        task(&shop, &admin, &text(&runs[0]["id"]))["result"],
+        json!({"place": 0})
+    );
+}
+
+#[test]
+fn what_hangs_on_many_runs_that_end_goes_on_with_them() {
+    let (shop, admin) = open();
+    let body = json!({"batch": true, "tasks": [{"name": "x", "queue": "q"}, {"name": "x", "queue": "q"},
+        {"name": "x", "queue": "q", "unique_key": "one"}], "on_success": {"name": "all", "queue": "after"}});
+    let batch = shop
+        .post("/api/v1/tasks/batch")
+        .token(&admin)
+        .json(&body)
+        .send()
+        .expect(202);
+    let first = text(&batch["tasks"][0]["id"]);
+    let follower = enqueue(
+        &shop,
+        &admin,
+        json!({"name": "y", "queue": "follow", "after": [first]}),
+    );
+    let mut runs = Vec::new();
+    while runs.len() < 3 {
+        runs.extend(fetch_many(&shop, &admin, "q", 256, 10));
+    }
+    assert_eq!(fetch_for(&shop, &admin, "after", 0), Value::Null);
+    let said: Vec<Value> = runs
+        .iter()
+        .map(|run| end_of(run, "completed", &json!({})))
+        .collect();
+    let answers = end_many(&shop, &admin, &said);
+    assert!(answers.iter().all(|answer| told(answer) == "204"));
+    assert_eq!(fetch(&shop, &admin, "after")["name"], "all");
+    assert_eq!(fetch(&shop, &admin, "follow")["id"], json!(follower));
+    // The key is free again.
+    let body = json!({"name": "x", "queue": "q", "unique_key": "one"});
+    let answer = shop.post("/api/v1/tasks").token(&admin).json(&body).send();
+    assert_eq!(answer.expect(202)["outcome"], "enqueued");
+}
+
+#[test]
+fn too_many_and_too_few_at_once_are_refused_with_field_and_reason() {
+    let (shop, admin) = open();
+    let refused = |path: &str, body: Value| {
+        let answer = shop.post(path).token(&admin).json(&body).send();
+        let fault = answer.json()["errors"][0].clone();
+        (
+            answer.outcome(),
+            text(&fault["field"]),
+            text(&fault["reason"]),
+        )
+    };
+    for max in [0, 257] {
+        let (outcome, field, reason) = refused("/api/v1/queues/q/fetch", json!({"max": max}));
+        assert_eq!((&*outcome, &*field), ("422 validation_failed", "max"));
+        assert!(reason.contains("256"), "{reason}");
+    }
+    let run = json!({"task_id": "018f0000-0000-7000-8000-000000000000", "attempt": 1, "outcome": "completed"});
+    for count in [0, 257] {
+        let (outcome, field, reason) =
+            refused("/api/v1/tasks/runs/end", json!({"runs": vec![&run; count]}));
+        assert_eq!((&*outcome, &*field), ("422 validation_failed", "runs"));
+        assert!(reason.contains("256"), "{reason}");
+    }
+    let (outcome, field, _) = refused(
+        "/api/v1/tasks/runs/end",
+        json!({"runs": [run, {"attempt": 1}]}),
+    );
+    assert_eq!(outcome, "422 validation_failed");
+    assert!(field.starts_with("runs[1]"), "{field}");
+    let all = end_many(&shop, &admin, &vec![run.clone(); 256]);
+    assert!(
+        all.iter()
+            .all(|answer| told(answer) == "404 task_not_found")
+    );
+}

@@ -27,6 +27,7 @@ const EXACTING: &[(&str, usize)] = &[
     ("flash_sale.units_ordered", 1),
     ("order.list", 4),
     ("task.complete", 1),
+    ("task.complete_all", 1),
     ("task.complete_fresh", 1),
     ("task.list.floor", 2),
     ("task.list.page", 4),

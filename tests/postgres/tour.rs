@@ -56,6 +56,7 @@ const STOPS: &[fn()] = &[
     tasks::a_restart_and_a_lost_queue_folder_lose_nothing,
     tasks::a_waiting_task_is_edited_and_moves_to_its_new_place,
     tasks::a_worker_fetches_beats_and_acknowledges_once,
+    tasks::of_many_runs_that_end_each_is_answered_by_itself,
     tasks::unique_debounced_chained_and_counted_together,
     webhooks::a_failure_is_tried_again_over_the_schedule_and_replayed_by_hand,
     webhooks::an_answer_counts_by_its_status_also_where_its_body_breaks_off,

@@ -19,6 +19,7 @@ use crate::clock::{self, Clock, Moment, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::{Patience, Promise, Promised, Store, StoreError, Tx};
+use crate::task::life::start_all;
 use crate::task::run::do_at_once;
 use crate::task::{
     self, Beat, Changes, Enqueued, Entry, Failure, NewTask, QueueRow, Registry, Start, Started,
@@ -238,8 +239,7 @@ impl Tasks {
             .await
     }
 
-    /// Waits up to `wait` for a task of one of the queues, the first of them first, and starts it for
-    /// `worker`.
+    /// [`Tasks::fetch_many`] for one.
     pub async fn fetch(
         &self,
         queues: &[String],
@@ -247,6 +247,21 @@ impl Tasks {
         lease_ms: i64,
         wait: Duration,
     ) -> Result<Option<Started>, TaskError> {
+        let started = self.fetch_many(queues, worker, lease_ms, wait, 1).await?;
+        Ok(started.into_iter().next())
+    }
+
+    /// Waits up to `wait` for a task of one of the queues, the first of them first, and starts it for
+    /// `worker`, together with those that are ready at that moment, up to `most` in all. None, if none
+    /// came in time.
+    pub async fn fetch_many(
+        &self,
+        queues: &[String],
+        worker: &str,
+        lease_ms: i64,
+        wait: Duration,
+        most: usize,
+    ) -> Result<Vec<Started>, TaskError> {
         let _slot = FetcherSlot::take(&self.0.fetchers, self.0.rules.fetchers_max)
             .ok_or(TaskError::Overloaded)?;
         let queues: Arc<[String]> = queues.into();
@@ -259,7 +274,7 @@ impl Tasks {
             let has_begun = Arc::clone(&starter.has_begun);
             let take = Take {
                 queues: Arc::clone(&queues),
-                most: 1,
+                most,
                 waits: !wait.is_zero(),
                 taker: Taker::Runs(Box::new(starter)),
             };
@@ -272,19 +287,16 @@ impl Tasks {
             };
             let started = match started {
                 Some(started) => started,
-                // One is on its way.
+                // They are on their way.
                 None if has_begun.load(Ordering::Acquire) => {
                     let started = tokio::time::timeout(patience, starting.wait()).await;
                     started.map_err(|_| StoreError::Timeout)??
                 }
-                None => return Ok(None),
+                None => return Ok(Vec::new()),
             };
-            if let Some(started) = started.into_iter().next() {
-                return Ok(Some(started));
-            }
-            // None, or it was not to be started any more.
-            if !has_begun.load(Ordering::Acquire) {
-                return Ok(None);
+            // None were there, or were not to be started any more: then others may be.
+            if !started.is_empty() || !has_begun.load(Ordering::Acquire) {
+                return Ok(started);
             }
         }
     }
@@ -408,7 +420,12 @@ impl Tasks {
             .write(move |tx| {
                 let mut changes = Changes::default();
                 for started in &starts {
-                    changes.add(task::release(tx, now, started.id, started.attempt)?);
+                    // One that is over by now is no reason to keep the others.
+                    let released =
+                        tx.part(|tx| task::release(tx, now, started.id, started.attempt))?;
+                    if let Ok(released) = released {
+                        changes.add(released);
+                    }
                 }
                 Ok::<_, TaskError>(changes)
             })
@@ -583,19 +600,23 @@ impl Starter {
         let (inner, asked) = (Arc::clone(&tasks.0), entries.clone());
         let work = move |tx: &mut Tx<'_>| -> Result<Starts, TaskError> {
             fail::fail_point!("task.start");
+            if lease_ms.is_some() {
+                let starts = start_all(tx, at.wall, &asked, &worker, lease_ms)?;
+                let starts = starts.into_iter().map(Begun::Start);
+                return Ok(asked.iter().cloned().zip(starts).collect());
+            }
             asked
                 .iter()
                 .map(|entry| {
-                    let done = match lease_ms {
-                        None if entry.id > inner.first => {
-                            let effect = |name: &str, args: &str| inner.registry.effect(name, args);
-                            do_at_once(tx, at.wall, &inner.rules, entry, &worker, effect)?
-                        }
-                        _ => None,
+                    let done = if entry.id > inner.first {
+                        let effect = |name: &str, args: &str| inner.registry.effect(name, args);
+                        do_at_once(tx, at.wall, &inner.rules, entry, &worker, effect)?
+                    } else {
+                        None
                     };
                     let begun = match done {
                         Some(changes) => Begun::Done(changes),
-                        None => Begun::Start(task::start(tx, at.wall, entry, &worker, lease_ms)?),
+                        None => Begun::Start(task::start(tx, at.wall, entry, &worker, None)?),
                     };
                     Ok((entry.clone(), begun))
                 })

@@ -1,11 +1,28 @@
 //! Statements about runs: from the start of an attempt to its end, and what it leaves behind.
 
+use std::cell::Cell;
+
 use super::{entry, policy, small};
 use crate::clock::Timestamp;
 use crate::sql;
 use crate::store::{Row, StoreError, Tx};
 use crate::task::rows::{Ended, Fresh, Running, WaitingTask};
 use crate::task::{Attempt, AttemptOutcome, Entry, LogLevel, LogLine, Started, TaskId, TaskState};
+
+/// What a run is made of, if the task may be started and is where the delivery found it.
+const FIND_STARTABLE: &str = "SELECT attempt, max_attempts, name, args, metadata, traceparent, timeout_ms, soft_timeout_ms, created_at, \
+         batch_id, external_id, lock_key FROM tasks \
+         WHERE id = $1 AND (state = 'available' OR state = 'scheduled' OR state = 'retryable') AND run_at = $2 AND priority = $3 \
+         AND (run_at <= $4 OR state = 'available') AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $4)";
+/// The start of what [`FIND_STARTABLE`] found, if it is still so.
+const MARK_STARTED: &str = "UPDATE tasks SET state = 'running', attempt = $2 + 1, worker = $3, attempted_at = $4, lease_expires_at = $5, \
+         progress = NULL, progress_note = NULL \
+         WHERE id = $1 AND attempt = $2 AND (state = 'available' OR state = 'scheduled' OR state = 'retryable') AND run_at = $6 \
+         AND priority = $7 AND waiting_on = 0";
+/// The end of a run that succeeded, if it is still that run and no more tasks wait for it than were read.
+const MARK_COMPLETED: &str = "UPDATE tasks SET state = 'completed', finished_at = $3, result = $4, result_expires_at = \
+         CASE WHEN $4 IS NULL THEN NULL ELSE $3 + COALESCE(result_seconds, $5) * 1000000 END, \
+         error = NULL, lease_expires_at = NULL WHERE id = $1 AND attempt = $2 AND state = 'running' AND followers = $6";
 
 /// The run, and the key that the task holds. A lease never lasts longer than the longest run. What is
 /// available has been due, whatever a clock that was set back says of it now. Read first, and then
@@ -21,46 +38,20 @@ pub(in crate::task) fn start(
     let id = entry.id;
     let id_text = id.text();
     let found = tx.row(
-        sql!("find", "SELECT attempt, max_attempts, name, args, metadata, traceparent, timeout_ms, soft_timeout_ms, created_at, \
-         batch_id, external_id, lock_key FROM tasks \
-         WHERE id = $1 AND (state = 'available' OR state = 'scheduled' OR state = 'retryable') AND run_at = $2 AND priority = $3 \
-         AND (run_at <= $4 OR state = 'available') AND waiting_on = 0 AND (expires_at IS NULL OR expires_at > $4)"),
+        sql!("find", FIND_STARTABLE),
         &[
             (&id_text).into(),
             entry.run_at.into(),
             i64::from(entry.priority).into(),
             now.into(),
         ],
-        |row| {
-            let timeout_ms = row.get(6)?;
-            let started = Started {
-                id,
-                attempt: row.get(0)?,
-                max_attempts: row.get(1)?,
-                name: row.get(2)?,
-                queue: entry.queue.clone(),
-                args: row.get(3)?,
-                metadata: row.get(4)?,
-                traceparent: row.get(5)?,
-                timeout_ms,
-                soft_timeout_ms: row.get(7)?,
-                created_at: row.get(8)?,
-                run_at: entry.run_at,
-                batch_id: row.get(9)?,
-                lease_expires_at: lease.map(|ends| ends.min(now.plus_ms(timeout_ms))),
-                external_id: row.get(10)?,
-            };
-            Ok((started, row.get(11)?))
-        },
+        |row| startable(row, now, entry, lease),
     )?;
     let Some((mut started, lock_key)) = found else {
         return Ok(None);
     };
     let is_started = tx.execute(
-        sql!("UPDATE tasks SET state = 'running', attempt = $2 + 1, worker = $3, attempted_at = $4, lease_expires_at = $5, \
-         progress = NULL, progress_note = NULL \
-         WHERE id = $1 AND attempt = $2 AND (state = 'available' OR state = 'scheduled' OR state = 'retryable') AND run_at = $6 \
-         AND priority = $7 AND waiting_on = 0"),
+        sql!(MARK_STARTED),
         &[
             (&id_text).into(),
             started.attempt.into(),
@@ -73,6 +64,76 @@ pub(in crate::task) fn start(
     )? == 1;
     started.attempt += 1;
     Ok(is_started.then_some((started, lock_key)))
+}
+
+fn startable(
+    row: &Row<'_>,
+    now: Timestamp,
+    entry: &Entry,
+    lease: Option<Timestamp>,
+) -> Result<(Started, Option<String>), StoreError> {
+    let timeout_ms = row.get(6)?;
+    let started = Started {
+        id: entry.id,
+        attempt: row.get(0)?,
+        max_attempts: row.get(1)?,
+        name: row.get(2)?,
+        queue: entry.queue.clone(),
+        args: row.get(3)?,
+        metadata: row.get(4)?,
+        traceparent: row.get(5)?,
+        timeout_ms,
+        soft_timeout_ms: row.get(7)?,
+        created_at: row.get(8)?,
+        run_at: entry.run_at,
+        batch_id: row.get(9)?,
+        lease_expires_at: lease.map(|ends| ends.min(now.plus_ms(timeout_ms))),
+        external_id: row.get(10)?,
+    };
+    Ok((started, row.get(11)?))
+}
+
+/// [`start`] of each of `entries`, in their order; `None` of all if one of them changed in between, and
+/// then some are started and others are not: the caller undoes it.
+pub(in crate::task) fn start_all(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    entries: &[Entry],
+    worker: &str,
+    lease: Option<Timestamp>,
+) -> Result<Option<Vec<Option<(Started, Option<String>)>>>, StoreError> {
+    let ids: Vec<_> = entries.iter().map(|entry| entry.id.text()).collect();
+    let asks_for = Cell::new(None);
+    let asked = entries.iter().zip(&ids).map(|(entry, id)| {
+        asks_for.set(Some(entry));
+        let priority = i64::from(entry.priority);
+        [id.into(), entry.run_at.into(), priority.into(), now.into()]
+    });
+    let mut found = tx.row_of_each(sql!("find", FIND_STARTABLE), asked, |row| {
+        let entry = asks_for
+            .get()
+            .ok_or_else(|| StoreError::Bug("a row that was not asked for".to_owned()))?;
+        startable(row, now, entry, lease)
+    })?;
+    let marked = found.iter().zip(entries.iter().zip(&ids));
+    let marked = marked.filter_map(|(found, (entry, id))| {
+        let (started, _) = found.as_ref()?;
+        Some([
+            id.into(),
+            started.attempt.into(),
+            worker.into(),
+            now.into(),
+            started.lease_expires_at.into(),
+            entry.run_at.into(),
+            i64::from(entry.priority).into(),
+        ])
+    });
+    let changed = tx.execute_each(sql!(MARK_STARTED), marked)?;
+    for (started, _) in found.iter_mut().flatten() {
+        started.attempt += 1;
+    }
+    let is_whole = changed == found.iter().flatten().count() as u64;
+    Ok(is_whole.then_some(found))
 }
 
 /// By the same conditions as [`start`].
@@ -185,6 +246,68 @@ pub(in crate::task) fn ending(
     )
 }
 
+/// A run that an outside worker ends, among others.
+pub(in crate::task) struct Leased {
+    pub(in crate::task) ended: Ended,
+    /// Whether it is an outside worker's, and not this process's own.
+    pub(in crate::task) has_lease: bool,
+}
+
+/// [`ending`] of each of `runs`, in their order.
+pub(in crate::task) fn ending_all(
+    tx: &mut Tx<'_>,
+    runs: &[(TaskId, u32)],
+) -> Result<Vec<Option<Leased>>, StoreError> {
+    let ids: Vec<_> = runs.iter().map(|(id, _)| id.text()).collect();
+    tx.row_of_each(
+        sql!(
+            "SELECT name, queue, attempted_at, lock_key, batch_id, followers, lease_expires_at FROM tasks \
+             WHERE id = $1 AND attempt = $2 AND state = 'running'"
+        ),
+        runs.iter()
+            .zip(&ids)
+            .map(|((_, attempt), id)| [id.into(), (*attempt).into()]),
+        |row| {
+            Ok(Leased {
+                ended: ended(row, true)?,
+                has_lease: row.get::<Option<Timestamp>>(6)?.is_some(),
+            })
+        },
+    )
+}
+
+/// A run that succeeded, as the statement takes it.
+pub(in crate::task) struct Completed<'a> {
+    pub(in crate::task) id: TaskId,
+    pub(in crate::task) attempt: u32,
+    pub(in crate::task) followers: u32,
+    pub(in crate::task) result: Option<&'a str>,
+}
+
+/// [`complete`] of each of `runs`, no task twice; answers how many were so.
+pub(in crate::task) fn complete_all(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    runs: &[Completed<'_>],
+    result_seconds: i64,
+) -> Result<u64, StoreError> {
+    let ids: Vec<_> = runs.iter().map(|run| run.id.text()).collect();
+    let result_seconds = result_seconds.min(i64::from(u32::MAX));
+    tx.execute_each(
+        sql!(MARK_COMPLETED),
+        runs.iter().zip(&ids).map(|(run, id)| {
+            [
+                id.into(),
+                run.attempt.into(),
+                now.into(),
+                run.result.into(),
+                result_seconds.into(),
+                run.followers.into(),
+            ]
+        }),
+    )
+}
+
 /// Notes that a run succeeded; `false` if it is over, or more wait for it.
 pub(in crate::task) fn complete(
     tx: &mut Tx<'_>,
@@ -196,9 +319,7 @@ pub(in crate::task) fn complete(
     result_seconds: i64,
 ) -> Result<bool, StoreError> {
     Ok(tx.execute(
-        sql!("UPDATE tasks SET state = 'completed', finished_at = $3, result = $4, result_expires_at = \
-         CASE WHEN $4 IS NULL THEN NULL ELSE $3 + COALESCE(result_seconds, $5) * 1000000 END, \
-         error = NULL, lease_expires_at = NULL WHERE id = $1 AND attempt = $2 AND state = 'running' AND followers = $6"),
+        sql!(MARK_COMPLETED),
         &[
             (&id.text()).into(),
             attempt.into(),
