@@ -76,8 +76,8 @@ const MIGRATIONS: &[(&str, &str)] = &[
         include_str!("migrations/0018_unpaid_orders.sql"),
     ),
     (
-        "V20__folded_names",
-        include_str!("migrations/0020_folded_names.sql"),
+        "V19__folded_names",
+        include_str!("migrations/0019_folded_names.sql"),
     ),
 ];
 
