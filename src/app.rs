@@ -205,6 +205,9 @@ fn open(held: Held, settings: &Settings, metrics: &Metrics) -> anyhow::Result<Op
         return Err(error);
     }
     // A full disk must not keep a shop from starting to read.
+    if let Err(error) = auth::fold_names(&store) {
+        tracing::warn!(%error, "some accounts are not found by their names before the next start");
+    }
     if let Err(error) = dir.note_open(store.mark()) {
         tracing::warn!(%error, "the start could not be noted in the lock file");
     }

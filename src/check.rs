@@ -216,6 +216,18 @@ pub fn trimmed(text: &str) -> &str {
     text.trim_matches(is_left_over)
 }
 
+/// A text as it is searched for, whatever its case, in any alphabet. Each character is folded by itself, so what
+/// begins a text begins it folded as well. The program does this because databases do not agree on it: SQLite
+/// knows the letters A to Z alone.
+pub fn folded(text: &str) -> String {
+    // By way of the capitals, which are fewer: ς and σ are one letter, and so are ß and ss.
+    text.chars()
+        .flat_map(char::to_lowercase)
+        .flat_map(char::to_uppercase)
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
 /// Whether a character is shown as nothing (Unicode's `Default_Ignorable_Code_Point`, and two blanks).
 /// Some of them are at home in names: they join emoji, or part words in Khmer and Persian.
 fn is_invisible(c: char) -> bool {

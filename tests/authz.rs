@@ -568,7 +568,7 @@ impl Callers<'_> {
 }
 
 #[test]
-fn every_operation_answers_every_kind_of_caller_as_the_table_says() {
+pub fn every_operation_answers_every_kind_of_caller_as_the_table_says() {
     let shop = Shop::open_with(|settings| settings.orders.customers_confirm_payment = false);
     let callers = Callers {
         shop: &shop,

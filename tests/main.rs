@@ -7,5 +7,7 @@ mod faults;
 mod layout;
 mod openapi;
 mod oversell;
+#[cfg(debug_assertions)]
+mod postgres;
 mod statements;
 mod support;

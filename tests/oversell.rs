@@ -30,7 +30,7 @@ fn shop_with_buyers(count: usize) -> (Shop, String, String, Vec<i64>) {
 }
 
 #[test]
-fn with_more_willing_buyers_than_units_exactly_all_units_are_sold() {
+pub fn with_more_willing_buyers_than_units_exactly_all_units_are_sold() {
     const UNITS: i64 = 150;
     let (mut shop, staff, key, buyers) = shop_with_buyers(200);
     let product = shop.product(&staff, 400);

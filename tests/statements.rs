@@ -52,7 +52,7 @@ fn named_after(path: &Path) -> PathBuf {
 }
 
 /// `sql!` and the literal behind it, with the constants of its file put in.
-fn statements() -> Vec<(String, String)> {
+pub fn statements() -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut stack = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     while let Some(path) = stack.pop() {

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use onrush::app;
-use onrush::auth::{self, AuthError};
+use onrush::auth::AuthError;
 use onrush::clock::Clock;
 use onrush::config::Settings;
+use onrush::flash_sale::rehearsal;
 use onrush::product::{self, NewProduct, ProductError};
 use rusqlite::Connection;
 
@@ -48,7 +49,7 @@ impl Shop {
             })
             .blocking()?;
         let buyers = store
-            .write::<_, AuthError>(move |tx| auth::create_rehearsal_buyers(tx, now, 0, buyers))
+            .write::<_, AuthError>(move |tx| rehearsal::create_buyers(tx, now, 0, buyers))
             .blocking()?;
         opened.close();
         Ok(Self {

@@ -11,7 +11,7 @@ mod sql;
 use crate::clock::Timestamp;
 use crate::product::ProductId;
 pub use crate::product::stock::SaleId;
-use crate::store::Topic;
+use crate::store::{LockOrder, Topic};
 use crate::word_type;
 pub use sql::{
     bring_forward, close, count_returned, due, each_allotted, get, give_back, highest_id, insert,
@@ -20,6 +20,8 @@ pub use sql::{
 
 /// Touched, by row, by whatever changes a sale.
 pub const SALE_CHANGED: Topic = Topic::new(3);
+/// Rows of sales, which are locked after orders and before products.
+pub(crate) const SALE_ROWS: LockOrder = LockOrder::new(2, "flash_sales");
 
 word_type! {
     /// What the row says; with the clock it makes the state that users see.

@@ -1,6 +1,6 @@
 //! Every statement about sales and what is left of them.
 
-use super::{NewSale, SALE_CHANGED, Sale, SaleId, SaleStatus, SaleTerms, TakenAgain};
+use super::{NewSale, SALE_CHANGED, SALE_ROWS, Sale, SaleId, SaleStatus, SaleTerms, TakenAgain};
 use crate::clock::Timestamp;
 use crate::product::ProductId;
 use crate::sql;
@@ -122,6 +122,7 @@ pub fn take(
     now: Timestamp,
 ) -> Result<Option<SaleTerms>, StoreError> {
     tx.touch_row(SALE_CHANGED, id);
+    tx.locks(SALE_ROWS, id);
     tx.row(
         sql!("UPDATE flash_sales SET remaining = remaining - $2, \
          held = held + CASE WHEN payment_window_seconds > 0 AND unit_amount > 0 THEN $2 ELSE 0 END, \
@@ -145,6 +146,8 @@ pub fn take(
 /// A sale that no other transaction changes before this one ends.
 pub fn lock(tx: &mut Tx<'_>, id: SaleId) -> Result<Option<Sale>, StoreError> {
     tx.lock_row(
+        SALE_ROWS,
+        id,
         sql!(&format!("SELECT {COLUMNS} FROM flash_sales WHERE id = $1")),
         &[id.into()],
         sale,
@@ -160,6 +163,7 @@ pub fn take_all(
     (first, last): (Timestamp, Timestamp),
 ) -> Result<bool, StoreError> {
     tx.touch_row(SALE_CHANGED, id);
+    tx.locks(SALE_ROWS, id);
     Ok(tx.execute(
         sql!("UPDATE flash_sales SET remaining = remaining - $2, \
          held = held + CASE WHEN payment_window_seconds > 0 AND unit_amount > 0 THEN $2 ELSE 0 END, \
@@ -169,26 +173,30 @@ pub fn take_all(
     )? == 1)
 }
 
-/// Closes an open sale; answers what was left in it.
+/// Closes an open sale; answers it as it is then, and what was left in it. `None` when it is not there, or was
+/// closed before.
 pub fn close(
     tx: &mut Tx<'_>,
     now: Timestamp,
     id: SaleId,
     status: SaleStatus,
 ) -> Result<Option<(Sale, i64)>, StoreError> {
-    let Some(before) = get(tx, id)?.filter(|sale| sale.status == SaleStatus::Open) else {
+    let Some(before) = lock(tx, id)?.filter(|sale| sale.status == SaleStatus::Open) else {
         return Ok(None);
     };
     tx.touch_row(SALE_CHANGED, id);
     let closed = tx.row(
         sql!(&format!(
             "UPDATE flash_sales SET returned = returned + remaining, remaining = 0, status = $2, closed_at = $3 \
-             WHERE id = $1 AND status = 'open' AND remaining = $4 RETURNING {COLUMNS}"
+             WHERE id = $1 AND status = 'open' RETURNING {COLUMNS}"
         )),
-        &[id.into(), status.into(), now.into(), before.remaining.into()],
+        &[id.into(), status.into(), now.into()],
         sale,
     )?;
-    Ok(closed.map(|sale| (sale, before.remaining)))
+    match closed {
+        Some(sale) => Ok(Some((sale, before.remaining))),
+        None => Err(StoreError::Bug(format!("sale {id} changed under its lock"))),
+    }
 }
 
 /// Opens a sale for a rehearsal: it begins now at the latest and ends at `until` at the earliest.
@@ -199,6 +207,7 @@ pub fn bring_forward(
     until: Timestamp,
 ) -> Result<bool, StoreError> {
     tx.touch_row(SALE_CHANGED, id);
+    tx.locks(SALE_ROWS, id);
     let changed = tx.execute(
         sql!("UPDATE flash_sales SET starts_at = CASE WHEN starts_at < $2 THEN starts_at ELSE $2 END, \
          ends_at = CASE WHEN ends_at > $3 THEN ends_at ELSE $3 END WHERE id = $1 AND status = 'open'"),
@@ -221,6 +230,7 @@ pub fn give_back(
         "UPDATE flash_sales SET remaining = remaining + $2, sold = sold - $2 WHERE id = $1 AND status = 'open'"
     };
     tx.touch_row(SALE_CHANGED, sale);
+    tx.locks(SALE_ROWS, sale);
     Ok(tx.execute(sql!(sql), &[sale.into(), quantity.into()])? == 1)
 }
 
@@ -238,6 +248,7 @@ pub fn count_returned(
         "UPDATE flash_sales SET returned = returned + $2, sold = sold - $2 WHERE id = $1"
     };
     tx.touch_row(SALE_CHANGED, sale);
+    tx.locks(SALE_ROWS, sale);
     tx.execute(sql!(sql), &[sale.into(), quantity.into()])?;
     Ok(())
 }
@@ -245,6 +256,7 @@ pub fn count_returned(
 /// Units that an order held are paid.
 pub fn sell_held(tx: &mut Tx<'_>, sale: SaleId, quantity: u32) -> Result<(), StoreError> {
     tx.touch_row(SALE_CHANGED, sale);
+    tx.locks(SALE_ROWS, sale);
     tx.execute(
         sql!("UPDATE flash_sales SET held = held - $2, sold = sold + $2 WHERE id = $1"),
         &[sale.into(), quantity.into()],
@@ -264,6 +276,7 @@ pub fn take_again(
 ) -> Result<Option<TakenAgain>, StoreError> {
     let params = [sale.into(), quantity.into(), unit_amount.into(), now.into()];
     tx.touch_row(SALE_CHANGED, sale);
+    tx.locks(SALE_ROWS, sale);
     let open = tx.row(
         sql!("open", "UPDATE flash_sales SET remaining = remaining - $2, sold = sold + $2 WHERE id = $1 AND status = 'open' \
          AND remaining >= $2 AND unit_amount <= $3 AND ends_at + payment_window_seconds * 1000000 > $4 \

@@ -34,13 +34,16 @@ use crate::config::{self, Language};
 use crate::http::RequestInfo;
 use crate::http::shares::{Resource, Share, ShareRefused, Shares};
 use crate::monitor::security::{Event, SecurityLog, Who};
-use crate::store::{Row, Store, StoreError, Tx};
+use crate::store::{LockOrder, Row, Store, StoreError, Tx};
 use crate::{id_type, word_type};
 use password::{Lane, Passwords};
 use place::{DEVICE_PREFIX, Origin};
 use registration::OnAsked;
 pub use sql::{end_sessions, past_customer, update_account};
 use throttle::{Attempt, Rules, Throttle, Verdict};
+
+/// Rows of accounts, which are locked after products.
+pub(crate) const USER_ROWS: LockOrder = LockOrder::new(4, "users");
 
 id_type! {
     /// Key of an account.
@@ -1195,6 +1198,20 @@ pub fn create_account(
     Ok(id)
 }
 
+/// Names folded in one transaction, for which others wait.
+const FOLDED_AT_ONCE: i64 = 1_000;
+
+/// Folds the names that an earlier version left, so that a search finds them; for a start.
+pub fn fold_names(store: &Store) -> Result<(), StoreError> {
+    loop {
+        let names = store.read_blocking(|tx| sql::unfolded(tx, FOLDED_AT_ONCE))?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        store.write(move |tx| sql::fold(tx, &names)).blocking()?;
+    }
+}
+
 /// An API key without the key itself, of which only a hash is kept.
 #[derive(Clone, Debug)]
 pub struct ApiKey {
@@ -1356,34 +1373,17 @@ pub fn recipient(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Recipient>, Store
     sql::recipient(tx, id)
 }
 
-/// Makes `count` customers, each with a session, for a rehearsal; returns their tokens.
-pub fn create_rehearsal_buyers(
+/// Makes a customer who has no password, with a session of `seconds`; answers the session's token.
+pub fn create_customer_with_session(
     tx: &mut Tx<'_>,
     now: Timestamp,
-    first: u32,
-    count: u32,
-) -> Result<Vec<String>, AuthError> {
-    let mut tokens = Vec::new();
-    for number in first..first + count {
-        let email = format!("buyer-{}-{number}@rehearsal.invalid", now.0);
-        let id = sql::insert_account(
-            tx,
-            now,
-            &email,
-            &format!("Buyer {number}"),
-            None,
-            Role::Customer,
-        )?;
-        let token = new_token(Carrier::Bearer.prefix())?;
-        sql::insert_session(
-            tx,
-            now,
-            &token.hash,
-            id,
-            Carrier::Bearer,
-            now.plus_seconds(86_400),
-        )?;
-        tokens.push(token.text);
-    }
-    Ok(tokens)
+    email: &str,
+    name: &str,
+    seconds: i64,
+) -> Result<String, AuthError> {
+    let id = sql::insert_account(tx, now, email, name, None, Role::Customer)?;
+    let token = new_token(Carrier::Bearer.prefix())?;
+    let ends = now.plus_seconds(seconds);
+    sql::insert_session(tx, now, &token.hash, id, Carrier::Bearer, ends)?;
+    Ok(token.text)
 }

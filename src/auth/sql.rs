@@ -2,8 +2,9 @@
 
 use super::{
     Account, AccountChange, ApiKey, Carrier, KeyId, KeyRow, PlaceKind, Recipient, RegistrationRow,
-    Role, Scope, SessionRow, UserId,
+    Role, Scope, SessionRow, USER_ROWS, UserId,
 };
+use crate::check;
 use crate::clock::Timestamp;
 use crate::config::Language;
 use crate::sql;
@@ -38,8 +39,8 @@ pub(super) fn insert_account(
 ) -> Result<UserId, StoreError> {
     tx.row(
         sql!(
-            "INSERT INTO users (email, name, password_hash, role, status, created_at, updated_at) \
-         VALUES ($1, $2, $3, $4, 'active', $5, $5) RETURNING id"
+            "INSERT INTO users (email, name, folded_name, password_hash, role, status, created_at, updated_at) \
+         VALUES ($1, $2, $6, $3, $4, 'active', $5, $5) RETURNING id"
         ),
         &[
             email.into(),
@@ -47,6 +48,7 @@ pub(super) fn insert_account(
             password_hash.into(),
             role.into(),
             now.into(),
+            (&check::folded(name)).into(),
         ],
         |row| row.get(0),
     )?
@@ -63,11 +65,17 @@ pub(super) fn insert_first_admin(
 ) -> Result<Option<UserId>, StoreError> {
     tx.row(
         sql!(
-            "INSERT INTO users (email, name, password_hash, role, status, created_at, updated_at) \
-         SELECT $1, $2, $3, 'admin', 'active', $4, $4 \
+            "INSERT INTO users (email, name, folded_name, password_hash, role, status, created_at, updated_at) \
+         SELECT $1, $2, $5, $3, 'admin', 'active', $4, $4 \
          WHERE NOT EXISTS (SELECT 1 FROM users WHERE role = 'admin') RETURNING id"
         ),
-        &[email.into(), name.into(), password_hash.into(), now.into()],
+        &[
+            email.into(),
+            name.into(),
+            password_hash.into(),
+            now.into(),
+            (&check::folded(name)).into(),
+        ],
         |row| row.get(0),
     )
 }
@@ -171,6 +179,7 @@ pub(super) fn touch_accounts(
     while params.len() < places * 2 {
         params.extend(pair(last));
     }
+    tx.lock(USER_ROWS, seen.iter().map(|(id, _)| *id))?;
     tx.execute(
         sql!(&format!(
             "WITH seen (id, at) AS (VALUES {}) UPDATE users SET last_seen_at = seen.at FROM seen \
@@ -324,6 +333,7 @@ pub(super) fn recipient(tx: &mut Tx<'_>, id: UserId) -> Result<Option<Recipient>
 
 /// Notes that the account's name was chosen by who reads its mails, or by staff.
 pub(super) fn prove(tx: &mut Tx<'_>, now: Timestamp, id: UserId) -> Result<(), StoreError> {
+    tx.locks(USER_ROWS, id);
     tx.execute(
         sql!("UPDATE users SET proven_at = $2 WHERE id = $1"),
         &[id.into(), now.into()],
@@ -438,6 +448,7 @@ pub(super) fn purge_registrations(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64
 }
 
 pub(super) fn set_language(tx: &mut Tx<'_>, id: UserId, language: &str) -> Result<(), StoreError> {
+    tx.locks(USER_ROWS, id);
     tx.execute(
         sql!("UPDATE users SET language = $2 WHERE id = $1"),
         &[id.into(), language.into()],
@@ -522,11 +533,16 @@ pub fn past_customer(
 ) -> Result<UserId, StoreError> {
     tx.row(
         sql!(
-            "INSERT INTO users (external_id, name, role, status, created_at, updated_at) \
-         VALUES ($1, $3, 'customer', 'active', $2, $2) \
+            "INSERT INTO users (external_id, name, folded_name, role, status, created_at, updated_at) \
+         VALUES ($1, $3, $4, 'customer', 'active', $2, $2) \
          ON CONFLICT (external_id) DO UPDATE SET updated_at = users.updated_at RETURNING id"
         ),
-        &[external_id.into(), now.into(), name.into()],
+        &[
+            external_id.into(),
+            now.into(),
+            name.into(),
+            (&check::folded(name)).into(),
+        ],
         |row| row.get(0),
     )?
     .ok_or_else(|| StoreError::Bug("an upsert returned no id".to_owned()))
@@ -541,9 +557,21 @@ pub fn update_account(
     id: UserId,
     change: AccountChange<'_>,
 ) -> Result<Option<Account>, StoreError> {
+    // Two admins who take each other's role away must not both find the other in place.
+    let mut accounts: Vec<UserId> = tx.rows(
+        sql!(
+            "admins",
+            "SELECT id FROM users WHERE role = 'admin' AND status = 'active' ORDER BY id LIMIT 1000"
+        ),
+        &[],
+        |row| row.get(0),
+    )?;
+    accounts.push(id);
+    tx.lock(USER_ROWS, accounts)?;
+    let folded = change.name.map(check::folded);
     tx.row(
-        sql!("UPDATE users SET name = coalesce($4, name), role = coalesce($5, role), \
-         status = coalesce($6, status), updated_at = $2 \
+        sql!("UPDATE users SET name = coalesce($4, name), folded_name = coalesce($7, folded_name), \
+         role = coalesce($5, role), status = coalesce($6, status), updated_at = $2 \
          WHERE id = $1 AND (role = 'customer' OR $3 = 1) AND (\
            role <> 'admin' OR status <> 'active' \
            OR (coalesce($5, role) = 'admin' AND coalesce($6, status) = 'active') \
@@ -556,9 +584,32 @@ pub fn update_account(
             change.name.into(),
             change.role.into(),
             change.status.into(),
+            folded.as_ref().into(),
         ],
         Account::read,
     )
+}
+
+/// Accounts whose name an earlier version left as it was written, at most so many.
+pub(super) fn unfolded(tx: &mut Tx<'_>, most: i64) -> Result<Vec<(UserId, String)>, StoreError> {
+    tx.rows(
+        sql!("SELECT id, name FROM users WHERE folded_name IS NULL LIMIT $1"),
+        &[most.into()],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+}
+
+/// Writes names as they are searched for.
+pub(super) fn fold(tx: &mut Tx<'_>, names: &[(UserId, String)]) -> Result<(), StoreError> {
+    let folded: Vec<String> = names.iter().map(|(_, name)| check::folded(name)).collect();
+    tx.execute_each(
+        sql!("UPDATE users SET folded_name = $2 WHERE id = $1 AND folded_name IS NULL"),
+        names
+            .iter()
+            .zip(&folded)
+            .map(|((id, _), folded)| [(*id).into(), folded.into()]),
+    )?;
+    Ok(())
 }
 
 /// Ends all sessions of an account.

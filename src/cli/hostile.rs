@@ -20,6 +20,7 @@ use super::drill::{self, Attack, Field, Outcome as Drilled, Over, Seen};
 use super::{Common, EXIT_BROKEN, EXIT_UNAVAILABLE, Failed, Outcome, print, say};
 use crate::app;
 use crate::auth::{self, AuthError, NewAccount, Role};
+use crate::flash_sale::rehearsal;
 use crate::monitor::resident_mb;
 
 /// Buyers with sessions: honest visitors and attackers.
@@ -79,7 +80,7 @@ pub(super) fn run(common: &Common, copy: &Path, drills: Drills) -> Outcome {
         .store
         .write::<_, AuthError>(move |tx| {
             auth::create_account(tx, now, &account, Role::Customer)?;
-            auth::create_rehearsal_buyers(tx, now, 0, SESSIONS)
+            rehearsal::create_buyers(tx, now, 0, SESSIONS)
         })
         .blocking();
     opened.close();

@@ -23,7 +23,6 @@ use super::{
 };
 use crate::allotment::{NewSale, Sale, SaleId};
 use crate::app::{self, App, End, Signals};
-use crate::auth;
 use crate::flash_sale::rehearsal::{self, Card, Plan, Progress};
 use crate::flash_sale::{self, SaleError};
 use crate::monitor::{Metrics, logs};
@@ -321,7 +320,7 @@ async fn sell(app: &App, sale: &Sale, crowd: &Crowd, quiet: bool) -> Result<Card
         let count = (crowd.buyers - first).min(500);
         tokens.extend(
             app.store
-                .write(move |tx| auth::create_rehearsal_buyers(tx, now, first, count))
+                .write(move |tx| rehearsal::create_buyers(tx, now, first, count))
                 .await?,
         );
     }

@@ -891,3 +891,14 @@ pub(super) const SECTIONS: &[(&str, &[Setting])] = &[
 
 /// The one setting whose keys are names that an owner chooses.
 pub(super) const ENTRIES: &str = "schedules.entries";
+
+impl MailRule {
+    /// Whether it is, with these settings of mails.
+    pub fn applies(self, mail: &Mail) -> bool {
+        match self {
+            MailRule::Always => true,
+            MailRule::Never => false,
+            MailRule::Smtp => !mail.smtp_host.is_empty(),
+        }
+    }
+}

@@ -4,8 +4,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::sections::Mail;
-
 /// Shape of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -88,17 +86,6 @@ pub enum MailRule {
     Always,
     /// Not at all: the shop writes its own.
     Never,
-}
-
-impl MailRule {
-    /// Whether it is, with these settings of mails.
-    pub fn applies(self, mail: &Mail) -> bool {
-        match self {
-            MailRule::Always => true,
-            MailRule::Never => false,
-            MailRule::Smtp => !mail.smtp_host.is_empty(),
-        }
-    }
 }
 
 /// A text that must not be seen: its debug output and [`Loaded::effective`] leave it out.

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use super::SaleError;
 use crate::allotment::{self, Sale, SaleId, SaleStatus};
+use crate::auth::{self, AuthError};
 use crate::clock::{Stopwatch, Timestamp};
 use crate::http::client::Connection;
 use crate::product::ProductId;
@@ -190,6 +191,22 @@ struct ClaimAnswer {
 #[derive(serde::Deserialize)]
 struct Refused {
     code: String,
+}
+
+/// Makes `count` virtual buyers, numbered from `first`, each with a session of a day; answers their tokens.
+pub fn create_buyers(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    first: u32,
+    count: u32,
+) -> Result<Vec<String>, AuthError> {
+    (first..first + count)
+        .map(|number| {
+            let email = format!("buyer-{}-{number}@rehearsal.invalid", now.0);
+            let name = format!("Buyer {number}");
+            auth::create_customer_with_session(tx, now, &email, &name, 86_400)
+        })
+        .collect()
 }
 
 /// The sale to rehearse in a copy of a shop: the one that is named, or else the next open one. It

@@ -1,7 +1,7 @@
 //! Every statement about claims.
 
 use super::{ClaimOnRecord, ClaimRequest, GrantedRow};
-use crate::allotment::SaleId;
+use crate::allotment::{SALE_ROWS, SaleId};
 use crate::auth::UserId;
 use crate::clock::Timestamp;
 use crate::order::OrderId;
@@ -15,6 +15,7 @@ pub(super) fn units_of(
     id: SaleId,
     buyers: &[UserId],
 ) -> Result<Vec<i64>, StoreError> {
+    tx.require_lock(SALE_ROWS, id);
     let units = tx.row_of_each(
         sql!("SELECT COALESCE(CAST(SUM(c.quantity) AS bigint), 0) FROM claims c JOIN orders o ON o.id = c.order_id \
          WHERE c.sale_id = $1 AND c.user_id = $2 AND o.status <> 'cancelled' AND o.status <> 'expired' \
@@ -31,6 +32,7 @@ pub(super) fn is_within_limit(
     sale: SaleId,
     buyer: UserId,
 ) -> Result<bool, StoreError> {
+    tx.require_lock(SALE_ROWS, sale);
     Ok(tx
         .row(
             sql!("SELECT 1 FROM flash_sales s WHERE s.id = $1 AND (SELECT COALESCE(SUM(c.quantity), 0) FROM claims c \
@@ -75,6 +77,7 @@ pub(super) fn insert_claim(
     per_user_limit: i64,
     order: OrderId,
 ) -> Result<bool, StoreError> {
+    tx.require_lock(SALE_ROWS, request.sale_id);
     Ok(tx.execute(
         sql!(
             "INSERT INTO claims (id, sale_id, user_id, order_id, quantity, created_at) \

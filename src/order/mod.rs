@@ -32,18 +32,21 @@ pub mod tasks;
 
 use std::collections::BTreeMap;
 
-use crate::allotment::{self, SaleId, SaleUnits, TakenAgain};
-use crate::auth::UserId;
+use crate::allotment::{self, SALE_ROWS, SaleId, SaleUnits, TakenAgain};
 pub use crate::auth::idempotency::{self, Stored};
+use crate::auth::{USER_ROWS, UserId};
 use crate::check::{Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::config;
-use crate::product::ProductId;
 use crate::product::stock::{self, Movement, Reason, StockError};
-use crate::store::{StoreError, Tx};
+use crate::product::{PRODUCT_ROWS, ProductId};
+use crate::store::{LockOrder, StoreError, Tx};
 use crate::webhook::Events;
 use crate::{id_type, word_type};
 use events::Happened;
+
+/// Rows of orders, which are locked before any other.
+pub(crate) const ORDER_ROWS: LockOrder = LockOrder::new(1, "orders");
 
 id_type! {
     /// Key of an order.
@@ -329,8 +332,7 @@ pub fn create(
     insert(tx, now, follow_ups, &new, items, reason)
 }
 
-/// Refuses an order that its buyer would hold too much by. The units were taken in this transaction, which
-/// has the writer to itself: no other order of the buyer can come in between.
+/// Refuses an order that its buyer would hold too much by.
 fn check_unpaid(
     tx: &mut Tx<'_>,
     now: Timestamp,
@@ -353,6 +355,8 @@ fn check_unpaid(
     if rules.unpaid_orders_max == 0 && rules.unpaid_units_max == 0 {
         return Ok(());
     }
+    // Two orders of one buyer are counted one after the other.
+    tx.lock(USER_ROWS, [user_id])?;
     let mut unpaid = sql::unpaid_lines(tx, user_id)?;
     let refused = |what, expires_at: Timestamp| {
         let micros = expires_at.micros_since(now).max(1);
@@ -764,8 +768,16 @@ pub fn expire_due(
 ) -> Result<(usize, Vec<SaleUnits>), OrderError> {
     let due = sql::due(tx, now, batch)?;
     let mut released = Vec::new();
+    let mut orders = Vec::with_capacity(due.len());
     for id in &due {
-        let mut order = get(tx, *id, None)?;
+        orders.push(get(tx, *id, None)?);
+    }
+    // All that they need, in the order that every transaction keeps to.
+    tx.lock(ORDER_ROWS, due.iter().copied())?;
+    tx.lock(SALE_ROWS, orders.iter().filter_map(|order| order.sale_id))?;
+    let items = orders.iter().flat_map(|order| &order.items);
+    tx.lock(PRODUCT_ROWS, items.map(|item| item.product_id))?;
+    for (id, mut order) in due.iter().zip(orders) {
         if sql::shift(
             tx,
             now,

@@ -1,6 +1,6 @@
 //! Every statement about orders and their lines.
 
-use super::{Filter, NewOrder, Order, OrderId, OrderItem, OrderStatus, UnpaidLine};
+use super::{Filter, NewOrder, ORDER_ROWS, Order, OrderId, OrderItem, OrderStatus, UnpaidLine};
 use crate::auth::{Account, UserId};
 use crate::clock::Timestamp;
 use crate::product::ProductId;
@@ -231,6 +231,7 @@ pub(super) fn shift(
     from: OrderStatus,
     to: OrderStatus,
 ) -> Result<bool, StoreError> {
+    tx.locks(ORDER_ROWS, id);
     Ok(tx.execute(
         sql!("UPDATE orders SET status = $3, updated_at = $4, \
          paid_at = CASE WHEN $3 = 'paid' THEN $4 ELSE paid_at END, \
@@ -250,6 +251,7 @@ pub(super) fn due(tx: &mut Tx<'_>, now: Timestamp, limit: u32) -> Result<Vec<Ord
 /// A payment that came too late and gets no units: the money is due back. The order was set to
 /// `paid` in this transaction.
 pub(super) fn owe_back(tx: &mut Tx<'_>, now: Timestamp, id: OrderId) -> Result<(), StoreError> {
+    tx.locks(ORDER_ROWS, id);
     let changed = tx.execute(
         sql!("UPDATE orders SET status = 'refund_due', updated_at = $2 WHERE id = $1 AND status = 'paid'"),
         &[id.into(), now.into()],

@@ -11,7 +11,7 @@ use std::io::{Read, Seek};
 use serde::Serialize;
 
 use super::currency::{self, minor_digits};
-use super::{NewProduct, ProductError, STOCK_MAX, Silent, Upsert};
+use super::{NewProduct, PRODUCT_ROWS, ProductError, STOCK_MAX, Silent, Upsert, sql};
 use crate::clock::Timestamp;
 use crate::config;
 use crate::sheet::cell::{self, Numbers, Reason};
@@ -180,6 +180,13 @@ enum Checked {
 }
 
 impl Checked {
+    fn sku(&self) -> Option<&str> {
+        match self {
+            Checked::Product(new, _) => new.sku.as_deref(),
+            Checked::Count { sku, .. } => Some(sku),
+        }
+    }
+
     /// Text that goes into the search's index.
     fn text_bytes(&self) -> usize {
         match self {
@@ -375,6 +382,10 @@ fn write(
     let outcomes = store
         .write(move |tx| {
             let mut outcomes = Vec::with_capacity(rows.len());
+            // Rows come in the file's order; their products are locked in that of all transactions.
+            let skus = rows.iter().filter_map(|(_, checked)| checked.sku());
+            let known = sql::ids_by_sku(tx, skus)?;
+            tx.lock(PRODUCT_ROWS, known)?;
             for (line, checked) in &rows {
                 match write_row(tx, now, checked, silent) {
                     Ok(done) => outcomes.push((*line, done)),

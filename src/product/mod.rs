@@ -23,7 +23,7 @@ use crate::check::{self, Checks, FieldError};
 use crate::clock::Timestamp;
 use crate::config;
 use crate::id_type;
-use crate::store::{StoreError, Topic, Tx};
+use crate::store::{LockOrder, StoreError, Topic, Tx};
 pub use sql::{each_popular, each_popular_imported, set_popularity};
 use stock::{Movement, Reason, SaleId, StockError};
 use terms::Asked;
@@ -32,6 +32,8 @@ use terms::Asked;
 pub const CHANGED: Topic = Topic::new(1);
 /// Touched by whatever changes which products a list has, or their order. A list has no stock.
 pub const LISTED: Topic = Topic::new(2);
+/// Rows of products, which are locked after sales and before users. Each guards its product's ledger too.
+pub(crate) const PRODUCT_ROWS: LockOrder = LockOrder::new(3, "products");
 
 id_type! {
     /// Key of a product.

@@ -2,8 +2,8 @@
 
 use super::terms::Asked;
 use super::{
-    Among, CHANGED, Filter, LISTED, LedgerRow, ListPlace, NewProduct, Product, ProductId,
-    ProductPatch, Silent, Sort, Step, Taken,
+    Among, CHANGED, Filter, LISTED, LedgerRow, ListPlace, NewProduct, PRODUCT_ROWS, Product,
+    ProductId, ProductPatch, Silent, Sort, Step, Taken,
 };
 use crate::clock::Timestamp;
 use crate::sql;
@@ -42,6 +42,19 @@ pub(super) fn get(tx: &mut Tx<'_>, id: ProductId) -> Result<Option<Product>, Sto
 pub(super) fn highest_id(tx: &mut Tx<'_>) -> Result<Option<i64>, StoreError> {
     let highest = tx.row(sql!("SELECT max(id) FROM products"), &[], |row| row.get(0))?;
     Ok(highest.flatten())
+}
+
+/// Keys of the products that have these SKUs.
+pub(super) fn ids_by_sku<'a>(
+    tx: &mut Tx<'_>,
+    skus: impl Iterator<Item = &'a str>,
+) -> Result<Vec<ProductId>, StoreError> {
+    let found = tx.row_of_each(
+        sql!("SELECT id FROM products WHERE sku = $1"),
+        skus.map(|sku| [sku.into()]),
+        |row| row.get(0),
+    )?;
+    Ok(found.into_iter().flatten().collect())
 }
 
 pub(super) fn by_sku(tx: &mut Tx<'_>, sku: &str) -> Result<Option<Product>, StoreError> {
@@ -270,6 +283,7 @@ pub(super) fn insert(
     )?;
     // A reader who asked for this key before was told that there is no such product.
     tx.touch_row(CHANGED, id);
+    tx.made(PRODUCT_ROWS, id);
     Ok(id)
 }
 
@@ -281,6 +295,7 @@ pub(super) fn update(
     patch: &ProductPatch,
 ) -> Result<Option<Product>, StoreError> {
     tx.touch_row(CHANGED, id);
+    tx.locks(PRODUCT_ROWS, id);
     tx.touch(LISTED);
     tx.row(
         sql!(&format!(
@@ -303,6 +318,7 @@ pub(super) fn update(
 /// Takes a product out of the shop. `false` when it was not there.
 pub(super) fn archive(tx: &mut Tx<'_>, now: Timestamp, id: ProductId) -> Result<bool, StoreError> {
     tx.touch_row(CHANGED, id);
+    tx.locks(PRODUCT_ROWS, id);
     tx.touch(LISTED);
     Ok(tx.execute(
         sql!("UPDATE products SET status = 'archived', last_updated = $2 WHERE id = $1 AND status = 'active'"),
@@ -318,6 +334,7 @@ pub(super) fn import_over(
     new: &NewProduct,
     silent: Silent,
 ) -> Result<bool, StoreError> {
+    tx.locks(PRODUCT_ROWS, id);
     let is_changed = tx.execute(
         sql!("UPDATE products SET name = $2, description = COALESCE($3, description), \
          category = COALESCE($4, category), unit_amount = $5, currency = $6, \
@@ -435,6 +452,7 @@ pub(super) fn take_stock(
     quantity: u32,
 ) -> Result<Option<Taken>, StoreError> {
     tx.touch_row(CHANGED, id);
+    tx.locks(PRODUCT_ROWS, id);
     tx.row(
         sql!("UPDATE products SET stock = stock - $2 WHERE id = $1 AND status = 'active' AND stock >= $2 \
          RETURNING unit_amount, currency"),
@@ -446,6 +464,7 @@ pub(super) fn take_stock(
 /// Adds free units. A product that is not there would leave a ledger row without stock, so it fails.
 pub(super) fn give_stock(tx: &mut Tx<'_>, id: ProductId, quantity: i64) -> Result<(), StoreError> {
     tx.touch_row(CHANGED, id);
+    tx.locks(PRODUCT_ROWS, id);
     let changed = tx.execute(
         sql!("UPDATE products SET stock = stock + $2 WHERE id = $1"),
         &[id.into(), quantity.into()],
@@ -461,6 +480,7 @@ pub(super) fn give_stock(tx: &mut Tx<'_>, id: ProductId, quantity: i64) -> Resul
 /// Adds to, or takes from, the units that are set aside for open sales; in the house they stay.
 pub(super) fn set_aside(tx: &mut Tx<'_>, id: ProductId, change: i64) -> Result<(), StoreError> {
     tx.touch_row(CHANGED, id);
+    tx.locks(PRODUCT_ROWS, id);
     let changed = tx.execute(
         sql!("UPDATE products SET set_aside = set_aside + $2 WHERE id = $1"),
         &[id.into(), change.into()],
@@ -481,6 +501,7 @@ pub(super) fn set_stock(
     counted: i64,
 ) -> Result<bool, StoreError> {
     tx.touch_row(CHANGED, id);
+    tx.locks(PRODUCT_ROWS, id);
     Ok(tx.execute(
         sql!("UPDATE products SET stock = $3 WHERE id = $1 AND status = 'active' AND stock = $2"),
         &[id.into(), before.into(), counted.into()],
@@ -507,8 +528,11 @@ pub(super) fn ledger_head(
     )
 }
 
-/// Writes rows of the ledger.
+/// Writes rows of the ledger, each after the head of its product's chain, which the product's lock holds still.
 pub(super) fn insert_movements(tx: &mut Tx<'_>, rows: &[LedgerRow]) -> Result<(), StoreError> {
+    for row in rows {
+        tx.require_lock(PRODUCT_ROWS, row.product_id);
+    }
     tx.execute_each(
         sql!("INSERT INTO stock_movements (product_id, seq, sale_id, order_id, reason, quantity, delta, balance_after, at, \
          prev_hash, hash) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
@@ -623,6 +647,7 @@ pub fn set_popularity(tx: &mut Tx<'_>, wanted: &[(ProductId, i64)]) -> Result<u6
     }
     tx.touch(CHANGED);
     tx.touch(LISTED);
+    tx.lock(PRODUCT_ROWS, wanted.iter().map(|(id, _)| *id))?;
     tx.execute(
         sql!(&format!(
             "WITH sold (id, units) AS (VALUES {}) UPDATE products SET popularity = sold.units FROM sold \

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
-use super::{LedgerRow, ProductId, Taken, sql};
+use super::{LedgerRow, PRODUCT_ROWS, ProductId, Taken, sql};
 use crate::clock::Timestamp;
 use crate::store::{StoreError, Tx};
 use crate::{id_type, word_type};
@@ -164,6 +164,8 @@ pub fn append_all(
     product_id: ProductId,
     movements: &[(Timestamp, Movement)],
 ) -> Result<(), StoreError> {
+    // No other transaction appends to this chain before this one ends.
+    tx.lock(PRODUCT_ROWS, [product_id])?;
     let (mut seq, mut balance, mut prev_hash) =
         sql::ledger_head(tx, product_id)?.unwrap_or_else(|| (0, 0, GENESIS.to_owned()));
     let mut rows = Vec::with_capacity(movements.len());

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::job::{Answer, Job, Letter, Turn, unless_it_panics};
+use super::job::{Answer, Job, Letter, Turn};
+use super::tx::unless_it_panics;
 use super::{Store, StoreError, Tx};
 use crate::monitor::statements::{Called, caller};
 

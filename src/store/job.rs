@@ -5,14 +5,13 @@
 //! are woken a few at a time, so that other requests need not wait behind all of them.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::write::{After, Work};
+use super::tx::unless_it_panics;
 use super::{StoreError, Tx};
 use crate::clock::Stopwatch;
 use crate::monitor::statements::Called;
@@ -54,6 +53,11 @@ pub(super) trait Letter: Send {
     /// Tells the caller, who gives the turn back on waking.
     fn deliver(self: Box<Self>, turn: Option<Turn>);
 }
+
+/// What is written, as often as it takes.
+pub(super) type Work<T, E> = Box<dyn Fn(&mut Tx<'_>) -> Result<T, E> + Send>;
+/// What follows the outcome, on the thread that writes.
+pub(super) type After<T, E> = Box<dyn FnOnce(&Result<T, E>) + Send>;
 
 /// A closure, its result, its caller, and what is to be done between the commit and the answer.
 pub(super) struct Call<T, E> {
@@ -138,20 +142,6 @@ impl<T: Send, E: Send> Letter for Call<T, E> {
             drop(reply.send(Answer::new(result, turn)));
         }
     }
-}
-
-/// Runs `work`; a panic is an error of its own.
-pub(super) fn unless_it_panics<T, E: From<StoreError>>(
-    work: impl FnOnce() -> Result<T, E>,
-) -> Result<T, E> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "panic".to_owned());
-        Err(E::from(StoreError::Panicked(text)))
-    })
 }
 
 /// Answers whose callers are to be woken, a few at once.

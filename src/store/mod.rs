@@ -6,10 +6,15 @@
 //! a look-up by key is cheaper than the hop to another thread (measured: 229,000 against 124,000
 //! reads a second). Lists and searches have lanes ([`Lane`]), so that such a look-up waits for none.
 
+mod codes;
+mod condition;
+pub mod conformance;
 mod dir;
+pub mod file;
 mod gather;
 mod job;
 mod lane;
+mod locks;
 mod migrate;
 mod sqlite;
 mod statement;
@@ -24,12 +29,14 @@ use std::time::Duration;
 use r2d2_sqlite::SqliteConnectionManager;
 use tokio::sync::Semaphore;
 
+pub use condition::Condition;
 pub use dir::{DataDir, DirError, Left, database_in};
 pub use gather::{GATHERED_MAX, Gather};
 pub use lane::Lane;
+pub use locks::LockOrder;
+#[cfg(debug_assertions)]
+pub use migrate::migrations_for_postgres;
 pub use sqlite::belong::Mark;
-pub use sqlite::condition::Condition;
-pub use sqlite::file;
 pub use statement::Sql;
 pub use tx::{Column, Nullable, Param, Row, Rows, Topic, Tx, value_rows};
 pub use write::{Patience, Promise, Promised, Write};
@@ -177,7 +184,7 @@ impl Store {
         on_fatal: impl FnOnce(&StoreError) + Send + 'static,
     ) -> Result<Self, StoreError> {
         migrate::check_header(path)?;
-        let had_log = checkpoint::file_bytes(&checkpoint::log_of(path)) > 0;
+        let had_log = connection::file_bytes(&checkpoint::log_of(path)) > 0;
         let condition = Condition::default();
         let Seen { mut rest, changed } = seen;
         if let Some(what) = changed {

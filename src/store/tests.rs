@@ -680,3 +680,45 @@ async fn more_than_a_set_holds_is_written_in_several_and_a_bounded_number_waits(
     assert_eq!(outcomes.iter().filter(is_full).count(), 300);
     assert_eq!(*sizes.sets.lock(), [256, 256, 188]);
 }
+
+const FIRST: LockOrder = LockOrder::new(1, "first");
+const SECOND: LockOrder = LockOrder::new(2, "second");
+
+#[tokio::test]
+async fn a_transaction_that_locks_out_of_order_or_relies_on_a_lock_it_has_not_fails() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = open(dir.path());
+    type Locking = fn(&mut Tx<'_>) -> Result<(), StoreError>;
+    let run = |work: Locking| store.write(work).into_future();
+    let in_order = run(|tx| {
+        tx.lock(FIRST, [2, 1])?;
+        tx.locks(SECOND, 1);
+        tx.made(SECOND, 9);
+        // Held already, and made by itself.
+        tx.locks(FIRST, 1);
+        tx.locks(SECOND, 9);
+        tx.locks(SECOND, 2);
+        tx.require_lock(FIRST, 2);
+        tx.require_lock(SECOND, 9);
+        Ok(())
+    });
+    in_order.await.expect("this is the order");
+    let wrong: [Locking; 3] = [
+        |tx| {
+            tx.locks(SECOND, 1);
+            tx.lock(FIRST, [1])
+        },
+        |tx| {
+            tx.locks(FIRST, 2);
+            tx.lock(FIRST, [1])
+        },
+        |tx| {
+            tx.locks(FIRST, 2);
+            tx.require_lock(FIRST, 1);
+            Ok(())
+        },
+    ];
+    for work in wrong {
+        assert!(matches!(run(work).await, Err(StoreError::Panicked(_))));
+    }
+}

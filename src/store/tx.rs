@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +14,10 @@ use std::time::Duration;
 use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
 use rusqlite::{CachedStatement, Connection};
 
-use super::job::unless_it_panics;
-use super::sqlite::condition::Condition;
-use super::sqlite::connection;
-use super::{Sql, StoreError};
+use super::condition::Condition;
+use super::conformance::{self, Kind};
+use super::locks::{HeldLocks, LockOrder};
+use super::{Sql, StoreError, codes};
 use crate::clock::{Clock, Stopwatch, Timestamp};
 use crate::monitor::statements::{Called, SlowCall, Statement, Statements};
 
@@ -37,6 +38,14 @@ pub enum Param<'a> {
 const SHOWN_MAX: usize = 200;
 
 impl Param<'_> {
+    /// The type that it has whatever its value.
+    fn kind(&self) -> Kind {
+        match self {
+            Param::NullInt | Param::Int(_) => Kind::Bigint,
+            Param::NullText | Param::Text(_) => Kind::Text,
+        }
+    }
+
     /// The value for people, shortened.
     fn shown(&self) -> String {
         match self {
@@ -321,6 +330,7 @@ pub struct Tx<'c> {
     condition: &'c Condition,
     caller: Option<Called>,
     touched: Touched,
+    locks: HeldLocks,
     /// Why the disk did not do the last thing that was asked of it.
     failure: Option<StoreError>,
 }
@@ -415,6 +425,7 @@ impl<'c> Tx<'c> {
             condition,
             caller,
             touched: Touched::default(),
+            locks: HeldLocks::default(),
             failure: None,
         }
     }
@@ -461,6 +472,36 @@ impl<'c> Tx<'c> {
     /// [`Tx::touch`] for one row of the topic, by its key.
     pub fn touch_row(&mut self, topic: Topic, row: impl Into<i64>) {
         self.touched.row(topic, row.into());
+    }
+
+    /// Locks rows by ascending key until this transaction ends.
+    pub fn lock<I: Into<i64>>(
+        &mut self,
+        of: LockOrder,
+        rows: impl IntoIterator<Item = I>,
+    ) -> Result<(), StoreError> {
+        if cfg!(debug_assertions) {
+            let mut rows: Vec<i64> = rows.into_iter().map(Into::into).collect();
+            rows.sort_unstable();
+            rows.into_iter().for_each(|row| self.locks.note(of, row));
+        }
+        Ok(())
+    }
+
+    /// Notes that the statement that follows locks a row, because it changes it.
+    pub fn locks(&mut self, of: LockOrder, row: impl Into<i64>) {
+        self.locks.note(of, row.into());
+    }
+
+    /// Notes a row that this transaction has inserted: it is locked, and no other transaction waits for it.
+    pub fn made(&mut self, of: LockOrder, row: impl Into<i64>) {
+        self.locks.made(of, row.into());
+    }
+
+    /// For a rule that holds only while this transaction has the row locked: it is an error to come here
+    /// without, which debug builds find.
+    pub fn require_lock(&self, of: LockOrder, row: impl Into<i64>) {
+        self.locks.require(of, row.into());
     }
 
     pub(super) fn touched(self) -> Touched {
@@ -527,6 +568,7 @@ impl<'c> Tx<'c> {
         rows: impl IntoIterator<Item = [Param<'p>; N]>,
     ) -> Result<Vec<T>, StoreError> {
         let conn = self.conn;
+        conformance::ends_with(sql, conformance::HANDS_BACK_KEY);
         let rows = rows.into_iter();
         let mut keys = Vec::with_capacity(rows.size_hint().0);
         self.run_each(sql, rows, |statement, count| {
@@ -571,6 +613,7 @@ impl<'c> Tx<'c> {
         sql: Sql<'_>,
         params: &[Param<'_>],
     ) -> Result<T, StoreError> {
+        conformance::ends_with(sql, conformance::HANDS_BACK_KEY);
         match self.execute(sql, params)? {
             1 => Ok(T::from(self.conn.last_insert_rowid())),
             rows => Err(StoreError::Bug(format!("an insert made {rows} rows"))),
@@ -595,14 +638,17 @@ impl<'c> Tx<'c> {
         .transpose()
     }
 
-    /// [`Tx::row`] of one table, which nobody else changes before this transaction ends. SQLite's one writer has
-    /// the database to itself; a database with several has to be told to lock it.
+    /// [`Tx::row`] of one table by its key, which no other transaction changes before this one ends.
     pub fn lock_row<T>(
         &mut self,
+        of: LockOrder,
+        row: impl Into<i64>,
         sql: Sql<'_>,
         params: &[Param<'_>],
         map: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
+        conformance::ends_with(sql, conformance::LOCKS);
+        self.locks(of, row);
         self.row(sql, params, map)
     }
 
@@ -655,6 +701,7 @@ impl<'c> Tx<'c> {
             .map_err(|error| self.met(error))?;
         let numbering = numbering(&statement, self.statements, sql)?;
         numbering.bind(&mut statement, params)?;
+        conformance::met(sql, params.iter().map(Param::kind));
         let (watch, mut rows) = (Stopwatch::start(), 0);
         let result = work(&mut statement, &mut rows);
         let took = watch.elapsed();
@@ -685,6 +732,7 @@ impl<'c> Tx<'c> {
         let mut done = Ok(Ok(()));
         for params in rows {
             numbering.bind(&mut statement, &params)?;
+            conformance::met(sql, params.iter().map(Param::kind));
             done = work(&mut statement, &mut count);
             if !matches!(done, Ok(Ok(()))) {
                 break;
@@ -719,8 +767,22 @@ impl<'c> Tx<'c> {
                 .then(|| params.iter().map(Param::shown).collect()),
         };
         self.statements
-            .keep_slow(counters, call, || connection::plan(self.conn, sql.text));
+            .keep_slow(counters, call, || codes::plan(self.conn, sql.text));
     }
+}
+
+/// Runs `work`; a panic is an error of its own.
+pub(super) fn unless_it_panics<T, E: From<StoreError>>(
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "panic".to_owned());
+        Err(E::from(StoreError::Panicked(text)))
+    })
 }
 
 /// Statements whose numbering a thread remembers; beyond it, it begins anew.

@@ -9,14 +9,9 @@ use std::pin::Pin;
 
 use tokio::sync::oneshot;
 
-use super::job::{Answer, Call};
+use super::job::{After, Answer, Call, Work};
 use super::{Store, StoreError, Tx};
 use crate::monitor::statements::{Called, caller};
-
-/// What is written, as often as it takes.
-pub(super) type Work<T, E> = Box<dyn Fn(&mut Tx<'_>) -> Result<T, E> + Send>;
-/// What follows the outcome, on the thread that writes.
-pub(super) type After<T, E> = Box<dyn FnOnce(&Result<T, E>) + Send>;
 
 /// How long a write may wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -108,7 +108,7 @@ pub struct Filter {
 /// Accounts, newest first.
 pub fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Account>, UserError> {
     Ok(match &filter.beginning {
-        Some(beginning) => sql::beginning_with(tx, &beginning.to_lowercase(), filter)?,
+        Some(beginning) => sql::beginning_with(tx, beginning, filter)?,
         None => sql::list(tx, filter)?,
     })
 }

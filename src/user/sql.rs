@@ -2,6 +2,7 @@
 
 use super::Filter;
 use crate::auth::{Account, UserId};
+use crate::check;
 use crate::sql;
 use crate::store::{StoreError, Tx};
 
@@ -31,22 +32,25 @@ pub(super) fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Account>, Sto
     tx.rows(sql!(sql), &params, Account::read)
 }
 
-/// Accounts whose address or name begins so: two ranges of two indexes.
+/// Accounts whose address or name begins so, in small letters both: two ranges of two indexes.
 pub(super) fn beginning_with(
     tx: &mut Tx<'_>,
     beginning: &str,
     filter: &Filter,
 ) -> Result<Vec<Account>, StoreError> {
-    let end = format!("{beginning}\u{10ffff}");
+    let (address, name) = (beginning.to_lowercase(), check::folded(beginning));
+    let end = |of: &str| format!("{of}\u{10ffff}");
     tx.rows(
         sql!("SELECT id, email, name, role, status, created_at, last_seen_at FROM users WHERE id IN (\
            SELECT id FROM users WHERE email >= $1 AND email < $2 \
-           UNION SELECT id FROM users WHERE lower(name) >= $1 AND lower(name) < $2) \
-         AND id < $3 AND ($5 IS NULL OR role = $5) AND ($6 IS NULL OR status = $6) \
-         ORDER BY id DESC LIMIT $4"),
+           UNION SELECT id FROM users WHERE folded_name >= $3 AND folded_name < $4) \
+         AND id < $5 AND ($7 IS NULL OR role = $7) AND ($8 IS NULL OR status = $8) \
+         ORDER BY id DESC LIMIT $6"),
         &[
-            beginning.into(),
-            (&end).into(),
+            (&address).into(),
+            (&end(&address)).into(),
+            (&name).into(),
+            (&end(&name)).into(),
             filter.before.into(),
             filter.limit.into(),
             filter.role.into(),

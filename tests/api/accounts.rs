@@ -238,7 +238,7 @@ fn strangers_do_not_shut_the_owner_out_of_a_known_address_or_browser() {
 }
 
 #[test]
-fn a_browser_gets_a_fresh_device_cookie_instead_of_one_that_was_planted() {
+pub fn a_browser_gets_a_fresh_device_cookie_instead_of_one_that_was_planted() {
     let shop = Shop::open();
     shop.account("anna@example.com", Role::Customer);
     let made_up = "onrush_device=ond_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
@@ -561,7 +561,7 @@ fn what_matters_to_security_is_counted_by_its_owasp_name() {
 }
 
 #[test]
-fn guesses_at_the_set_up_token_wait_and_its_owner_does_not() {
+pub fn guesses_at_the_set_up_token_wait_and_its_owner_does_not() {
     let shop = Shop::open();
     let greeting = shop.app().greeting().join("\n");
     let (_, token) = greeting.split_once("#setup=").expect("a link");
@@ -783,7 +783,7 @@ fn keys_are_shown_once_bounded_by_their_maker_and_end() {
 }
 
 #[test]
-fn staff_see_users_and_admins_change_roles() {
+pub fn staff_see_users_and_admins_change_roles() {
     let shop = Shop::open();
     let (admin, staff) = (shop.token(Role::Admin), shop.token(Role::Staff));
     let body = |email: &str, role: &str| json!({"email": email, "name": "新同事", "password": PASSWORD, "role": role});
@@ -836,4 +836,65 @@ fn staff_see_users_and_admins_change_roles() {
         .json(&json!({"role": "staff"}))
         .send();
     assert_eq!(last.outcome(), "409 last_admin");
+}
+
+#[test]
+pub fn accounts_are_found_by_names_of_any_alphabet_also_those_of_an_earlier_version() {
+    let mut shop = Shop::open();
+    let admin = shop.token(Role::Admin);
+    let names = [
+        ("a@example.com", "Ärmel ÉTÉ", "Ä"),
+        ("b@example.com", "ΟΔΥΣΣΕΥΣ", "οδυσσευς"),
+        ("c@example.com", "Жанна", "ЖАН"),
+        ("d@example.com", "李雷", "李"),
+        ("e@example.com", "Straße 5", "STRASSE"),
+        ("ärger@example.com", "Plain Name", "plain n"),
+    ];
+    for (email, name, _) in names {
+        let body = json!({"email": email, "name": name, "password": PASSWORD, "role": "customer"});
+        let made = shop.post("/api/v1/users").token(&admin).json(&body);
+        made.send().expect(201);
+    }
+    let found = |shop: &Shop, beginning: &str| -> Vec<String> {
+        let encoded: String = beginning
+            .bytes()
+            .map(|byte| format!("%{byte:02X}"))
+            .collect();
+        let path = format!("/api/v1/users?q={encoded}");
+        let page = shop.get(&path).token(&admin).send().expect(200);
+        let items = page["items"].as_array().expect("a list");
+        items.iter().map(|item| text(&item["email"])).collect()
+    };
+    let all_are_found = |shop: &Shop| {
+        for (email, name, beginning) in names {
+            assert!(found(shop, beginning).contains(&email.to_owned()), "{name}");
+            assert_eq!(found(shop, name), [email], "{name}");
+            assert_eq!(found(shop, &name.to_lowercase()), [email], "{name}");
+        }
+        assert_eq!(found(shop, "ÄRGER@EX"), ["ärger@example.com"]);
+        assert_eq!(found(shop, "ä").len(), 2, "by address and by name");
+    };
+    all_are_found(&shop);
+    let path = shop
+        .get("/api/v1/users?q=e%40")
+        .token(&admin)
+        .send()
+        .expect(200);
+    let path = format!("/api/v1/users/{}", path["items"][0]["id"]);
+    let renamed = json!({"name": "Éclair"});
+    let patch = shop.ask("PATCH", &path).token(&admin).json(&renamed);
+    patch.send().expect(200);
+    assert_eq!(found(&shop, "éCL"), ["e@example.com"]);
+    assert_eq!(found(&shop, "strasse"), [""; 0]);
+    let back = json!({"name": "Straße 5"});
+    let patch = shop.ask("PATCH", &path).token(&admin).json(&back);
+    patch.send().expect(200);
+    // As a version before left it.
+    let database = shop.data_dir().join("onrush.db");
+    let conn = rusqlite::Connection::open(database).expect("the database");
+    let unfolded = conn.execute("UPDATE users SET folded_name = NULL", []);
+    assert!(unfolded.expect("unfolded") > names.len());
+    drop(conn);
+    shop.restart();
+    all_are_found(&shop);
 }

@@ -118,7 +118,7 @@ fn all_forms_of_a_letter_are_found_by_each_other_and_words_by_their_beginning() 
 }
 
 #[test]
-fn a_directory_of_the_first_version_is_searched_by_the_new_rule() {
+pub fn a_directory_of_the_first_version_is_searched_by_the_new_rule() {
     let shop = Shop::open_with(|settings| unpack_first_version(&settings.data.dir));
     shop.wait_until("all products are indexed again", || {
         found(&shop, "cafe noir") == ["Cafe\u{301} Noir"] && !found(&shop, "item 38").is_empty()
@@ -309,7 +309,7 @@ fn a_product_in_a_sale_that_runs_or_will_stays_in_the_shop() {
 }
 
 #[test]
-fn a_product_is_tagged_changed_and_archived() {
+pub fn a_product_is_tagged_changed_and_archived() {
     let shop = Shop::open();
     let staff = shop.token(Role::Staff);
     let id = shop.product(&staff, 5);

@@ -421,7 +421,7 @@ fn the_client_stops_when_it_is_told() {
 }
 
 #[test]
-fn unique_jobs_expiry_progress_and_batches_are_those_of_its_clients() {
+pub fn unique_jobs_expiry_progress_and_batches_are_those_of_its_clients() {
     let place = Place::open();
     let _inside = place.client.enter();
     let (mut producer, mut worker) = (place.producer(), place.worker("w1"));
@@ -518,7 +518,7 @@ fn unique_jobs_expiry_progress_and_batches_are_those_of_its_clients() {
 }
 
 #[test]
-fn sets_of_jobs_are_killed_requeued_and_discarded() {
+pub fn sets_of_jobs_are_killed_requeued_and_discarded() {
     let place = Place::open();
     let _inside = place.client.enter();
     let mut raw = place.worker_by_hand("w");
@@ -753,7 +753,7 @@ fn a_worker_that_goes_away_while_it_waits_loses_nothing() {
 }
 
 #[test]
-fn a_task_of_another_way_is_a_job_too_and_others_tasks_are_out_of_reach() {
+pub fn a_task_of_another_way_is_a_job_too_and_others_tasks_are_out_of_reach() {
     let place = Place::open();
     let _inside = place.client.enter();
     let enqueue = |body: Value| {
@@ -934,7 +934,7 @@ fn tls_is_spoken_with_the_servers_certificate() {
 }
 
 #[test]
-fn a_batch_that_is_never_committed_is_dropped_once_nothing_of_it_is_pending() {
+pub fn a_batch_that_is_never_committed_is_dropped_once_nothing_of_it_is_pending() {
     let mut place = Place::open_with(|settings| {
         settings.tasks.upkeep_interval_ms = 10;
         settings.tasks.batch_open_seconds = 3_600;
@@ -982,7 +982,7 @@ fn a_batch_that_is_never_committed_is_dropped_once_nothing_of_it_is_pending() {
 }
 
 #[test]
-fn a_job_that_is_requeued_by_hand_counts_in_its_complete_batch_again() {
+pub fn a_job_that_is_requeued_by_hand_counts_in_its_complete_batch_again() {
     let place = Place::open_with(|settings| settings.tasks.upkeep_interval_ms = 1);
     let mut raw = place.worker_by_hand("w");
     let begin = |raw: &mut Raw, name: &str| {

@@ -195,7 +195,7 @@ fn token_of(mail: &str) -> String {
 }
 
 #[test]
-fn an_account_comes_of_the_mail_and_the_password_and_no_answer_tells_of_another() {
+pub fn an_account_comes_of_the_mail_and_the_password_and_no_answer_tells_of_another() {
     let (shop, admin) = open(|settings| {
         settings.auth.confirm_registration = MailRule::Always;
         settings.mail.orders = MailRule::Always;
@@ -270,7 +270,7 @@ fn an_account_comes_of_the_mail_and_the_password_and_no_answer_tells_of_another(
 }
 
 #[test]
-fn until_its_address_is_proven_no_mail_of_an_account_has_its_name() {
+pub fn until_its_address_is_proven_no_mail_of_an_account_has_its_name() {
     let (shop, admin) = open(|settings| settings.mail.orders = MailRule::Always);
     let token = register(&shop, BAIT, Some("en"));
     let product = shop.product(&admin, 10);

@@ -1,19 +1,19 @@
 //! What each operation does, feature by feature, over HTTP.
 
-mod accounts;
-mod catalogue;
-mod faktory;
+pub mod accounts;
+pub mod catalogue;
+pub mod faktory;
 mod files;
 mod hoarding;
 mod input;
-mod mail;
+pub mod mail;
 mod orders;
-mod replays;
-mod reports;
-mod revival;
-mod sales;
-mod schedules;
+pub mod replays;
+pub mod reports;
+pub mod revival;
+pub mod sales;
+pub mod schedules;
 mod searches;
-mod tasks;
+pub mod tasks;
 mod tls;
-mod webhooks;
+pub mod webhooks;

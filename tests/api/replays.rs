@@ -14,7 +14,7 @@ fn same(answer: &Answer, first: &str, when: &str) {
 }
 
 #[test]
-fn a_claim_by_product_is_answered_as_then_when_its_sale_is_over_or_another_has_begun() {
+pub fn a_claim_by_product_is_answered_as_then_when_its_sale_is_over_or_another_has_begun() {
     let mut shop = Shop::open();
     let (staff, anna) = (shop.token(Role::Staff), shop.token(Role::Customer));
     let (product, other) = (shop.product(&staff, 20), shop.product(&staff, 20));

@@ -226,7 +226,7 @@ fn days_that_are_none_are_refused_and_a_waiting_report_is_not_begun_twice() {
 }
 
 #[test]
-fn days_begin_at_the_shops_own_midnight() {
+pub fn days_begin_at_the_shops_own_midnight() {
     let shop = Shop::open_with(|settings| {
         settings.reports.time_zone = onrush::zone::Zone::named("Asia/Shanghai").expect("a zone");
     });
@@ -251,7 +251,7 @@ fn days_begin_at_the_shops_own_midnight() {
 }
 
 #[test]
-fn popularity_is_what_was_ordered_within_a_day_and_an_imported_one_until_then() {
+pub fn popularity_is_what_was_ordered_within_a_day_and_an_imported_one_until_then() {
     let shop = Shop::open_with(|settings| {
         settings.schedules.enabled = false;
         settings.orders.unpaid_units_max = 0;

@@ -81,7 +81,7 @@ impl Place {
 }
 
 #[test]
-fn a_retried_task_takes_its_key_again_or_is_told_who_has_it() {
+pub fn a_retried_task_takes_its_key_again_or_is_told_who_has_it() {
     let place = Place::open();
     for until in ["finished", "started"] {
         let body = json!({"name": "x", "queue": "q", "unique_key": until, "unique_until": until});
@@ -147,7 +147,7 @@ fn a_retried_task_takes_its_key_again_or_is_told_who_has_it() {
 }
 
 #[test]
-fn what_was_cancelled_because_of_a_task_waits_for_it_again() {
+pub fn what_was_cancelled_because_of_a_task_waits_for_it_again() {
     let place = Place::open();
     let chain = place.many(&json!({"chain": true, "tasks": [
         {"name": "one", "queue": "c"}, {"name": "two", "queue": "c"},

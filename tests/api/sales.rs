@@ -128,7 +128,7 @@ fn attempts_are_limited_per_buyer_in_a_sliding_minute() {
 }
 
 #[test]
-fn held_units_come_back_to_the_sale_and_are_sold_to_the_next() {
+pub fn held_units_come_back_to_the_sale_and_are_sold_to_the_next() {
     let mut shop = Shop::open();
     let (staff, anna, ben) = (
         shop.token(Role::Staff),
@@ -227,7 +227,7 @@ fn a_sale_that_does_not_hold_is_refused_field_by_field() {
 }
 
 #[test]
-fn the_server_checks_the_ledger_and_tells_what_it_found() {
+pub fn the_server_checks_the_ledger_and_tells_what_it_found() {
     let shop = Shop::open_with(|settings| settings.orders.ledger_check_seconds = 1);
     let staff = shop.token(Role::Staff);
     shop.product(&staff, 5);
@@ -400,7 +400,7 @@ fn a_product_tells_what_is_set_aside_of_it_until_its_sales_are_over() {
 
 /// One unit at 100, one a buyer: claimed, left to expire, three times; then all three are paid.
 #[test]
-fn paying_late_is_no_way_round_the_limits_of_a_sale() {
+pub fn paying_late_is_no_way_round_the_limits_of_a_sale() {
     for with_key in [true, false] {
         let shop =
             Shop::open_with(|settings| settings.orders.customers_confirm_payment = !with_key);

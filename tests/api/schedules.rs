@@ -48,7 +48,7 @@ fn runs(shop: &Shop, admin: &str, name: &str) -> Vec<Value> {
 }
 
 #[test]
-fn a_schedule_is_made_seen_fires_and_goes() {
+pub fn a_schedule_is_made_seen_fires_and_goes() {
     let (shop, admin) = open();
     let body = json!({
         "name": "nightly", "cron": "0 1 * * *", "time_zone": "Asia/Shanghai",
@@ -129,7 +129,7 @@ fn a_schedule_is_made_seen_fires_and_goes() {
 }
 
 #[test]
-fn by_hand_paused_resumed_and_re_timed() {
+pub fn by_hand_paused_resumed_and_re_timed() {
     let (shop, admin) = open();
     let body =
         json!({"name": "s", "interval_seconds": 60, "task": "x", "queue": "q", "paused": true});
@@ -330,7 +330,7 @@ fn bad_input_is_refused_with_field_and_reason() {
 }
 
 #[test]
-fn the_settings_declare_schedules_and_the_built_in_ones_are_there() {
+pub fn the_settings_declare_schedules_and_the_built_in_ones_are_there() {
     let mut shop = Shop::open_with(|settings| {
         settings.orders.ledger_check_seconds = 3_600;
         settings.schedules.time_zone = onrush::zone::Zone::named("Asia/Shanghai").expect("a zone");

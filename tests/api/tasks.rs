@@ -54,7 +54,7 @@ fn say(shop: &Shop, admin: &str, run: &Value, what: &str, more: Value) -> String
 }
 
 #[test]
-fn a_worker_fetches_beats_and_acknowledges_once() {
+pub fn a_worker_fetches_beats_and_acknowledges_once() {
     let (shop, admin) = open();
     let body = json!({"name": "resize", "args": {"image": 7}, "queue": "images", "metadata": {"by": "me"}});
     let answer = shop.post("/api/v1/tasks").token(&admin).json(&body).send();
@@ -532,7 +532,7 @@ fn scheduled_tasks_wait_for_their_time_and_expire_after_it() {
 }
 
 #[test]
-fn unique_debounced_chained_and_counted_together() {
+pub fn unique_debounced_chained_and_counted_together() {
     let (shop, admin) = open();
     let post = |body: Value| {
         let answer = shop.post("/api/v1/tasks").token(&admin).json(&body).send();
@@ -649,7 +649,7 @@ fn unique_debounced_chained_and_counted_together() {
 }
 
 #[test]
-fn a_cancelled_task_never_starts_and_a_running_one_is_told() {
+pub fn a_cancelled_task_never_starts_and_a_running_one_is_told() {
     let (shop, admin) = open();
     let waiting = enqueue(&shop, &admin, json!({"name": "w", "queue": "q"}));
     let cancel = |id: &str| {
@@ -946,7 +946,7 @@ fn paid_orders_are_processed_once_also_across_a_restart() {
 }
 
 #[test]
-fn a_restart_and_a_lost_queue_folder_lose_nothing() {
+pub fn a_restart_and_a_lost_queue_folder_lose_nothing() {
     // So small a memory that the folder is needed.
     let mut shop = Shop::open_with(|settings| settings.tasks.index_memory_max = 4);
     let admin = shop.token(Role::Admin);
@@ -980,7 +980,7 @@ fn a_restart_and_a_lost_queue_folder_lose_nothing() {
 }
 
 #[test]
-fn a_waiting_task_is_edited_and_moves_to_its_new_place() {
+pub fn a_waiting_task_is_edited_and_moves_to_its_new_place() {
     let (shop, admin) = open();
     let of = |name: &str| enqueue(&shop, &admin, json!({"name": name, "queue": "q"}));
     let (first, second, third) = (of("first"), of("second"), of("third"));
@@ -1242,7 +1242,7 @@ fn limits_of_a_queue_hold_for_many_at_once_and_what_may_not_start_is_left_out() 
 }
 
 #[test]
-fn of_many_runs_that_end_each_is_answered_by_itself() {
+pub fn of_many_runs_that_end_each_is_answered_by_itself() {
     let (shop, admin) = open();
     let made: Vec<String> = (0..9)
         .map(|_| enqueue(&shop, &admin, json!({"name": "x", "queue": "q"})))

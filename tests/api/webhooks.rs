@@ -256,7 +256,7 @@ fn declared() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_event_is_listed_told_of_in_both_languages_and_sent_as_it_is_declared() {
+pub fn every_event_is_listed_told_of_in_both_languages_and_sent_as_it_is_declared() {
     let (shop, admin) = open_with(|settings| settings.orders.process = true);
     let catalogue = onrush::app::events();
     let names: BTreeSet<String> = catalogue
@@ -320,7 +320,7 @@ fn every_event_is_listed_told_of_in_both_languages_and_sent_as_it_is_declared() 
 }
 
 #[test]
-fn a_failure_is_tried_again_over_the_schedule_and_replayed_by_hand() {
+pub fn a_failure_is_tried_again_over_the_schedule_and_replayed_by_hand() {
     let (shop, admin) = open();
     let product = shop.product(&admin, 10);
     let receiver = Receiver::open(&[
@@ -469,7 +469,7 @@ fn an_endpoint_that_is_gone_or_fails_for_days_is_disabled() {
 }
 
 #[test]
-fn an_answer_counts_by_its_status_also_where_its_body_breaks_off() {
+pub fn an_answer_counts_by_its_status_also_where_its_body_breaks_off() {
     let (shop, admin) = open();
     let product = shop.product(&admin, 10);
     let half = |status: &str| {

@@ -57,7 +57,7 @@ pub(crate) fn skip(reason: &str) {
 }
 
 #[expect(clippy::print_stderr, reason = "for whoever runs the tests")]
-fn note(line: &str) {
+pub(crate) fn note(line: &str) {
     eprintln!("{line}");
 }
 

@@ -1,9 +1,10 @@
 //! Idempotency keys (draft-ietf-httpapi-idempotency-key-header-07): the same request twice is done
 //! once and answered alike.
 //!
-//! Invariants: the key's row commits with the work that it stands for; only successes are kept, for
-//! a refusal has changed nothing and may be tried again; a second request that comes while the first
-//! waits for the writer runs after it and finds its answer, so "still running" never has to be told.
+//! Invariants: the key's row is the first that its transaction writes, and the answer joins it last, so a second
+//! request, on whichever connection, waits there for the end of the first and finds its answer ("still running"
+//! never has to be told); the row commits with the work that it stands for; only successes are kept, for a
+//! refusal has changed nothing and may be tried again.
 //! An operation looks for the answer before it looks at anything that may have changed since, or once
 //! that has refused it: the first answer is given again whatever has become of the world.
 
@@ -212,4 +213,66 @@ pub fn purge(tx: &mut Tx<'_>, now: Timestamp, seconds: u64) -> Result<u64, Store
         tx,
         now.plus_seconds(-i64::try_from(seconds).unwrap_or(i64::MAX)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Database;
+    use crate::monitor::Metrics;
+    use crate::store::Store;
+
+    const CALLER: UserId = UserId(7);
+    const NOW: Timestamp = Timestamp(1_700_000_000_000_000);
+
+    #[test]
+    fn a_key_is_taken_first_and_is_free_again_when_the_work_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let metrics = Metrics::new().expect("unique names");
+        let path = dir.path().join("onrush.db");
+        let store = Store::open(&path, &Database::default(), metrics, |_| ()).expect("a store");
+        let key = IdempotencyKey::new("a key", "what is asked", 3_600).expect("a key");
+        let asked = key.clone();
+        let refused = store.write::<(), KeyError>(move |tx| {
+            assert_eq!(asked.begin(tx, NOW, CALLER)?, None);
+            let again = KeyAsked {
+                now: NOW,
+                caller: CALLER,
+                key: &asked,
+            };
+            assert_eq!(sql::begin_keys(tx, &[again])?, 0, "it is taken already");
+            Err(KeyError::Reused)
+        });
+        assert!(matches!(refused.blocking(), Err(KeyError::Reused)));
+        let do_it = |now: Timestamp, key: &IdempotencyKey| {
+            let key = key.clone();
+            let work = move |tx: &mut Tx<'_>| {
+                let before = key.begin(tx, now, CALLER)?;
+                if before.is_none() {
+                    key.keep(tx, CALLER, "/made".to_owned(), "{}".to_owned())?;
+                }
+                Ok::<_, KeyError>(before.is_some())
+            };
+            store.write(work).blocking()
+        };
+        assert!(
+            matches!(do_it(NOW, &key), Ok(false)),
+            "nothing was left behind"
+        );
+        assert!(matches!(do_it(NOW, &key), Ok(true)), "it is answered");
+        let other = key.asking("something else");
+        assert!(matches!(do_it(NOW, &other), Err(KeyError::Reused)));
+        assert!(
+            matches!(do_it(NOW.plus_seconds(3_600), &other), Ok(false)),
+            "it is too old"
+        );
+        let kept = store.write::<(), KeyError>(move |tx| {
+            let untaken = IdempotencyKey::new("another", "", 1).expect("a key");
+            Ok(untaken.keep(tx, CALLER, String::new(), "{}".to_owned())?)
+        });
+        assert!(matches!(
+            kept.blocking(),
+            Err(KeyError::Store(StoreError::Bug(_)))
+        ));
+    }
 }

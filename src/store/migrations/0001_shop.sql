@@ -6,12 +6,12 @@
 
 CREATE TABLE users (
     id            {id},
-    email         text UNIQUE,
-    external_id   text UNIQUE,
-    name          text NOT NULL,
-    password_hash text,
-    role          text NOT NULL CHECK (role IN ('customer', 'staff', 'admin')),
-    status        text NOT NULL CHECK (status IN ('active', 'disabled')),
+    email         {text} UNIQUE,
+    external_id   {text} UNIQUE,
+    name          {text} NOT NULL,
+    password_hash {text},
+    role          {text} NOT NULL CHECK (role IN ('customer', 'staff', 'admin')),
+    status        {text} NOT NULL CHECK (status IN ('active', 'disabled')),
     created_at    bigint NOT NULL,
     updated_at    bigint NOT NULL,
     last_seen_at  bigint
@@ -20,9 +20,9 @@ CREATE INDEX users_name ON users (lower(name), id);
 CREATE INDEX users_role ON users (role, id);
 
 CREATE TABLE sessions (
-    token_hash   text PRIMARY KEY,
+    token_hash   {text} PRIMARY KEY,
     user_id      bigint NOT NULL REFERENCES users (id),
-    kind         text NOT NULL CHECK (kind IN ('bearer', 'cookie')),
+    kind         {text} NOT NULL CHECK (kind IN ('bearer', 'cookie')),
     created_at   bigint NOT NULL,
     last_seen_at bigint NOT NULL,
     expires_at   bigint NOT NULL
@@ -33,9 +33,9 @@ CREATE INDEX sessions_expiry ON sessions (expires_at);
 CREATE TABLE api_keys (
     id         {id},
     user_id    bigint NOT NULL REFERENCES users (id),
-    name       text NOT NULL,
-    key_hash   text NOT NULL UNIQUE,
-    scopes     text NOT NULL,
+    name       {text} NOT NULL,
+    key_hash   {text} NOT NULL UNIQUE,
+    scopes     {text} NOT NULL,
     created_at bigint NOT NULL,
     expires_at bigint,
     revoked_at bigint
@@ -44,15 +44,15 @@ CREATE INDEX api_keys_user ON api_keys (user_id);
 
 CREATE TABLE products (
     id           {id},
-    sku          text UNIQUE,
-    name         text NOT NULL,
-    description  text NOT NULL,
-    category     text NOT NULL,
+    sku          {text} UNIQUE,
+    name         {text} NOT NULL,
+    description  {text} NOT NULL,
+    category     {text} NOT NULL,
     unit_amount  bigint NOT NULL CHECK (unit_amount >= 0),
-    currency     text NOT NULL,
+    currency     {text} NOT NULL,
     stock        bigint NOT NULL CHECK (stock >= 0),
     popularity   bigint NOT NULL CHECK (popularity >= 0),
-    status       text NOT NULL CHECK (status IN ('active', 'archived')),
+    status       {text} NOT NULL CHECK (status IN ('active', 'archived')),
     created_at   bigint NOT NULL,
     last_updated bigint NOT NULL
 );
@@ -65,7 +65,7 @@ CREATE INDEX products_category_newest ON products (status, category, id);
 -- The words of a product's name, category, description and SKU, as product/mod.rs cuts them:
 -- an inverted index that works alike in both databases and for Chinese.
 CREATE TABLE product_terms (
-    term       text NOT NULL,
+    term       {text} NOT NULL,
     product_id bigint NOT NULL,
     PRIMARY KEY (term, product_id)
 ) {clustered};
@@ -78,13 +78,13 @@ CREATE TABLE stock_movements (
     seq           bigint NOT NULL,
     sale_id       bigint,
     order_id      bigint,
-    reason        text NOT NULL,
+    reason        {text} NOT NULL,
     quantity      bigint NOT NULL CHECK (quantity > 0),
     delta         bigint NOT NULL,
     balance_after bigint NOT NULL CHECK (balance_after >= 0),
     at            bigint NOT NULL,
-    prev_hash     text NOT NULL,
-    hash          text NOT NULL,
+    prev_hash     {text} NOT NULL,
+    hash          {text} NOT NULL,
     PRIMARY KEY (product_id, seq)
 ) {clustered};
 
@@ -97,13 +97,13 @@ CREATE TABLE flash_sales (
     sold                   bigint NOT NULL CHECK (sold >= 0),
     returned               bigint NOT NULL CHECK (returned >= 0),
     unit_amount            bigint NOT NULL CHECK (unit_amount >= 0),
-    currency               text NOT NULL,
+    currency               {text} NOT NULL,
     starts_at              bigint NOT NULL,
     ends_at                bigint NOT NULL,
     per_user_limit         bigint NOT NULL CHECK (per_user_limit > 0),
     attempts_per_minute    bigint NOT NULL CHECK (attempts_per_minute > 0),
     payment_window_seconds bigint NOT NULL CHECK (payment_window_seconds >= 0),
-    status                 text NOT NULL CHECK (status IN ('open', 'ended', 'stopped')),
+    status                 {text} NOT NULL CHECK (status IN ('open', 'ended', 'stopped')),
     created_at             bigint NOT NULL,
     closed_at              bigint,
     CHECK (ends_at > starts_at),
@@ -115,17 +115,17 @@ CREATE INDEX flash_sales_open ON flash_sales (ends_at) WHERE status = 'open';
 CREATE TABLE orders (
     id           {id},
     user_id      bigint NOT NULL REFERENCES users (id),
-    status       text NOT NULL CHECK (status IN
+    status       {text} NOT NULL CHECK (status IN
         ('pending_payment', 'paid', 'processed', 'fulfilled', 'cancelled', 'expired', 'refund_due')),
     total_amount bigint NOT NULL CHECK (total_amount >= 0),
-    currency     text NOT NULL,
+    currency     {text} NOT NULL,
     sale_id      bigint,
     created_at   bigint NOT NULL,
     updated_at   bigint NOT NULL,
     expires_at   bigint,
     paid_at      bigint,
     processed_at bigint,
-    external_id  text,
+    external_id  {text},
     import_run   bigint
 );
 CREATE INDEX orders_user ON orders (user_id, id);
@@ -145,7 +145,7 @@ CREATE TABLE order_items (
 ) {clustered};
 
 CREATE TABLE claims (
-    id         text PRIMARY KEY,
+    id         {text} PRIMARY KEY,
     sale_id    bigint NOT NULL REFERENCES flash_sales (id),
     user_id    bigint NOT NULL,
     order_id   bigint NOT NULL,
@@ -155,11 +155,11 @@ CREATE TABLE claims (
 CREATE INDEX claims_buyer ON claims (sale_id, user_id);
 
 CREATE TABLE idempotency_keys (
-    caller      text NOT NULL,
-    key         text NOT NULL,
-    fingerprint text NOT NULL,
-    location    text NOT NULL,
-    body        text NOT NULL,
+    caller      {text} NOT NULL,
+    key         {text} NOT NULL,
+    fingerprint {text} NOT NULL,
+    location    {text} NOT NULL,
+    body        {text} NOT NULL,
     created_at  bigint NOT NULL,
     PRIMARY KEY (caller, key)
 ) {clustered};

@@ -5,14 +5,14 @@
 -- failure after the last success.
 CREATE TABLE webhook_endpoints (
     id                    {id},
-    url                   text NOT NULL,
-    description           text NOT NULL,
-    events                text NOT NULL,
-    status                text NOT NULL CHECK (status IN ('active', 'disabled')),
-    disabled_reason       text,
+    url                   {text} NOT NULL,
+    description           {text} NOT NULL,
+    events                {text} NOT NULL,
+    status                {text} NOT NULL CHECK (status IN ('active', 'disabled')),
+    disabled_reason       {text},
     failing_since         bigint,
-    secret                text NOT NULL,
-    old_secret            text,
+    secret                {text} NOT NULL,
+    old_secret            {text},
     old_secret_expires_at bigint,
     created_at            bigint NOT NULL,
     updated_at            bigint NOT NULL
@@ -21,9 +21,9 @@ CREATE TABLE webhook_endpoints (
 -- What happened, written in the transaction in which it happened, and only if an endpoint wants it.
 -- The key begins with the time, so the oldest come first.
 CREATE TABLE webhook_events (
-    id         text PRIMARY KEY,
-    kind       text NOT NULL,
-    body       text NOT NULL,
+    id         {text} PRIMARY KEY,
+    kind       {text} NOT NULL,
+    body       {text} NOT NULL,
     created_at bigint NOT NULL
 ) {clustered};
 
@@ -31,16 +31,16 @@ CREATE TABLE webhook_events (
 CREATE TABLE webhook_deliveries (
     id          {id},
     endpoint_id bigint NOT NULL,
-    event_id    text NOT NULL,
-    kind        text NOT NULL,
-    task_id     text NOT NULL,
+    event_id    {text} NOT NULL,
+    kind        {text} NOT NULL,
+    task_id     {text} NOT NULL,
     attempt     bigint NOT NULL,
     at          bigint NOT NULL,
-    outcome     text NOT NULL CHECK (outcome IN ('delivered', 'failed')),
+    outcome     {text} NOT NULL CHECK (outcome IN ('delivered', 'failed')),
     status      bigint,
     duration_ms bigint NOT NULL,
-    error       text,
-    excerpt     text
+    error       {text},
+    excerpt     {text}
 );
 CREATE INDEX webhook_deliveries_endpoint ON webhook_deliveries (endpoint_id, id);
 CREATE INDEX webhook_deliveries_failed ON webhook_deliveries (endpoint_id, id) WHERE outcome = 'failed';
@@ -50,4 +50,4 @@ CREATE INDEX webhook_deliveries_failed ON webhook_deliveries (endpoint_id, id) W
 INSERT INTO queues (name, concurrency_max) VALUES ('webhooks', 12), ('http', 6), ('mail', 4)
     ON CONFLICT (name) DO NOTHING;
 
-ALTER TABLE users ADD COLUMN language text;
+ALTER TABLE users ADD COLUMN language {text};

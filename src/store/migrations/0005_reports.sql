@@ -8,9 +8,9 @@ CREATE INDEX orders_created ON orders (created_at);
 
 -- Reports that were made, for as long as they may be shown.
 CREATE TABLE cached_reports (
-    key        text PRIMARY KEY,
-    time_zone  text NOT NULL,
-    body       text NOT NULL,
+    key        {text} PRIMARY KEY,
+    time_zone  {text} NOT NULL,
+    body       {text} NOT NULL,
     made_at    bigint NOT NULL,
     expires_at bigint NOT NULL
 ) {clustered};

@@ -2,7 +2,7 @@
 
 -- What ends the task's key. NULL beside a key, as in rows that were there before, stands for
 -- 'finished'.
-ALTER TABLE tasks ADD COLUMN lock_until text CHECK (lock_until IN ('started', 'finished', 'expired'));
+ALTER TABLE tasks ADD COLUMN lock_until {text} CHECK (lock_until IN ('started', 'finished', 'expired'));
 
 -- A task that was cancelled because of one that it waited for keeps its edges, and comes back only
 -- when none of those is dead any more.

@@ -3,5 +3,5 @@
 -- restored from a backup.
 CREATE TABLE task_index (
     id   bigint PRIMARY KEY CHECK (id = 1),
-    mark text NOT NULL
+    mark {text} NOT NULL
 ) {clustered};

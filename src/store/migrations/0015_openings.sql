@@ -3,5 +3,5 @@
 
 CREATE TABLE openings (
     id   bigint PRIMARY KEY CHECK (id = 1),
-    mark text NOT NULL
+    mark {text} NOT NULL
 );

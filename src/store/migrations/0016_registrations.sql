@@ -2,11 +2,11 @@
 -- for: by a proof, or by the staff who made them.
 CREATE TABLE registrations (
     id            {id},
-    email         text NOT NULL,
-    name          text NOT NULL,
-    password_hash text NOT NULL,
-    language      text,
-    token_hash    text UNIQUE,
+    email         {text} NOT NULL,
+    name          {text} NOT NULL,
+    password_hash {text} NOT NULL,
+    language      {text},
+    token_hash    {text} UNIQUE,
     expires_at    bigint NOT NULL
 );
 CREATE INDEX registrations_expiry ON registrations (expires_at);

@@ -24,12 +24,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
-use super::condition::Condition;
-use super::connection;
+use super::connection::{self, file_bytes};
 use super::sums::{Comparison, Verdict};
 use crate::clock::Stopwatch;
 use crate::config::{Database, ms};
 use crate::store::StoreError;
+use crate::store::condition::Condition;
 
 /// A log smaller than this is not worth a checkpoint: 1,000 pages, SQLite's own measure.
 const WORTHWHILE_BYTES: u64 = 4_096_000;
@@ -342,8 +342,4 @@ pub(in crate::store) fn fold(database: &Path) -> Result<(), StoreError> {
 
 pub(in crate::store) fn log_of(database: &Path) -> PathBuf {
     connection::beside(database, "-wal")
-}
-
-pub(in crate::store) fn file_bytes(path: &Path) -> u64 {
-    std::fs::metadata(path).map(|meta| meta.len()).unwrap_or(0)
 }

@@ -1,8 +1,7 @@
-//! SQLite connections: how each is opened, what is asserted of it, and what its result codes mean.
+//! SQLite connections: how each is opened, and what is asserted of it.
 //!
 //! Invariants: the library is at least 3.51.3 (older ones can lose commits when the WAL is reset);
-//! every PRAGMA that safety depends on is read back after it was set; every result code that a
-//! caller could meet is matched by name, and the rest is a bug; no file of a database is opened by other
+//! every PRAGMA that safety depends on is read back after it was set; no file of a database is opened by other
 //! means while this process has a connection to it, because closing that would give up the connection's
 //! locks (<https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>),
 //! and another program that ends would take the log for its own and delete it.
@@ -19,10 +18,8 @@ use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
-use rusqlite::ffi::{self, ErrorCode};
 use rusqlite::{Connection, OpenFlags};
 
-use super::checkpoint::file_bytes;
 use crate::clock::Stopwatch;
 use crate::config::Database;
 use crate::store::StoreError;
@@ -357,21 +354,6 @@ pub(in crate::store) fn head(path: &Path) -> Result<Option<Head>, StoreError> {
     }))
 }
 
-/// How SQLite runs a statement, a line for each step (<https://sqlite.org/eqp.html>); empty if it
-/// can't be told.
-pub(in crate::store) fn plan(conn: &Connection, sql: &str) -> Vec<String> {
-    let told = || -> rusqlite::Result<Vec<String>> {
-        let mut statement = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
-        let mut rows = statement.raw_query();
-        let mut steps = Vec::new();
-        while let Some(row) = rows.next()? {
-            steps.push(row.get(3)?);
-        }
-        Ok(steps)
-    };
-    told().unwrap_or_default()
-}
-
 /// Sets a PRAGMA and reads it back.
 fn assert_pragma(
     conn: &Connection,
@@ -479,34 +461,6 @@ fn look(conn: &Connection, check: &str, budget: Duration, pace: Pace) -> Result<
     }
 }
 
-/// What an error of a statement means, whether it reads or writes. SQLite calls it an I/O error when the
-/// file system has turned read-only (as ext4 does when it meets damage), whether that stopped a write, or
-/// a sync of what the cache still took: one state has one answer.
-pub(in crate::store) fn failure(conn: &Connection, error: rusqlite::Error) -> StoreError {
-    let writes = matches!(&error, rusqlite::Error::SqliteFailure(code, _)
-    if code.code == ErrorCode::CannotOpen || matches!(
-        code.extended_code,
-        ffi::SQLITE_IOERR_WRITE
-            | ffi::SQLITE_IOERR_TRUNCATE
-            | ffi::SQLITE_IOERR_SHMSIZE
-            | ffi::SQLITE_IOERR_SHMOPEN
-    )) || is_failed_sync(&error);
-    if writes
-        && conn
-            .path()
-            .is_some_and(|path| is_read_only(Path::new(path)))
-    {
-        return StoreError::ReadOnly;
-    }
-    error.into()
-}
-
-/// Whether what was written may be on the disk or not.
-pub(in crate::store) fn is_failed_sync(error: &rusqlite::Error) -> bool {
-    matches!(error, rusqlite::Error::SqliteFailure(code, _)
-        if matches!(code.extended_code, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC))
-}
-
 /// Whether the disk takes a little more: a file is written beside the database, synced and removed.
 pub(in crate::store) fn takes_more(database: &Path) -> bool {
     let probe = database.with_extension("room");
@@ -523,56 +477,9 @@ pub(in crate::store) fn takes_more(database: &Path) -> bool {
     written.and(removed).is_ok()
 }
 
-/// Asked by writing: the flags of a mount don't tell of a read-only state forced by an error.
-fn is_read_only(database: &Path) -> bool {
-    let probe = database.with_extension("probe");
-    let made = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&probe);
-    match made {
-        Ok(_) => {
-            // One that stays is in nobody's way but the next probe's.
-            let _stays = std::fs::remove_file(&probe);
-            false
-        }
-        Err(error) => error.kind() == std::io::ErrorKind::ReadOnlyFilesystem,
-    }
-}
-
-impl From<rusqlite::Error> for StoreError {
-    fn from(error: rusqlite::Error) -> Self {
-        let rusqlite::Error::SqliteFailure(code, message) = &error else {
-            return StoreError::Bug(error.to_string());
-        };
-        let text = message.clone().unwrap_or_else(|| error.to_string());
-        match code.code {
-            ErrorCode::ConstraintViolation => match code.extended_code {
-                ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY => {
-                    // Which it is, SQLite says nowhere else: "UNIQUE constraint failed: users.email".
-                    let columns = text
-                        .rsplit_once(": ")
-                        .map(|(_, columns)| columns.to_owned());
-                    StoreError::Unique(columns.unwrap_or(text))
-                }
-                _ => StoreError::Constraint(text),
-            },
-            ErrorCode::DiskFull => StoreError::StorageFull,
-            // The shared-memory file of the WAL could not grow: a full disk as well.
-            ErrorCode::SystemIoFailure if code.extended_code == ffi::SQLITE_IOERR_SHMSIZE => {
-                StoreError::StorageFull
-            }
-            ErrorCode::ReadOnly => StoreError::ReadOnly,
-            ErrorCode::OperationInterrupted => StoreError::StatementTimeout,
-            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => StoreError::Busy,
-            ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::OutOfMemory => {
-                StoreError::Io(text)
-            }
-            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => StoreError::Corrupt(text),
-            _ => StoreError::Bug(text),
-        }
-    }
+/// Size of a file in bytes; 0 for one that is not there.
+pub(in crate::store) fn file_bytes(path: &Path) -> u64 {
+    std::fs::metadata(path).map(|meta| meta.len()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -5,9 +5,7 @@
 
 pub(super) mod belong;
 pub(super) mod checkpoint;
-pub(super) mod condition;
 pub(super) mod connection;
 pub(super) mod damage;
-pub mod file;
 pub(super) mod sums;
 pub(super) mod writer;

@@ -3,7 +3,7 @@
 //! Invariants: a caller hears "yes" only after the commit that holds its work was synced to disk;
 //! each job runs in its own savepoint, so its `Err` or its panic undoes it alone; the queue is
 //! bounded and a full one refuses at once; after a failed sync, and once the database is known to be
-//! damaged, nothing more is written (store/sqlite/condition.rs).
+//! damaged, nothing more is written (store/condition.rs).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,11 +16,11 @@ use parking_lot::Mutex;
 use rusqlite::{CachedStatement, Connection};
 
 use super::checkpoint::{LogFile, LogWork};
-use super::condition::Condition;
 use crate::clock::Stopwatch;
 use crate::config::Database;
 use crate::monitor::Metrics;
 use crate::monitor::statements::Statements;
+use crate::store::condition::Condition;
 use crate::store::job::{Job, Outbox, refuse};
 use crate::store::tx::{Rows, Topic, Touched};
 use crate::store::{StoreError, Tx};

@@ -308,7 +308,7 @@ struct Together {
 /// Many tasks, by what binds them.
 enum NewTogether {
     /// They are counted together.
-    Batch(NewBatch),
+    Batch(Box<NewBatch>),
     /// They wait for each other.
     Graph(Vec<Node>),
     /// Nothing.
@@ -324,12 +324,12 @@ impl NewTogether {
         if !is_batch {
             return Self::Each(tasks);
         }
-        Self::Batch(NewBatch {
+        Self::Batch(Box::new(NewBatch {
             description: together.description,
             tasks,
             on_success: together.on_success,
             on_complete: together.on_complete,
-        })
+        }))
     }
 }
 

@@ -71,7 +71,7 @@ fn startable(
     now: Timestamp,
     entry: &Entry,
     lease: Option<Timestamp>,
-) -> Result<(Started, Option<String>), StoreError> {
+) -> Result<StartedRow, StoreError> {
     let timeout_ms = row.get(6)?;
     let started = Started {
         id: entry.id,
@@ -93,6 +93,9 @@ fn startable(
     Ok((started, row.get(11)?))
 }
 
+/// A run that was started, and the key of the lock that its task holds.
+type StartedRow = (Started, Option<String>);
+
 /// [`start`] of each of `entries`, in their order; `None` of all if one of them changed in between, and
 /// then some are started and others are not: the caller undoes it.
 pub(in crate::task) fn start_all(
@@ -101,7 +104,7 @@ pub(in crate::task) fn start_all(
     entries: &[Entry],
     worker: &str,
     lease: Option<Timestamp>,
-) -> Result<Option<Vec<Option<(Started, Option<String>)>>>, StoreError> {
+) -> Result<Option<Vec<Option<StartedRow>>>, StoreError> {
     let ids: Vec<_> = entries.iter().map(|entry| entry.id.text()).collect();
     let asks_for = Cell::new(None);
     let asked = entries.iter().zip(&ids).map(|(entry, id)| {

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::condition::Condition;
-use super::connection::{self, Around};
-use super::damage::{self, Damage};
-use super::sums::{Comparison, Sums, Verdict};
-use super::{belong, checkpoint};
+use super::sqlite::connection::{self, Around};
+use super::sqlite::damage::{self, Damage};
+use super::sqlite::sums::{Comparison, Sums, Verdict};
+use super::sqlite::{belong, checkpoint};
+use super::{Left, StoreError, Tx, dir, migrate, snapshot};
 use crate::config::Database;
 use crate::monitor::statements::Statements;
-use crate::store::{Left, StoreError, Tx, dir, migrate, snapshot};
 
 /// What [`examine`] found besides what it refuses.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ pub struct Examined {
     /// else.
     pub gives_up_commits: bool,
     has_log: bool,
-    /// What of the look is to go on once it serves ([`super::super::Store::open_as`]).
+    /// What of the look is to go on once it serves ([`super::Store::open_as`]).
     pub seen: Seen,
 }
 
@@ -40,9 +40,9 @@ pub struct Budget {
 #[derive(Debug, Default)]
 pub struct Seen {
     /// It was not compared to the end.
-    pub(in crate::store) rest: Option<Comparison>,
+    pub(super) rest: Option<Comparison>,
     /// Another program changed it, in words.
-    pub(in crate::store) changed: Option<String>,
+    pub(super) changed: Option<String>,
 }
 
 /// What is sound of a database, and what is not.
@@ -100,7 +100,7 @@ pub fn examine(path: &Path, left: &Left, budget: Option<Budget>) -> Result<Exami
     let Some(budget) = budget else {
         return Ok(found);
     };
-    if checkpoint::file_bytes(&connection::beside(path, "-journal")) > 0 {
+    if connection::file_bytes(&connection::beside(path, "-journal")) > 0 {
         // A first start was cut off where SQLite keeps what it overwrites: it undoes that itself.
         found.is_unchecked = true;
         return Ok(found);

@@ -13,8 +13,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
-use super::connection;
-use crate::store::StoreError;
+use super::{StoreError, codes};
 
 type OnDamage = Box<dyn Fn() + Send + Sync>;
 
@@ -81,7 +80,7 @@ impl Condition {
     }
 
     /// Takes note of an error, if it is damage.
-    pub(in crate::store) fn note(&self, error: &StoreError) {
+    pub(super) fn note(&self, error: &StoreError) {
         if let StoreError::Corrupt(what) = error
             && self.0.sealed.set(error.clone()).is_ok()
         {
@@ -96,9 +95,9 @@ impl Condition {
     }
 
     /// What SQLite's error means, taken note of.
-    pub(in crate::store) fn met(&self, conn: &Connection, error: rusqlite::Error) -> StoreError {
-        let is_sync = connection::is_failed_sync(&error);
-        let error = connection::failure(conn, error);
+    pub(super) fn met(&self, conn: &Connection, error: rusqlite::Error) -> StoreError {
+        let is_sync = codes::is_failed_sync(&error);
+        let error = codes::failure(conn, error);
         if is_sync
             && matches!(error, StoreError::ReadOnly)
             && self.0.sealed.set(StoreError::ReadOnly).is_ok()
@@ -113,7 +112,7 @@ impl Condition {
     }
 
     /// Takes note of what became of a batch of writes.
-    pub(in crate::store) fn wrote(&self, outcome: &Result<(), StoreError>) {
+    pub(super) fn wrote(&self, outcome: &Result<(), StoreError>) {
         let refused = match outcome {
             Ok(()) => None,
             Err(error @ (StoreError::StorageFull | StoreError::ReadOnly)) => Some(error.clone()),
@@ -129,12 +128,12 @@ impl Condition {
     }
 
     /// The disk takes writes again, as somebody found who tried.
-    pub(in crate::store) fn can_write_again(&self) {
+    pub(super) fn can_write_again(&self) {
         self.wrote(&Ok(()));
     }
 
     /// Takes note that another program changed the database since the last orderly stop.
-    pub(in crate::store) fn note_changed(&self, what: String) {
+    pub(super) fn note_changed(&self, what: String) {
         tracing::warn!(
             what,
             "another program changed the database since the last orderly stop; if that was nobody's doing, \
