@@ -537,7 +537,7 @@ impl World {
         let run = handing.started().expect("handed over");
         self.runs(at, &run);
         handing.committed();
-        assert_eq!(heard(&mut starting), [run.clone()]);
+        assert_eq!(heard(&mut starting), std::slice::from_ref(&run));
         assert_eq!((run.id, run.attempt), (id, 1));
         let known = Known {
             queue,
