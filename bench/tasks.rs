@@ -2,7 +2,7 @@
 //! HTTP; alone, and beside a million tasks that wait; and a start after a crash with those.
 //!
 //! `cargo bench --bench tasks`, with `-- --quick`, `-- --tenfold` (ten million wait), `-- --json`, or
-//! words of the wanted figures' names: `enqueue`, `in process`, `faktory`, `fetch and ack`, `latency`,
+//! words of the wanted figures' names: `enqueue`, `in process`, `faktory`, `fetch and ack`, `batches`, `latency`,
 //! and `waiting` for those beside waiting tasks.
 
 use std::collections::HashSet;
@@ -46,6 +46,10 @@ const LATER_QUEUE: &str = "waiting-for-tomorrow";
 /// two requests that are not the bench's own nobody was.
 const NO_OP: &str = "sync_user_activity";
 const NO_OP_QUEUE: &str = "maintenance";
+/// Tasks that a consumer fetches and acknowledges at once.
+const BATCH: usize = 32;
+/// Consumers that speak plain HTTP.
+const CONSUMERS: usize = 16;
 /// Between two looks at something that takes its time.
 const LOOK: Duration = Duration::from_millis(20);
 /// Longest that is waited for something.
@@ -99,6 +103,10 @@ fn measure(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     }
     if options.wants("fetch and ack, http") {
         bench.fetch_and_ack(true)?;
+    }
+    let what = format!("fetch and ack in batches of {BATCH}, http");
+    if options.wants(&what) {
+        bench.in_batches(&what)?;
     }
     if options.wants("latency") {
         bench.latency()?;
@@ -525,8 +533,21 @@ impl Bench<'_> {
         })
     }
 
+    /// As [`Bench::fetch_and_ack`] over HTTP, many tasks to a request.
+    fn in_batches(&mut self, what: &str) -> anyhow::Result<()> {
+        let count = self.count(40_000);
+        let queue = "ready-batches";
+        let task = serde_json::json!({"name": "resize", "queue": queue, "args": {"image": 7}});
+        self.alternate(what, |subject, _| {
+            subject.enqueue_many(&task, count)?;
+            until("indexing", || Ok(subject.deliverable(queue)?.0 >= count))?;
+            let (talked, cost) = subject.costed(|| batches_over_http(subject, queue, count))?;
+            Ok(talked_round(count, &talked, &cost, Bar::None))
+        })
+    }
+
     /// From the moment a lone client sends `POST /tasks` until a worker that waits has the task, by the
-    /// client's own clock: two commits, one after the other, lie between.
+    /// client's own clock: one commit lies between, for the task is handed over with its enqueue.
     fn latency(&mut self) -> anyhow::Result<()> {
         let count = self.count(320);
         let queue = "latency";
@@ -580,6 +601,11 @@ impl Bench<'_> {
                         p50 / (2.0 * f + 0.5),
                         Bar::Most(1.0, 1.0),
                     ),
+                    (
+                        "of 2 F + 0.3 ms",
+                        p50 / (2.0 * f + 0.3),
+                        Bar::Most(1.0, 1.0),
+                    ),
                     ("p50 ms", p50, Bar::None),
                     ("p99 ms", p99, Bar::None),
                     ("F: p50 ms", f, Bar::None),
@@ -621,7 +647,6 @@ fn talked_round(count: usize, talked: &Talked, cost: &Cost, rate_bar: Bar) -> Ro
 
 /// Fetches and acknowledges what waits in a queue, by 16 consumers that speak plain HTTP.
 fn over_http(subject: &Subject, queue: &str, count: usize) -> anyhow::Result<Talked> {
-    const CONSUMERS: usize = 16;
     let key = &subject.data.key;
     let path = format!("/api/v1/queues/{queue}/fetch");
     let fetch = request(
@@ -668,6 +693,86 @@ fn over_http(subject: &Subject, queue: &str, count: usize) -> anyhow::Result<Tal
         words.extend_from_slice(&fetch);
         Ok(Next::Say)
     })
+}
+
+/// [`over_http`] with [`BATCH`] tasks to a request.
+fn batches_over_http(subject: &Subject, queue: &str, count: usize) -> anyhow::Result<Talked> {
+    let key = &subject.data.key;
+    let path = format!("/api/v1/queues/{queue}/fetch");
+    let body = format!("{{\"worker\":\"bench\",\"wait_seconds\":5,\"max\":{BATCH}}}");
+    let fetch = request("POST", &path, key, &body);
+    let streams = (0..CONSUMERS)
+        .map(|_| TcpStream::connect(subject.server.address))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut has_tasks = [0; CONSUMERS];
+    let (mut seen, mut done) = (HashSet::with_capacity(count), 0);
+    let whole = |bytes: &[u8]| {
+        let found = load::whole(bytes)?;
+        Ok(found.map(|(_, start, length)| start + length))
+    };
+    talk::run(streams, whole, |number, answer, words| {
+        if !answer.is_empty() {
+            let (status, start, _) = load::whole(answer)?.context("half an answer")?;
+            ensure!(status == 200, "a consumer was answered {status}");
+            let body = &answer[start..];
+            match std::mem::take(&mut has_tasks[number]) {
+                0 => {
+                    let body: FetchedMany<'_> = serde_json::from_slice(body)?;
+                    if !body.tasks.is_empty() {
+                        let mut ends = String::from("{\"runs\":[");
+                        for (at, FetchedTask { id, attempt }) in body.tasks.iter().enumerate() {
+                            ensure!(seen.insert((*id).to_owned()), "{id} was handed out twice");
+                            let comma = if at == 0 { "" } else { "," };
+                            ends.push_str(&format!(
+                                "{comma}{{\"task_id\":\"{id}\",\"attempt\":{attempt},\"outcome\":\"completed\"}}"
+                            ));
+                        }
+                        ends.push_str("]}");
+                        has_tasks[number] = body.tasks.len();
+                        words.extend(request("POST", "/api/v1/tasks/runs/end", key, &ends));
+                        return Ok(Next::Say);
+                    }
+                }
+                had => {
+                    let body: EndedMany = serde_json::from_slice(body)?;
+                    ensure!(
+                        body.runs.len() == had,
+                        "{had} runs, {} answers",
+                        body.runs.len()
+                    );
+                    for run in body.runs {
+                        ensure!(
+                            run.status == 204,
+                            "the end of a run was answered {}",
+                            run.status
+                        );
+                    }
+                    done += had;
+                    if done >= count {
+                        return Ok(Next::Over);
+                    }
+                }
+            }
+        }
+        words.extend_from_slice(&fetch);
+        Ok(Next::Say)
+    })
+}
+
+#[derive(serde::Deserialize)]
+struct FetchedMany<'a> {
+    #[serde(borrow)]
+    tasks: Vec<FetchedTask<'a>>,
+}
+
+#[derive(serde::Deserialize)]
+struct EndedMany {
+    runs: Vec<EndedRun>,
+}
+
+#[derive(serde::Deserialize)]
+struct EndedRun {
+    status: u16,
 }
 
 #[derive(serde::Deserialize)]

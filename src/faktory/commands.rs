@@ -24,8 +24,8 @@ use crate::config::ms;
 use crate::store::{StoreError, Tx};
 use crate::task::external::{self, ExternalTask};
 use crate::task::{
-    self, AttemptOutcome, Changes, DEFAULT_QUEUE, Enqueued, Failure, LogLevel, NewTask, Started,
-    TaskError, TaskState, add_to_batch, append_logs, enqueue, fail, open_batch, progress,
+    self, AttemptOutcome, Changes, DEFAULT_QUEUE, Enqueued, Failure, Handing, LogLevel, NewTask,
+    Started, TaskError, TaskState, add_to_batch, append_logs, enqueue, fail, open_batch, progress,
     queue_name, seal_batch, shortened,
 };
 
@@ -195,8 +195,10 @@ impl Session {
     async fn push(&self, rest: &str) -> Result<Answer, Refused> {
         let (now, job) = (self.now(), read_kept::<Job>(rest)?);
         let pushed = job.read(&self.inner.tasks, now)?;
-        let store = self.inner.tasks.store();
-        store.write(move |tx| push_in(tx, now, &pushed)).await?;
+        let tasks = &self.inner.tasks;
+        tasks
+            .enqueue_in(move |tx, handing| push_in(tx, now, &pushed, Some(handing)))
+            .await?;
         Ok(Answer::Ok)
     }
 
@@ -222,7 +224,7 @@ impl Session {
                 .write(move |tx| {
                     let mut refused = Vec::new();
                     for job in &part {
-                        match push_in(tx, now, job) {
+                        match push_in(tx, now, job, None) {
                             Ok(()) => {}
                             // Neither has left anything behind.
                             Err(error @ (Refused::NotUnique | Refused::NoBatch(_))) => {
@@ -716,12 +718,21 @@ fn beginning(rest: &str) -> String {
     rest.chars().take(100).collect()
 }
 
-fn push_in(tx: &mut Tx<'_>, now: Timestamp, job: &Pushed) -> Result<(), Refused> {
+/// Makes the task of a job; `handing` gives it to a worker that waits for it, if it can.
+fn push_in(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    job: &Pushed,
+    handing: Option<&Handing>,
+) -> Result<(), Refused> {
     if external::by_external_id(tx, &job.jid)?.is_some() {
         return Ok(()); // pushed before; that its answer was lost is nobody's fault
     }
     let enqueued = match &job.bid {
-        None => enqueue(tx, now, &job.task)?,
+        None => match handing {
+            Some(handing) => handing.enqueue(tx, now, &job.task)?,
+            None => enqueue(tx, now, &job.task)?,
+        },
         Some(bid) => match add_to_batch(tx, now, bid, &job.task)? {
             Some(enqueued) => enqueued,
             None => return Err(Refused::NoBatch(bid.clone())),

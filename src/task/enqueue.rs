@@ -4,8 +4,8 @@
 //! is for was committed; a lock is taken by one statement; a task that waits for others knows how
 //! many, and nobody ever looks for tasks that could go on: whoever finishes counts down.
 
-use super::rows::Placed;
-use super::{ENQUEUED, NewTask, TaskError, TaskId, TaskState, Until, sql};
+use super::rows::{Placed, RunBy};
+use super::{ENQUEUED, NewTask, Started, TaskError, TaskId, TaskState, Until, sql};
 use crate::check::FieldError;
 use crate::clock::{self, Timestamp};
 use crate::store::{StoreError, Tx};
@@ -43,7 +43,18 @@ impl Enqueued {
 /// Makes a task in the caller's transaction. What it asks for is taken as checked
 /// ([`super::Registry::check`] does that for what comes from outside).
 pub fn enqueue(tx: &mut Tx<'_>, now: Timestamp, new: &NewTask) -> Result<Enqueued, TaskError> {
-    enqueue_in(tx, now, new, None)
+    Ok(enqueue_in(tx, now, new, None, &mut || None)?.0)
+}
+
+/// [`enqueue`] of a task that may be started at once, if `runner` finds who waits for it; asked only where
+/// nothing else stands in the way of that. Its row is written as started, and it comes with its run.
+pub(super) fn enqueue_for(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    new: &NewTask,
+    runner: &mut dyn FnMut() -> Option<RunBy>,
+) -> Result<(Enqueued, Option<Started>), TaskError> {
+    enqueue_in(tx, now, new, None, runner)
 }
 
 /// Tasks that are written in one statement.
@@ -92,11 +103,12 @@ fn enqueue_in(
     now: Timestamp,
     new: &NewTask,
     batch_id: Option<&str>,
-) -> Result<Enqueued, TaskError> {
+    runner: &mut dyn FnMut() -> Option<RunBy>,
+) -> Result<(Enqueued, Option<Started>), TaskError> {
     if let Some(external_id) = &new.external_id
         && let Some(there) = sql::by_external_id(tx, external_id)?
     {
-        return Ok(Enqueued::Duplicate(there));
+        return Ok((Enqueued::Duplicate(there), None));
     }
     let id = TaskId::next(now);
     let run_at = new.run_at.unwrap_or(now);
@@ -105,7 +117,7 @@ fn enqueue_in(
         if let Some(holder) = take_lock(tx, now, id, &debounce.key, Until::Started, None)? {
             if sql::put_off(tx, holder, run_at, &new.args, new.metadata.as_deref())? {
                 tx.touch(ENQUEUED);
-                return Ok(Enqueued::PutOff(holder));
+                return Ok((Enqueued::PutOff(holder), None));
             }
             // It waits no longer: the key goes over to the new task.
             sql::hand_over_lock(tx, &debounce.key, holder, id)?;
@@ -114,7 +126,7 @@ fn enqueue_in(
     } else if let Some(unique) = &new.unique {
         let ends = unique.seconds.map(|seconds| now.plus_seconds(seconds));
         if let Some(holder) = take_lock(tx, now, id, &unique.key, unique.until, ends)? {
-            return Ok(Enqueued::Duplicate(holder));
+            return Ok((Enqueued::Duplicate(holder), None));
         }
         lock = Some((unique.key.as_str(), unique.until));
     }
@@ -137,6 +149,17 @@ fn enqueue_in(
         error: broken.as_deref(),
         traceparent: new.traceparent.as_deref().or(trace),
     };
+    let may_start = state == TaskState::Available && new.expires_at.is_none_or(|at| at > now);
+    if let Some(run) = may_start.then(runner).flatten() {
+        let started = started(now, &placed, &run);
+        sql::insert_started(tx, now, &placed, &run, started.lease_expires_at)?;
+        if let Some((key, _)) = lock {
+            sql::release_started_lock(tx, key, id)?;
+        }
+        fail::fail_point!("task.enqueued");
+        // The relay need not look for it.
+        return Ok((Enqueued::New(id), Some(started)));
+    }
     sql::insert(tx, now, &placed)?;
     fail::fail_point!("task.enqueued");
     if broken.is_some() {
@@ -149,7 +172,30 @@ fn enqueue_in(
     } else if waiting_on == 0 {
         tx.touch(ENQUEUED);
     }
-    Ok(Enqueued::New(id))
+    Ok((Enqueued::New(id), None))
+}
+
+/// The first run of a task that is enqueued as started.
+fn started(now: Timestamp, placed: &Placed<'_>, run: &RunBy) -> Started {
+    let new = placed.new;
+    let longest = run.at.plus_ms(new.timeout_ms);
+    Started {
+        id: placed.id,
+        attempt: 1,
+        max_attempts: new.max_attempts,
+        name: new.name.to_string(),
+        queue: new.queue.to_string(),
+        args: new.args.clone(),
+        metadata: new.metadata.clone(),
+        traceparent: placed.traceparent.map(str::to_owned),
+        timeout_ms: new.timeout_ms,
+        soft_timeout_ms: new.soft_timeout_ms,
+        created_at: now,
+        run_at: placed.run_at,
+        batch_id: placed.batch_id.map(str::to_owned),
+        lease_expires_at: Some(run.lease_ends.min(longest)),
+        external_id: new.external_id.clone(),
+    }
 }
 
 /// Takes the key for `id`; answers who has it instead.
@@ -348,7 +394,7 @@ pub fn add_to_batch(
     if !sql::grow_batch(tx, batch_id, 1)? {
         return Ok(None);
     }
-    let enqueued = enqueue_in(tx, now, new, Some(batch_id))?;
+    let (enqueued, _) = enqueue_in(tx, now, new, Some(batch_id), &mut || None)?;
     if !matches!(enqueued, Enqueued::New(_)) {
         // Another's task is not this batch's to count.
         sql::grow_batch(tx, batch_id, -1)?;

@@ -45,7 +45,7 @@ use crate::clock::Timestamp;
 use crate::store::{StoreError, Topic};
 use crate::word_type;
 
-pub use delivery::{IsAway, QueueStats, Stats, Tasks, continue_ids};
+pub use delivery::{Handing, IsAway, QueueStats, Stats, Tasks, continue_ids};
 pub use enqueue::{
     Batch, Enqueued, NewBatch, Node, add_to_batch, enqueue, enqueue_all, enqueue_batch,
     enqueue_chain, enqueue_graph, open_batch, seal_batch,

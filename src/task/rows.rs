@@ -18,6 +18,13 @@ pub(super) struct Placed<'a> {
     pub(super) traceparent: Option<&'a str>,
 }
 
+/// Who runs a task that is enqueued as started, and until when at the longest.
+pub(super) struct RunBy {
+    pub(super) worker: String,
+    pub(super) at: Timestamp,
+    pub(super) lease_ends: Timestamp,
+}
+
 /// New values for a task that waits; what is absent stays.
 pub(super) struct Edit<'a> {
     pub(super) args: Option<&'a str>,

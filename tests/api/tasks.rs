@@ -1434,3 +1434,107 @@ fn too_many_and_too_few_at_once_are_refused_with_field_and_reason() {
             .all(|answer| told(answer) == "404 task_not_found")
     );
 }
+
+/// Commits of the server so far.
+fn commits(shop: &Shop) -> u64 {
+    let text = shop.get("/metrics").send().body;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("db_commit_seconds_count"))
+        .expect("commits are counted");
+    let count = line.rsplit(' ').next().expect("a number");
+    count.parse().expect("a number")
+}
+
+/// Enqueues into a queue for which a worker waits; answers what that has, and whether both took one commit.
+fn enqueue_for_one_who_waits(shop: &Shop, admin: &str, body: &Value) -> (Value, bool) {
+    let mut is_one = false;
+    let mut run = Value::Null;
+    // Between two looks at the commits something else may write.
+    for _ in 0..50 {
+        let before = std::sync::Mutex::new(0);
+        run = std::thread::scope(|scope| {
+            let queue = text(&body["queue"]);
+            let waiting = scope.spawn(move || fetch(shop, admin, &queue));
+            std::thread::sleep(Duration::from_millis(50));
+            *before.lock().expect("whole") = commits(shop);
+            let id = enqueue(shop, admin, body.clone());
+            let run = waiting.join().expect("served");
+            assert_eq!(run["id"], json!(id));
+            run
+        });
+        is_one = commits(shop) - before.into_inner().expect("whole") == 1;
+        assert_eq!(say(shop, admin, &run, "ack", json!({})), "204");
+        if is_one {
+            break;
+        }
+    }
+    (run, is_one)
+}
+
+#[test]
+fn a_task_for_which_a_worker_waits_is_enqueued_and_started_with_one_commit() {
+    let (shop, admin) = open();
+    let body = json!({"name": "x", "queue": "q", "args": {"n": 1}, "metadata": {"by": "me"}});
+    let (run, is_one) = enqueue_for_one_who_waits(&shop, &admin, &body);
+    assert!(is_one, "one commit");
+    assert_eq!(
+        (&run["attempt"], &run["args"]),
+        (&json!(1), &json!({"n": 1}))
+    );
+    assert_eq!(run["metadata"], json!({"by": "me"}));
+    assert!(run["lease_expires_at"].is_string());
+    let seen = task(&shop, &admin, &text(&run["id"]));
+    assert_eq!(
+        (&seen["state"], &seen["worker"]),
+        (&json!("completed"), &json!("w"))
+    );
+}
+
+#[test]
+fn what_is_limited_paused_or_not_due_is_not_handed_over() {
+    let (shop, admin) = open();
+    let shop = &shop;
+    let first = enqueue(shop, &admin, json!({"name": "x", "queue": "q"}));
+    let run = fetch(shop, &admin, "q");
+    assert_eq!(run["id"], json!(first));
+    let limited = shop
+        .ask("PATCH", "/api/v1/queues/q")
+        .token(&admin)
+        .json(&json!({"concurrency_max": 1}))
+        .send();
+    limited.expect(200);
+    // The limit is used up: a worker that waits gets nothing of what comes.
+    let second = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| fetch_for(shop, &admin, "q", 1));
+        let second = enqueue(shop, &admin, json!({"name": "x", "queue": "q"}));
+        assert_eq!(waiting.join().expect("an answer"), Value::Null);
+        second
+    });
+    assert_eq!(say(shop, &admin, &run, "ack", json!({})), "204");
+    let run = fetch(shop, &admin, "q");
+    assert_eq!(run["id"], json!(second));
+    assert_eq!(say(shop, &admin, &run, "ack", json!({})), "204");
+    let paused = shop.post("/api/v1/queues/q/pause").token(&admin).send();
+    assert!(paused.status < 300, "{paused:?}");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| fetch_for(shop, &admin, "q", 1));
+        enqueue(shop, &admin, json!({"name": "x", "queue": "q"}));
+        assert_eq!(waiting.join().expect("an answer"), Value::Null);
+    });
+    // In its time, and for what it waits for.
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| fetch_for(shop, &admin, "later", 1));
+        let later = json!({"name": "x", "queue": "later", "countdown_seconds": 600});
+        let later = enqueue(shop, &admin, later);
+        let follower = json!({"name": "x", "queue": "later", "after": [later]});
+        enqueue(shop, &admin, follower);
+        assert_eq!(waiting.join().expect("an answer"), Value::Null);
+    });
+    // A key that ends with the start is free again.
+    let unique = json!({"name": "x", "queue": "u", "unique_key": "k", "unique_until": "started"});
+    for _ in 0..3 {
+        let (run, _) = enqueue_for_one_who_waits(shop, &admin, &unique);
+        assert_eq!(run["attempt"], 1);
+    }
+}

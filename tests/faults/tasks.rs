@@ -1,9 +1,13 @@
-//! SIGKILL at each step of a task's life, and a damaged or missing `queue/`.
+//! SIGKILL at each step of a task's life, of a batch of runs and of a hand-over to a worker that waits, and a
+//! damaged or missing `queue/`.
 //!
 //! Must hold: every order that was answered is processed within five seconds of the next start, by
 //! one task; what a worker had is given out again, or kept, never lost; the folder is made anew
 //! whatever was done to it.
 
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use onrush::clock::Stopwatch;
@@ -194,6 +198,183 @@ fn work(server: &Server, sale: &Sale, count: usize, what: &str) -> Vec<String> {
     }
     done.sort();
     done
+}
+
+/// Runs that workers were given, by task and attempt: no run may be given twice.
+#[derive(Default)]
+struct Given {
+    runs: Mutex<HashSet<(String, u64)>>,
+    /// Runs of which an answer to their end came.
+    ended: AtomicUsize,
+}
+
+impl Given {
+    fn note(&self, run: &Value) {
+        let id = run["id"].as_str().expect("an id").to_owned();
+        let attempt = run["attempt"].as_u64().expect("a number");
+        let is_new = self.runs.lock().expect("whole").insert((id, attempt));
+        assert!(is_new, "given twice: {run}");
+    }
+}
+
+/// Works off the queue, many at a time, and tells of their ends in one request; until the server goes away or
+/// nothing comes for `wait` seconds.
+fn work_many(server: &Server, sale: &Sale, given: &Given, max: u32, wait: u32) {
+    let mut client = Client::new(server.address);
+    loop {
+        let body = json!({"wait_seconds": wait, "lease_seconds": 2, "max": max});
+        let path = "/api/v1/queues/q/fetch";
+        let Some(answer) = client.post(path, &sale.admin, &body) else {
+            return;
+        };
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let runs = answer.json()["tasks"].as_array().expect("a list").clone();
+        if runs.is_empty() {
+            return;
+        }
+        runs.iter().for_each(|run| given.note(run));
+        let end = |run: &Value| json!({"task_id": run["id"], "attempt": run["attempt"], "outcome": "completed", "result": 1});
+        let ends: Vec<Value> = runs.iter().map(end).collect();
+        let body = json!({"runs": ends});
+        let Some(answer) = client.post("/api/v1/tasks/runs/end", &sale.admin, &body) else {
+            return;
+        };
+        let said = answer.json();
+        for one in said["runs"].as_array().expect("a list") {
+            // Late on a machine that is very busy: then another run of it was, or will be, given.
+            assert!(one["status"] == 204 || one["code"] == "fenced", "{one}");
+            given.ended.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Works off what is left: all tasks of the queue are there once, and done in the end.
+fn assert_all_done(server: &Server, sale: &Sale, given: &Given, mut made: Vec<String>) {
+    let mut all = Vec::new();
+    until("all are done", || {
+        work_many(server, sale, given, 256, 1);
+        all = items(server, sale, "/api/v1/tasks?limit=200&queue=q");
+        all.iter().all(|task| task["state"] == "completed")
+    });
+    let mut there: Vec<String> = all
+        .iter()
+        .map(|task| task["id"].as_str().expect("an id").to_owned())
+        .collect();
+    there.sort();
+    made.sort();
+    assert_eq!(there, made, "each is there once");
+}
+
+#[test]
+fn killed_at_every_step_of_a_batch_of_runs_none_is_lost_and_none_is_given_twice() {
+    const TASKS: usize = 8;
+    let root = tempfile::tempdir().expect("temporary directory");
+    let dir = root.path().join("data");
+    let (sale, server) = Sale::make(launch(&dir), 10);
+    server.kill().assert_killed();
+    let (mut made, given) = (Vec::new(), Given::default());
+    for (point, counts) in [
+        ("task.handed_out", &[1][..]),
+        ("task.start", &[1]),
+        ("task.started", &[1]),
+        ("task.completed", &[1, 5]),
+        ("task.told", &[1]),
+        ("writer.before_commit", &[1, 2]),
+        ("writer.after_commit", &[1, 2]),
+    ] {
+        for count in counts {
+            let server = launch(&dir).start();
+            let mut client = Client::new(server.address);
+            for _ in 0..TASKS {
+                made.push(enqueue(&mut client, &sale, 1));
+            }
+            server.kill().assert_killed();
+            let armed = launch(&dir).set("FAULT_KILL_AT", format!("{point}:{count}"));
+            match armed.attempt() {
+                Ok(server) => {
+                    work_many(&server, &sale, &given, 256, 3);
+                    server.ended().assert_killed();
+                }
+                Err(ended) => ended.assert_killed(),
+            }
+            let server = launch(&dir).start();
+            assert_all_done(&server, &sale, &given, made.clone());
+            server.kill().assert_killed();
+        }
+    }
+}
+
+/// Enqueues under a key; `None` when the server went away.
+fn enqueue_once(client: &mut Client, sale: &Sale, key: &str) -> Option<String> {
+    let body = json!({"name": "x", "queue": "q"}).to_string();
+    let answer = client.ask("POST", "/api/v1/tasks", &sale.admin, Some(key), &body)?;
+    assert_eq!(answer.status, 202, "{answer:?}");
+    Some(answer.json()["id"].as_str().expect("an id").to_owned())
+}
+
+#[test]
+fn killed_at_every_step_of_a_hand_over_no_task_is_lost_and_none_is_given_twice() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let dir = root.path().join("data");
+    let (sale, server) = Sale::make(launch(&dir), 10);
+    server.kill().assert_killed();
+    let (mut made, given) = (Vec::new(), Given::default());
+    for point in [
+        "task.reserved",
+        "task.enqueued",
+        "writer.before_commit",
+        "writer.after_commit",
+        "task.handed_over",
+    ] {
+        for count in [1, 3] {
+            let armed = launch(&dir).set("FAULT_KILL_AT", format!("{point}:{count}"));
+            let unanswered = match armed.attempt() {
+                Ok(server) => {
+                    let unanswered = std::thread::scope(|scope| {
+                        scope.spawn(|| work_many(&server, &sale, &given, 1, 10));
+                        let mut client = Client::new(server.address);
+                        let mut unanswered = None;
+                        for number in 0..100 {
+                            // Only a worker that has nothing to do waits.
+                            std::thread::park_timeout(Duration::from_millis(20));
+                            let ended = given.ended.load(Ordering::Acquire);
+                            let key = format!("{point}:{count}:{number}");
+                            match enqueue_once(&mut client, &sale, &key) {
+                                Some(id) => {
+                                    made.push(id);
+                                    let watch = Stopwatch::start();
+                                    while given.ended.load(Ordering::Acquire) == ended
+                                        && watch.elapsed() < Duration::from_secs(2)
+                                    {
+                                        std::thread::park_timeout(Duration::from_millis(1));
+                                    }
+                                }
+                                None => {
+                                    unanswered = Some(key);
+                                    break;
+                                }
+                            }
+                        }
+                        assert!(unanswered.is_some(), "{point} was not reached");
+                        unanswered
+                    });
+                    server.ended().assert_killed();
+                    unanswered
+                }
+                Err(ended) => {
+                    ended.assert_killed();
+                    None
+                }
+            };
+            let server = launch(&dir).start();
+            if let Some(key) = unanswered {
+                let again = enqueue_once(&mut Client::new(server.address), &sale, &key);
+                made.push(again.expect("an answer"));
+            }
+            assert_all_done(&server, &sale, &given, made.clone());
+            server.kill().assert_killed();
+        }
+    }
 }
 
 /// What is done to the folder, and how.

@@ -173,6 +173,9 @@ function Limits({ queue, onClose, onSaved }: { queue: Queue; onClose: () => void
 }
 
 function Running({ tasks }: { tasks: Task[] }) {
+  // A worker may take many at once.
+  const held = new Map<string, number>();
+  for (const { worker } of tasks) if (worker) held.set(worker, (held.get(worker) ?? 0) + 1);
   return (
     <Table
       caption={t('running_tasks')}
@@ -196,7 +199,15 @@ function Running({ tasks }: { tasks: Task[] }) {
         { head: t('queue'), kind: 'wide', cell: (task) => task.queue },
         {
           head: t('worker'),
-          cell: (task) => <WorkerName name={task.worker} />,
+          cell: (task) => {
+            const count = held.get(task.worker ?? '') ?? 0;
+            return (
+              <>
+                <WorkerName name={task.worker} />
+                {count > 1 && <p class="quiet excerpt">{t('has_n_of_these', { n: count })}</p>}
+              </>
+            );
+          },
         },
         { head: t('started_at'), cell: (task) => <Ago at={task.attempted_at ?? task.created_at} /> },
         { head: t('lease_until'), kind: 'wide', cell: (task) => task.lease_expires_at && <Ago at={task.lease_expires_at} /> },

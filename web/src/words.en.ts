@@ -427,6 +427,7 @@ export const en = {
   queue_resumed: 'The queue goes on',
   running_tasks: 'Running now',
   nothing_runs: 'Nothing runs just now.',
+  has_n_of_these: 'has {n} of these',
   no_workers:
     'No worker of the Faktory protocol is connected. Workers over plain HTTP show with the tasks that they run.',
   jobs: 'Jobs',

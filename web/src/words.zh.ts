@@ -414,6 +414,7 @@ export const zh: Record<keyof typeof en, string> = {
   queue_resumed: '队列已恢复',
   running_tasks: '正在运行的任务',
   nothing_runs: '当前没有正在运行的任务。',
+  has_n_of_these: '持有其中 {n} 个',
   no_workers: '没有使用 Faktory 协议的执行者连接。通过 HTTP 工作的执行者显示在其运行的任务旁。',
   jobs: '任务数',
   since_head: '接入时间',

@@ -466,14 +466,13 @@ impl EnqueueApi {
         };
         let made = self
             .tasks
-            .store()
-            .write(move |tx| {
+            .enqueue_in(move |tx, handing| {
                 if let Some(key) = &key
                     && let Some(stored) = key.begin(tx, now, user)?
                 {
                     return Ok(Accepted::replay(stored.body, stored.location));
                 }
-                let enqueued = task::enqueue(tx, now, &new)?;
+                let enqueued = handing.enqueue(tx, now, &new)?;
                 let location = format!("/api/v1/tasks/{}", enqueued.id());
                 let text = serde_json::to_string(&EnqueuedView::from(enqueued))
                     .map_err(|error| crate::store::StoreError::Bug(error.to_string()))?;

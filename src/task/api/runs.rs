@@ -382,7 +382,7 @@ impl RunApi {
                 RunOutcome::Failed(self.failure(error, retry, retry_after_seconds)?)
             }
             _ => {
-                checks.require(false, "outcome", "must be completed or failed");
+                checks.require(false, "outcome", "must be one of completed, failed");
                 return Err(Problem::validation(
                     checks.finish().err().unwrap_or_default(),
                 ));

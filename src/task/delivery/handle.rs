@@ -2,8 +2,9 @@
 //!
 //! Invariants: whatever changes a task goes through [`Tasks::change`], which tells the delivery once
 //! it is committed; a task that was handed out and not started, because its asker went away at any
-//! moment, waits again.
+//! moment, waits again; a worker hears of a task that was handed over only after the commit that started it.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,7 +20,9 @@ use crate::clock::{self, Clock, Moment, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::{Patience, Promise, Promised, Store, StoreError, Tx};
+use crate::task::enqueue::enqueue_for;
 use crate::task::life::start_all;
+use crate::task::rows::RunBy;
 use crate::task::run::do_at_once;
 use crate::task::{
     self, Beat, Changes, Enqueued, Entry, Failure, NewTask, QueueRow, Registry, Start, Started,
@@ -230,6 +233,34 @@ impl Tasks {
         Ok(value)
     }
 
+    /// Runs `work` in a transaction. A task that it enqueues through the [`Handing`] goes, if it can, to a worker
+    /// that waits for it: started by the same commit.
+    pub async fn enqueue_in<T, E>(
+        &self,
+        work: impl Fn(&mut Tx<'_>, &Handing) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let tasks = self.clone();
+        let (value, _) = self
+            .0
+            .store
+            .write(move |tx| {
+                let handing = Handing::new(&tasks);
+                let value = work(tx, &handing)?;
+                Ok((value, handing))
+            })
+            .then(|done: &Result<(T, Handing), E>| {
+                if let Ok((_, handing)) = done {
+                    handing.committed();
+                }
+            })
+            .await?;
+        Ok(value)
+    }
+
     /// Makes one task in a transaction of its own.
     pub async fn enqueue(&self, new: NewTask) -> Result<Enqueued, TaskError> {
         let now = self.0.clock.now();
@@ -307,7 +338,7 @@ impl Tasks {
 
     /// What starts tasks for a worker, and the end that hears of it. Without a lease they are this
     /// process's own, and those that only write are done with it.
-    fn starter(&self, worker: &str, lease_ms: Option<i64>) -> (Starter, Starting) {
+    pub(super) fn starter(&self, worker: &str, lease_ms: Option<i64>) -> (Starter, Starting) {
         let (promise, done) = Store::promise();
         let (answer, started) = oneshot::channel();
         let starter = Starter {
@@ -637,9 +668,145 @@ impl Starter {
     }
 }
 
+impl Starter {
+    /// Tells what runs now. If nobody waits for the answer any more, it comes back.
+    fn answer(self, started: Vec<Started>) -> Result<(), Vec<Started>> {
+        // The write's own answer, which there is none of, wakes the caller: it comes last.
+        let Self {
+            answer, promise, ..
+        } = self;
+        let told = answer.send(started);
+        drop(promise);
+        told
+    }
+}
+
+/// A worker that was taken out of the line to be handed a task. If it gets none, because the transaction is
+/// undone, it hears so and asks again.
+pub(super) struct Reserved(Option<Box<Starter>>);
+
+impl Reserved {
+    pub(super) fn new(starter: Box<Starter>) -> Self {
+        starter.has_begun.store(true, Ordering::Release);
+        Self(Some(starter))
+    }
+
+    /// Under whose name, and for how long, the run is.
+    fn run(&self, now: Timestamp) -> Option<RunBy> {
+        let starter = self.0.as_ref()?;
+        Some(RunBy {
+            worker: starter.worker.clone(),
+            at: now,
+            lease_ends: now.plus_ms(starter.lease_ms?),
+        })
+    }
+
+    fn answer(mut self, started: Vec<Started>) -> Result<(), Vec<Started>> {
+        match self.0.take() {
+            Some(starter) => starter.answer(started),
+            None => Err(started),
+        }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Some(starter) = self.0.take() {
+            // It may have gone away meanwhile.
+            drop(starter.answer(Vec::new()));
+        }
+    }
+}
+
+/// Hands a task over in the transaction that enqueues it: the worker is taken out of the line, the row is
+/// written as started, and the worker hears of it after the commit. One task a transaction: a transaction
+/// that makes many is shared by many workers, and the relay serves those together.
+pub struct Handing {
+    tasks: Tasks,
+    at: Moment,
+    over: Cell<Option<(Reserved, Started)>>,
+}
+
+impl Handing {
+    pub(super) fn new(tasks: &Tasks) -> Self {
+        Self {
+            tasks: tasks.clone(),
+            at: tasks.0.clock.moment(),
+            over: Cell::new(None),
+        }
+    }
+
+    /// [`task::enqueue`], with the task handed over if a worker waits for it and nothing else is to be given
+    /// out before it.
+    pub fn enqueue(
+        &self,
+        tx: &mut Tx<'_>,
+        now: Timestamp,
+        new: &NewTask,
+    ) -> Result<Enqueued, TaskError> {
+        self.enqueue_for(tx, now, new, |queue| {
+            let starter = self.tasks.delivery()?.reserve(queue, self.at.wall)?;
+            Some(Reserved::new(starter))
+        })
+    }
+
+    /// [`Handing::enqueue`] with the worker that `reserve` gives.
+    pub(super) fn enqueue_for(
+        &self,
+        tx: &mut Tx<'_>,
+        now: Timestamp,
+        new: &NewTask,
+        reserve: impl Fn(&str) -> Option<Reserved>,
+    ) -> Result<Enqueued, TaskError> {
+        let before = self.over.take();
+        if before.is_some() {
+            self.over.set(before);
+            return task::enqueue(tx, now, new);
+        }
+        let mut reserved = None;
+        let (enqueued, started) = enqueue_for(tx, now, new, &mut || {
+            reserved = reserve(&new.queue);
+            let run = reserved.as_ref()?.run(self.at.wall);
+            fail::fail_point!("task.reserved");
+            run
+        })?;
+        self.over.set(reserved.zip(started));
+        Ok(enqueued)
+    }
+
+    /// The run that the worker is to hear of.
+    #[cfg(test)]
+    pub(super) fn started(&self) -> Option<Started> {
+        let over = self.over.take();
+        let started = over.as_ref().map(|(_, started)| started.clone());
+        self.over.set(over);
+        started
+    }
+
+    /// After the commit: the delivery is told of the run, and the worker gets it.
+    pub(super) fn committed(&self) {
+        let Some((reserved, started)) = self.over.take() else {
+            return;
+        };
+        fail::fail_point!("task.handed_over");
+        if let Some(ends) = started.lease_expires_at {
+            self.tasks.post(Message::Leased {
+                id: started.id,
+                attempt: started.attempt,
+                queue: started.queue.clone(),
+                ends,
+                at: self.at,
+            });
+        }
+        if let Err(unclaimed) = reserved.answer(vec![started]) {
+            self.tasks.release_all(unclaimed);
+        }
+    }
+}
+
 /// Whoever waits for a [`Starter`]. When it is dropped before it took what was started, that is handed
 /// back.
-struct Starting {
+pub(super) struct Starting {
     tasks: Tasks,
     done: Promised<Starts, TaskError>,
     started: oneshot::Receiver<Vec<Started>>,
@@ -648,7 +815,7 @@ struct Starting {
 impl Starting {
     /// What runs now; nothing, if there was nothing. It can be asked again after a call that was given
     /// up.
-    async fn wait(&mut self) -> Result<Vec<Started>, TaskError> {
+    pub(super) async fn wait(&mut self) -> Result<Vec<Started>, TaskError> {
         // The runs come first: what is done after a commit comes before the write's own answer.
         let done = self.done.wait().await;
         match (done, self.started.try_recv()) {

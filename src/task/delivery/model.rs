@@ -8,19 +8,23 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use proptest::prelude::*;
 use proptest::sample::Index as Pick;
 use tokio::sync::oneshot;
 
-use super::relay::{Flags, Loop, Message, Parts, Take, Taker};
-use crate::clock::{Clock, Timestamp};
+use super::handle::{Handing, Reserved, Starting, Tasks};
+use super::line::Line;
+use super::relay::{Flags, Loop, Message, Parts, Take, Taker, reserve};
+use crate::clock::{Clock, Moment, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
 use crate::store::Store;
+use crate::task::life::{RunEnd, RunOutcome, end_all, start_all};
 use crate::task::run::do_at_once;
 use crate::task::{
-    self, AttemptOutcome, Effect, Failure, Filter, NewBatch, NewTask, RetryPolicy, Start,
-    TaskError, TaskFailure, TaskId, TaskState,
+    self, AttemptOutcome, Effect, Failure, Filter, NewBatch, NewTask, Registry, RetryPolicy, Start,
+    Started, TaskError, TaskFailure, TaskId, TaskState,
 };
 
 const QUEUES: [&str; 2] = ["a", "b"];
@@ -47,6 +51,20 @@ enum Step {
     Fetch {
         queue: usize,
         is_own: bool,
+    },
+    /// Many at once, for an outside worker.
+    FetchMany {
+        queue: usize,
+        most: usize,
+    },
+    /// Ends many runs in one request, some of them twice, and others' as well; `true` for those that
+    /// succeeded.
+    EndMany(Vec<(Pick, bool)>),
+    /// Enqueues while a worker waits, if nothing else does; the transaction may be undone.
+    HandOver {
+        queue: usize,
+        priority: u8,
+        is_undone: bool,
     },
     /// By this process, for a handler that only writes.
     Do {
@@ -84,6 +102,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..2usize, 1..4usize, 1..3u32)
             .prop_map(|(queue, tasks, max_attempts)| Step::Batch { queue, tasks, max_attempts }),
         8 => (0..2usize, any::<bool>()).prop_map(|(queue, is_own)| Step::Fetch { queue, is_own }),
+        3 => (0..2usize, 1..6usize).prop_map(|(queue, most)| Step::FetchMany { queue, most }),
+        3 => prop::collection::vec((pick(), any::<bool>()), 1..6).prop_map(Step::EndMany),
+        4 => (0..2usize, prop::sample::select(vec![50u8, 200]), prop::bool::weighted(0.2))
+            .prop_map(|(queue, priority, is_undone)| Step::HandOver { queue, priority, is_undone }),
         4 => (0..2usize, prop::bool::weighted(0.7)).prop_map(|(queue, succeeds)| Step::Do { queue, succeeds }),
         4 => pick().prop_map(Step::Complete),
         3 => (pick(), prop::bool::weighted(0.2)).prop_map(|(run, is_final)| Step::Fail { run, is_final }),
@@ -181,6 +203,9 @@ struct World {
     dir: tempfile::TempDir,
     state: Option<Loop>,
     flags: Arc<Flags>,
+    line: Arc<Line<Take>>,
+    /// For workers who wait to be handed a task; it delivers nothing itself.
+    tasks: Tasks,
     worker: u32,
     known: BTreeMap<TaskId, Known>,
     batches: Vec<KnownBatch>,
@@ -188,16 +213,31 @@ struct World {
 
 impl World {
     fn new(store: &Store) -> Self {
+        let clock = Clock::manual(Timestamp(1_800_000_000_000_000));
+        let rules = Arc::new(config::Tasks {
+            index_memory_max: 4, // so that most of it is on disk
+            ..config::Tasks::default()
+        });
+        let (metrics, registry) = (
+            Metrics::new().expect("metrics"),
+            Registry::builder().build(),
+        );
+        let tasks = Tasks::new(
+            store.clone(),
+            clock.clone(),
+            Arc::clone(&rules),
+            metrics,
+            registry,
+        );
         let mut world = Self {
             store: store.clone(),
-            clock: Clock::manual(Timestamp(1_800_000_000_000_000)),
-            rules: Arc::new(config::Tasks {
-                index_memory_max: 4, // so that most of it is on disk
-                ..config::Tasks::default()
-            }),
+            clock,
+            rules,
             dir: tempfile::tempdir().expect("a directory"),
             state: None,
             flags: Arc::default(),
+            line: Arc::new(Line::new()),
+            tasks,
             worker: 0,
             known: BTreeMap::new(),
             batches: Vec::new(),
@@ -221,7 +261,9 @@ impl World {
             on_changes: Arc::new(|_| ()),
         };
         self.flags = Arc::default();
-        self.state = Some(Loop::new(parts, inbox, Arc::clone(&self.flags)));
+        self.line = Arc::new(Line::new());
+        let (flags, line) = (Arc::clone(&self.flags), Arc::clone(&self.line));
+        self.state = Some(Loop::new(parts, inbox, flags, line));
         self.settle();
     }
 
@@ -231,6 +273,14 @@ impl World {
 
     fn delivery(&mut self) -> &mut Loop {
         self.state.as_mut().expect("it runs")
+    }
+
+    /// Tells the delivery, as its handle does.
+    fn tell(&mut self, message: Message) {
+        if message.is_news() {
+            self.line.tells();
+        }
+        self.delivery().handle(message);
     }
 
     /// Rounds until nothing is left to be done.
@@ -248,7 +298,7 @@ impl World {
         work: impl Fn(&mut crate::store::Tx<'_>) -> Result<task::Changes, TaskError> + Send + 'static,
     ) -> Result<(), TaskError> {
         let changes = self.store.write(work).blocking()?;
-        self.delivery().handle(Message::Changed(changes));
+        self.tell(Message::Changed(changes));
         Ok(())
     }
 
@@ -279,7 +329,7 @@ impl World {
         let worker = format!("process:{}", self.worker);
         loop {
             let (reply, mut offer) = oneshot::channel();
-            self.delivery().handle(Message::Take(Take {
+            self.tell(Message::Take(Take {
                 queues: Arc::from([QUEUES[queue].to_owned()]),
                 most: 1,
                 waits: true,
@@ -312,14 +362,14 @@ impl World {
             let start = match begun {
                 Ok(start) => start,
                 Err(changes) => {
-                    self.delivery().handle(Message::Changed(changes));
+                    self.tell(Message::Changed(changes));
                     return Some((id, 1, true));
                 }
             };
             match start {
                 Start::Run(run) => {
                     if let Some(ends) = run.lease_expires_at {
-                        self.delivery().handle(Message::Leased {
+                        self.tell(Message::Leased {
                             id,
                             attempt: run.attempt,
                             queue: run.queue.clone(),
@@ -330,20 +380,191 @@ impl World {
                     return Some((id, run.attempt, false));
                 }
                 Start::Expired(changes) => {
-                    self.delivery().handle(Message::Dropped(id));
-                    self.delivery().handle(Message::Changed(changes));
+                    self.tell(Message::Dropped(id));
+                    self.tell(Message::Changed(changes));
                     self.known.get_mut(&id).expect("known").state = TaskState::Cancelled;
                 }
-                Start::Moved(place) => self.delivery().handle(Message::Moved(place)),
-                Start::Stale => self.delivery().handle(Message::Dropped(id)),
+                Start::Moved(place) => self.tell(Message::Moved(place)),
+                Start::Stale => self.tell(Message::Dropped(id)),
             }
         }
     }
 
+    /// Tasks for an outside worker, handed out and started together.
+    fn fetch_many(&mut self, queue: usize, most: usize) {
+        let expected: Vec<TaskId> = {
+            let mut due = self.due(queue);
+            due.truncate(most);
+            due.sort_unstable();
+            due
+        };
+        let mut got = Vec::new();
+        while got.len() < most {
+            let (reply, mut offer) = oneshot::channel();
+            self.tell(Message::Take(Take {
+                queues: Arc::from([QUEUES[queue].to_owned()]),
+                most: most - got.len(),
+                waits: false,
+                taker: Taker::Entries(reply),
+            }));
+            let entries = offer.try_recv().expect("an answer");
+            if entries.is_empty() {
+                break;
+            }
+            let (at, asked) = (self.clock.moment(), entries.clone());
+            let starts = self
+                .store
+                .write(move |tx| start_all(tx, at.wall, &asked, "w", Some(LEASE_MS)))
+                .blocking()
+                .expect("a start");
+            for (entry, start) in entries.iter().zip(starts) {
+                let id = entry.id;
+                match start {
+                    Start::Run(run) => {
+                        self.runs(at, &run);
+                        let known = self.known.get_mut(&id).expect("known");
+                        known.attempt += 1;
+                        known.state = TaskState::Running;
+                        known.lease = Some(Timestamp(at.wall.0 + LEASE_MS * 1_000));
+                        assert_eq!(run.attempt, known.attempt);
+                        got.push(id);
+                    }
+                    Start::Expired(changes) => {
+                        self.tell(Message::Dropped(id));
+                        self.tell(Message::Changed(changes));
+                        self.known.get_mut(&id).expect("known").state = TaskState::Cancelled;
+                    }
+                    Start::Moved(place) => self.tell(Message::Moved(place)),
+                    Start::Stale => self.tell(Message::Dropped(id)),
+                }
+            }
+        }
+        got.sort_unstable();
+        assert_eq!(got, expected, "the next tasks of {queue}");
+    }
+
+    /// The delivery hears of an outside worker's run.
+    fn runs(&mut self, at: Moment, run: &Started) {
+        self.tell(Message::Leased {
+            id: run.id,
+            attempt: run.attempt,
+            queue: run.queue.clone(),
+            ends: run.lease_expires_at.expect("a lease"),
+            at,
+        });
+    }
+
+    fn end_many(&mut self, picks: &[(Pick, bool)]) {
+        let (now, rules) = (self.now(), Arc::clone(&self.rules));
+        let mut ends = Vec::new();
+        let mut expected = Vec::new();
+        for (pick, succeeds) in picks {
+            let Some(id) = self.pick(*pick, |known| known.attempt > 0) else {
+                return;
+            };
+            let known = self.known.get_mut(&id).expect("known");
+            let attempt = known.attempt;
+            let outcome = match succeeds {
+                true => RunOutcome::Completed(Some("1".to_owned())),
+                false => RunOutcome::Failed(Failure::new("no")),
+            };
+            let counts = known.state == TaskState::Running && known.lease.is_some();
+            if counts && *succeeds {
+                known.state = TaskState::Completed;
+            } else if counts {
+                known.fail(now, false);
+            }
+            ends.push(RunEnd {
+                id,
+                attempt,
+                outcome,
+            });
+            expected.push(counts);
+        }
+        let (ended, changes) = self
+            .store
+            .write(move |tx| end_all(tx, now, &rules, &ends))
+            .blocking()
+            .expect("answers");
+        self.tell(Message::Changed(changes));
+        let ended: Vec<bool> = ended.iter().map(Result::is_ok).collect();
+        assert_eq!(ended, expected);
+    }
+
+    fn hand_over(&mut self, queue: usize, priority: u8, is_undone: bool) {
+        // What waits is served first, and old entries with it.
+        if self.expected(queue).is_some() || self.fetch(queue, false).is_some() {
+            return;
+        }
+        let (starter, mut starting) = self.tasks.starter("w", Some(LEASE_MS));
+        self.tell(Message::Take(Take {
+            queues: Arc::from([QUEUES[queue].to_owned()]),
+            most: 3,
+            waits: true,
+            taker: Taker::Runs(Box::new(starter)),
+        }));
+        self.settle();
+        let (at, tasks, line) = (
+            self.clock.moment(),
+            self.tasks.clone(),
+            Arc::clone(&self.line),
+        );
+        let mut new = NewTask::named("x".to_owned(), QUEUES[queue].to_owned(), "{}".to_owned());
+        new.priority = priority;
+        new.max_attempts = 2;
+        new.retry_policy = Some(RetryPolicy::Fixed { delay_ms: RETRY_MS });
+        let done = self
+            .store
+            .write(move |tx| {
+                let handing = Handing::new(&tasks);
+                let reserved = |queue: &str| reserve(&line, queue, at.wall).map(Reserved::new);
+                let enqueued = handing.enqueue_for(tx, at.wall, &new, reserved)?;
+                match is_undone {
+                    true => Err(TaskError::Stopped),
+                    false => Ok((enqueued.id(), handing)),
+                }
+            })
+            .blocking();
+        let heard = |starting: &mut Starting| {
+            let heard = starting.wait().now_or_never().expect("it was told");
+            heard.expect("an answer")
+        };
+        let Ok((id, handing)) = done else {
+            assert!(is_undone);
+            assert_eq!(heard(&mut starting), [], "it asks again");
+            return;
+        };
+        let run = handing.started().expect("handed over");
+        self.runs(at, &run);
+        handing.committed();
+        assert_eq!(heard(&mut starting), std::slice::from_ref(&run));
+        assert_eq!((run.id, run.attempt), (id, 1));
+        let known = Known {
+            queue,
+            priority,
+            run_at: at.wall,
+            expires_at: None,
+            state: TaskState::Running,
+            attempt: 1,
+            max_attempts: 2,
+            crashes: 0,
+            is_cancelled: false,
+            lease: run.lease_expires_at,
+            batch: None,
+        };
+        self.known.insert(id, known);
+    }
+
     /// What a fetch must give: the first by priority, time and id.
     fn expected(&self, queue: usize) -> Option<TaskId> {
+        self.due(queue).first().copied()
+    }
+
+    /// What may be started now, in its order.
+    fn due(&self, queue: usize) -> Vec<TaskId> {
         let now = self.now();
-        self.known
+        let mut due: Vec<(&TaskId, &Known)> = self
+            .known
             .iter()
             .filter(|(_, known)| {
                 known.queue == queue
@@ -351,8 +572,9 @@ impl World {
                     && known.run_at <= now
                     && known.expires_at.is_none_or(|at| at > now)
             })
-            .min_by_key(|(id, known)| (255 - known.priority, known.run_at, **id))
-            .map(|(id, _)| *id)
+            .collect();
+        due.sort_by_key(|(id, known)| (255 - known.priority, known.run_at, **id));
+        due.into_iter().map(|(id, _)| *id).collect()
     }
 
     fn run(&mut self, step: Step) {
@@ -457,6 +679,13 @@ impl World {
                     assert_eq!(attempt, known.attempt);
                 }
             }
+            Step::FetchMany { queue, most } => self.fetch_many(queue, most),
+            Step::EndMany(picks) => self.end_many(&picks),
+            Step::HandOver {
+                queue,
+                priority,
+                is_undone,
+            } => self.hand_over(queue, priority, is_undone),
             Step::Do { queue, succeeds } => {
                 let expected = self.expected(queue);
                 let got = self.begin(queue, true, Some(succeeds));
@@ -522,7 +751,7 @@ impl World {
                     .blocking()
                     .expect("a beat");
                 let at = self.clock.moment();
-                self.delivery().handle(Message::Renewed {
+                self.tell(Message::Renewed {
                     id,
                     attempt,
                     ends: beat.lease_expires_at,
@@ -847,7 +1076,7 @@ impl World {
             waits: false,
             taker: Taker::Entries(reply),
         };
-        self.delivery().handle(Message::Take(take));
+        self.tell(Message::Take(take));
         let entry = offer.try_recv().expect("an answer").pop().expect("one");
         assert_eq!(entry.id, id);
         let mut at = self.clock.moment();
@@ -890,24 +1119,24 @@ impl World {
             Late::Start => {
                 self.clock.jump_seconds(seconds);
                 self.delivery().round();
-                self.delivery().handle(leased);
+                self.tell(leased);
             }
             Late::OldRenewal => {
-                self.delivery().handle(leased);
+                self.tell(leased);
                 self.clock.advance(Duration::from_secs(10));
                 let renewed = beat(self);
                 self.clock.jump_seconds(seconds);
                 self.delivery().round();
                 at = renewed.0;
-                self.delivery().handle(renewed.1);
+                self.tell(renewed.1);
             }
             Late::NewRenewal => {
-                self.delivery().handle(leased);
+                self.tell(leased);
                 self.clock.advance(Duration::from_secs(10));
                 self.clock.jump_seconds(seconds);
                 let renewed = beat(self);
                 at = renewed.0;
-                self.delivery().handle(renewed.1);
+                self.tell(renewed.1);
             }
         }
         self.settle();

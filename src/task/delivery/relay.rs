@@ -6,7 +6,7 @@
 //! the rows; it never writes except to take back what crashed; trouble with the disk costs it the
 //! folder, never its life.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use super::handle::Starter;
 use super::index::{Found, Index, QueueStats};
+use super::line::{Line, News};
 use crate::clock::{Clock, Moment, Timestamp};
 use crate::config;
 use crate::monitor::Metrics;
@@ -79,6 +80,23 @@ pub(super) enum Message {
     },
 }
 
+impl Message {
+    /// Whether it brings tasks back that wait, or changes how a queue is served: until it is handled, none
+    /// is handed over past it.
+    pub(super) fn is_news(&self) -> bool {
+        match self {
+            Message::Changed(changes) => !changes.ready.is_empty(),
+            Message::Back(_) | Message::Moved(_) | Message::Dropped(_) | Message::Queue(_) => true,
+            Message::Wake
+            | Message::Leased { .. }
+            | Message::Renewed { .. }
+            | Message::Take(_)
+            | Message::Look(_)
+            | Message::Stop { .. } => false,
+        }
+    }
+}
+
 /// Somebody who wants tasks.
 pub(super) struct Take {
     pub(super) queues: Arc<[String]>,
@@ -86,6 +104,12 @@ pub(super) struct Take {
     /// Whether to wait until there is one; otherwise the answer comes at once and may be empty.
     pub(super) waits: bool,
     pub(super) taker: Taker,
+}
+
+impl Take {
+    fn is_gone(&self) -> bool {
+        self.taker.is_gone()
+    }
 }
 
 /// What becomes of tasks that are handed out.
@@ -135,6 +159,7 @@ impl Flags {
 pub(super) struct Delivery {
     messages: SyncSender<Message>,
     flags: Arc<Flags>,
+    line: Arc<Line<Take>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -164,33 +189,55 @@ impl Delivery {
         let (messages, inbox) = sync_channel(parts.rules.index_queue_max);
         let flags = Arc::new(Flags::default());
         flags.follow(parts.clock.moment());
-        let told = Arc::clone(&flags);
+        let line = Arc::new(Line::new());
+        let (told, counted) = (Arc::clone(&flags), Arc::clone(&line));
         let waker = messages.clone();
         parts.store.on_commit(ENQUEUED, move || {
-            if !told.rows.swap(true, Ordering::AcqRel) {
+            let is_told = told.rows.swap(true, Ordering::AcqRel);
+            // Counted after it was told: once the relay knows of the count, it looks for the rows.
+            counted.committed();
+            if !is_told {
                 // A full queue of messages wakes it as well.
                 drop(waker.try_send(Message::Wake));
             }
         });
-        let for_thread = Arc::clone(&flags);
+        let for_thread = (Arc::clone(&flags), Arc::clone(&line));
         let thread = std::thread::Builder::new()
             .name("onrush-delivery".to_owned())
-            .spawn(move || Loop::new(parts, inbox, for_thread).run())
+            .spawn(move || Loop::new(parts, inbox, for_thread.0, for_thread.1).run())
             .map_err(|error| {
                 StoreError::Unavailable(format!("no thread for the delivery: {error}"))
             })?;
         Ok(Self {
             messages,
             flags,
+            line,
             thread: Mutex::new(Some(thread)),
         })
     }
 
     /// Tells it something that it could find out by itself. Never blocks.
     pub(super) fn post(&self, message: Message) {
-        if let Err(TrySendError::Full(_)) = self.messages.try_send(message) {
-            self.flags.behind.store(true, Ordering::Release);
+        let is_news = message.is_news();
+        if is_news {
+            self.line.tells();
         }
+        let sent = self.messages.try_send(message);
+        if sent.is_err() {
+            self.flags.behind.store(true, Ordering::Release);
+            if is_news {
+                self.line.told_nothing();
+            }
+        }
+    }
+
+    /// Takes the worker that is to have a task which is enqueued now, if one waits for it and nothing is to
+    /// be given out before that task. Never blocks for long.
+    pub(super) fn reserve(&self, queue: &str, now: Timestamp) -> Option<Box<Starter>> {
+        if self.flags.behind.load(Ordering::Acquire) {
+            return None;
+        }
+        reserve(&self.line, queue, now)
     }
 
     /// Asks it for something; an error means that it has too much to do, or has ended.
@@ -219,6 +266,16 @@ impl Delivery {
     }
 }
 
+/// [`Delivery::reserve`], as far as the line knows.
+pub(super) fn reserve(line: &Line<Take>, queue: &str, now: Timestamp) -> Option<Box<Starter>> {
+    let may = |take: &Take| matches!(take.taker, Taker::Runs(_));
+    let take = line.reserve(queue, now, Take::is_gone, may)?;
+    match take.taker {
+        Taker::Runs(starter) => Some(starter),
+        Taker::Entries(_) => None,
+    }
+}
+
 /// A look through all unfinished rows: which list is being read, and how far it got.
 struct Walk {
     lists: VecDeque<Option<TaskState>>,
@@ -237,9 +294,9 @@ pub(super) struct Loop {
     seen: Option<TaskId>,
     walk: Option<Walk>,
     orphans: Vec<(TaskId, u32)>,
-    takers: HashMap<u64, Take>,
-    lines: HashMap<String, VecDeque<u64>>,
-    next_taker: u64,
+    line: Arc<Line<Take>>,
+    /// Messages handled that are news.
+    told: u64,
     /// When the rate of some queue allows more.
     again_ms: Option<u64>,
     polled_ms: u64,
@@ -250,7 +307,12 @@ pub(super) struct Loop {
 
 impl Loop {
     /// With the index that an orderly end left, or an empty one that is filled from the rows.
-    pub(super) fn new(parts: Parts, inbox: Receiver<Message>, flags: Arc<Flags>) -> Self {
+    pub(super) fn new(
+        parts: Parts,
+        inbox: Receiver<Message>,
+        flags: Arc<Flags>,
+        line: Arc<Line<Take>>,
+    ) -> Self {
         flags.follow(parts.clock.moment());
         let mark = take_mark(&parts.store);
         let (index, found) = Index::open(&parts.folder, &parts.rules, mark.as_deref());
@@ -260,9 +322,8 @@ impl Loop {
             seen: None,
             walk: None,
             orphans: Vec::new(),
-            takers: HashMap::new(),
-            lines: HashMap::new(),
-            next_taker: 0,
+            line,
+            told: 0,
             again_ms: None,
             polled_ms: 0,
             looked_after_ms: now_ms,
@@ -297,9 +358,16 @@ impl Loop {
             .store
             .read_blocking(move |tx| task::queues(tx, &rules));
         match rows {
-            Ok(rows) => rows.into_iter().for_each(|row| self.index.set_queue(row)),
+            Ok(rows) => rows.into_iter().for_each(|row| self.set_queue(row)),
             Err(error) => tracing::error!(%error, "the queues' settings could not be read"),
         }
+    }
+
+    fn set_queue(&mut self, row: QueueRow) {
+        let is_limited =
+            row.paused_at.is_some() || row.concurrency_max.is_some() || row.rate_limit.is_some();
+        self.line.set_limited(&row.name, is_limited);
+        self.index.set_queue(row);
     }
 
     /// Begins a look through all rows that are there now; newer ones come the ordinary way.
@@ -391,6 +459,11 @@ impl Loop {
     }
 
     pub(super) fn handle(&mut self, message: Message) {
+        self.told += u64::from(message.is_news());
+        self.obey(message);
+    }
+
+    fn obey(&mut self, message: Message) {
         match message {
             Message::Wake => {}
             Message::Changed(changes) => self.apply(&changes),
@@ -432,7 +505,7 @@ impl Loop {
                 self.index.add(now, &entry);
             }
             Message::Dropped(id) => self.index.not_started(id),
-            Message::Queue(row) => self.index.set_queue(row),
+            Message::Queue(row) => self.set_queue(row),
             Message::Look(reply) => {
                 // Whoever asked may have gone.
                 drop(reply.send(self.index.stats()));
@@ -471,17 +544,8 @@ impl Loop {
             self.give(take, entries);
             return;
         }
-        let number = self.next_taker;
-        self.next_taker += 1;
-        for queue in take.queues.iter() {
-            let line = self.lines.entry(queue.clone()).or_default();
-            line.push_back(number);
-            if line.len() > 2 * self.takers.len() + 64 {
-                line.retain(|number| self.takers.contains_key(number));
-                line.push_back(number);
-            }
-        }
-        self.takers.insert(number, take);
+        let queues = Arc::clone(&take.queues);
+        self.line.join(&queues, take);
     }
 
     fn hand_out(&mut self, queue: &str, most: usize, now_ms: u64, out: &mut Vec<Entry>) {
@@ -500,8 +564,8 @@ impl Loop {
         match take.taker {
             Taker::Entries(reply) => {
                 if let Err(entries) = reply.send(entries) {
-                    // Whoever wanted them went away.
-                    self.handle(Message::Back(entries));
+                    // The process did without them meanwhile.
+                    self.obey(Message::Back(entries));
                 }
             }
             Taker::Runs(starter) => starter.start(entries),
@@ -516,10 +580,13 @@ impl Loop {
         if self.again_ms.is_some_and(|at| at <= now_ms) {
             self.again_ms = None;
         }
-        if self.flags.behind.swap(false, Ordering::AcqRel) {
+        if self.flags.behind.load(Ordering::Acquire) {
+            self.line.close();
+            self.flags.behind.store(false, Ordering::Release);
             tracing::info!("messages to the delivery were lost; the rows are looked through");
             self.begin_anew();
         }
+        let commits = self.line.commits();
         let poll = now_ms.saturating_sub(self.polled_ms) >= self.parts.rules.poll_interval_ms;
         if self.flags.rows.swap(false, Ordering::AcqRel) || poll {
             self.polled_ms = now_ms;
@@ -542,6 +609,7 @@ impl Loop {
         if let Err(error) = self.index.settle() {
             self.heal(&error.to_string());
         }
+        self.open_line(commits);
         if now_ms.saturating_sub(self.looked_after_ms) >= LOOK_AFTER_MS {
             self.looked_after_ms = now_ms;
             match self.index.check() {
@@ -556,6 +624,24 @@ impl Loop {
         }
     }
 
+    /// Lets tasks be handed over to those in line, unless there may be others to give to them. `commits` were
+    /// counted before the new rows were read.
+    fn open_line(&self, commits: u64) {
+        let has_more = self.has_more
+            || self.walk.is_some()
+            || !self.orphans.is_empty()
+            || self.index.is_short()
+            || self.flags.rows.load(Ordering::Acquire)
+            || self.flags.behind.load(Ordering::Acquire);
+        if has_more {
+            self.line.close();
+            return;
+        }
+        let told = self.told;
+        self.line
+            .open(News { commits, told }, self.index.next_due());
+    }
+
     /// The disk can't be used: begin anew, from the rows.
     fn heal(&mut self, reason: &str) {
         tracing::warn!(
@@ -566,6 +652,7 @@ impl Loop {
     }
 
     fn begin_anew(&mut self) {
+        self.line.close();
         self.parts.metrics.task_index_rebuilds_total.inc();
         self.index.start_over();
         self.walk_anew();
@@ -835,47 +922,29 @@ impl Loop {
 
     /// Gives tasks to those who wait, first come, first served.
     fn serve_lines(&mut self, now_ms: u64) {
-        let names: Vec<String> = self.lines.keys().cloned().collect();
-        for name in names {
-            loop {
-                let Some(number) = self.first_in_line(&name) else {
-                    self.lines.remove(&name);
-                    break;
-                };
-                let most = self.takers.get(&number).map_or(0, |take| take.most);
+        for name in self.line.queues() {
+            while let Some(most) = self.line.look(&name, Take::is_gone, |take| take.most) {
                 let mut entries = Vec::new();
                 self.hand_out(&name, most, now_ms, &mut entries);
                 if entries.is_empty() {
                     break;
                 }
-                if let Some(line) = self.lines.get_mut(&name) {
-                    line.pop_front();
-                }
-                if let Some(take) = self.takers.remove(&number) {
-                    self.give(take, entries);
+                // The first may have been handed another task meanwhile; then they are the next one's.
+                match self.line.take(&name, Take::is_gone) {
+                    Some(take) if entries.len() > take.most => {
+                        let rest = entries.split_off(take.most);
+                        self.give(take, entries);
+                        self.obey(Message::Back(rest));
+                    }
+                    Some(take) => self.give(take, entries),
+                    None => self.obey(Message::Back(entries)),
                 }
             }
         }
-    }
-
-    /// The first who still waits; drops those who were served elsewhere or went away.
-    fn first_in_line(&mut self, name: &str) -> Option<u64> {
-        let line = self.lines.get_mut(name)?;
-        while let Some(number) = line.front() {
-            match self.takers.get(number) {
-                Some(take) if !take.taker.is_gone() => return Some(*number),
-                Some(_) => {
-                    self.takers.remove(number);
-                }
-                None => {}
-            }
-            line.pop_front();
-        }
-        None
     }
 
     fn publish(&mut self, now: Timestamp) {
-        self.takers.retain(|_, take| !take.taker.is_gone());
+        self.line.tidy(Take::is_gone);
         self.index.forget_idle();
         let (queues, scheduled) = self.index.stats();
         let names = queues.iter().map(|queue| queue.name.clone()).collect();
@@ -921,6 +990,12 @@ impl Loop {
         if let Err(error) = kept {
             tracing::info!(%error, "the tasks' delivery index was not kept; the next start makes it anew");
         }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        self.line.clear();
     }
 }
 

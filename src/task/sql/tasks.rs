@@ -4,8 +4,9 @@ use super::runs::ended;
 use super::{entry, policy, small};
 use crate::clock::Timestamp;
 use crate::sql;
-use crate::store::{Row, StoreError, Tx};
-use crate::task::rows::{Edit, Ended, GivenUp, Placed, UpkeepRow};
+use crate::store::{Param, Row, StoreError, Tx};
+use crate::task::id::Text;
+use crate::task::rows::{Edit, Ended, GivenUp, Placed, RunBy, UpkeepRow};
 use crate::task::{Counted, Entry, Filter, Task, TaskId, TaskState, Until};
 
 pub(in crate::task) fn insert(
@@ -21,51 +22,89 @@ pub(in crate::task) fn insert_all(
     now: Timestamp,
     placed: &[Placed<'_>],
 ) -> Result<(), StoreError> {
-    let policy_of = |placed: &Placed<'_>| {
-        let policy = placed.new.retry_policy;
-        policy
-            .map(|policy| serde_json::to_string(&policy))
-            .transpose()
-    };
     let policies = placed
         .iter()
-        .map(policy_of)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| StoreError::Bug(error.to_string()))?;
+        .map(policy_text)
+        .collect::<Result<Vec<_>, _>>()?;
     let ids: Vec<_> = placed.iter().map(|placed| placed.id.text()).collect();
     tx.execute_each(
         sql!("INSERT INTO tasks (id, name, queue, state, priority, run_at, created_at, max_attempts, waiting_on, \
          timeout_ms, args, metadata, traceparent, soft_timeout_ms, retry_policy, expires_at, lock_key, batch_id, \
          result_seconds, error, finished_at, external_id, lock_until) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
          $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)"),
-        placed.iter().zip(ids.iter().zip(&policies)).map(|(placed, (id, policy))| {
-            let new = placed.new;
-            [
-                id.into(),
-                (&*new.name).into(),
-                (&*new.queue).into(),
-                placed.state.into(),
-                i64::from(new.priority).into(),
-                placed.run_at.into(),
-                now.into(),
-                new.max_attempts.into(),
-                placed.waiting_on.into(),
-                new.timeout_ms.into(),
-                (&new.args).into(),
-                new.metadata.as_ref().into(),
-                placed.traceparent.into(),
-                new.soft_timeout_ms.into(),
-                policy.as_ref().into(),
-                new.expires_at.into(),
-                placed.lock.map(|(key, _)| key).into(),
-                placed.batch_id.into(),
-                new.result_seconds.into(),
-                placed.error.into(),
-                placed.state.is_final().then_some(now).into(),
-                new.external_id.as_ref().into(),
-                placed.lock.map(|(_, until)| until).into(),
-            ]
-        }),
+        placed
+            .iter()
+            .zip(ids.iter().zip(&policies))
+            .map(|(placed, (id, policy))| made_with(now, placed, id, policy.as_ref())),
+    )?;
+    Ok(())
+}
+
+fn policy_text(placed: &Placed<'_>) -> Result<Option<String>, StoreError> {
+    let policy = placed.new.retry_policy;
+    policy
+        .map(|policy| serde_json::to_string(&policy))
+        .transpose()
+        .map_err(|error| StoreError::Bug(error.to_string()))
+}
+
+/// Columns that every task has from the beginning.
+const MADE_WITH: usize = 23;
+
+fn made_with<'p>(
+    now: Timestamp,
+    placed: &'p Placed<'_>,
+    id: &'p Text,
+    policy: Option<&'p String>,
+) -> [Param<'p>; MADE_WITH] {
+    let new = placed.new;
+    [
+        id.into(),
+        (&*new.name).into(),
+        (&*new.queue).into(),
+        placed.state.into(),
+        i64::from(new.priority).into(),
+        placed.run_at.into(),
+        now.into(),
+        new.max_attempts.into(),
+        placed.waiting_on.into(),
+        new.timeout_ms.into(),
+        (&new.args).into(),
+        new.metadata.as_ref().into(),
+        placed.traceparent.into(),
+        new.soft_timeout_ms.into(),
+        policy.into(),
+        new.expires_at.into(),
+        placed.lock.map(|(key, _)| key).into(),
+        placed.batch_id.into(),
+        new.result_seconds.into(),
+        placed.error.into(),
+        placed.state.is_final().then_some(now).into(),
+        new.external_id.as_ref().into(),
+        placed.lock.map(|(_, until)| until).into(),
+    ]
+}
+
+/// [`insert`] of a task whose first run begins with it.
+pub(in crate::task) fn insert_started(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    placed: &Placed<'_>,
+    run: &RunBy,
+    lease_ends: Option<Timestamp>,
+) -> Result<(), StoreError> {
+    let (id, policy) = (placed.id.text(), policy_text(placed)?);
+    let mut all = [Param::NullInt; MADE_WITH + 3];
+    all[..MADE_WITH].copy_from_slice(&made_with(now, placed, &id, policy.as_ref()));
+    all[3] = TaskState::Running.into();
+    all[MADE_WITH..].copy_from_slice(&[(&run.worker).into(), run.at.into(), lease_ends.into()]);
+    tx.execute(
+        sql!("INSERT INTO tasks (id, name, queue, state, priority, run_at, created_at, max_attempts, waiting_on, \
+         timeout_ms, args, metadata, traceparent, soft_timeout_ms, retry_policy, expires_at, lock_key, batch_id, \
+         result_seconds, error, finished_at, external_id, lock_until, worker, attempted_at, lease_expires_at, attempt) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, \
+         $23, $24, $25, $26, 1)"),
+        &all,
     )?;
     Ok(())
 }
