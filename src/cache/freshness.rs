@@ -31,7 +31,7 @@ impl Last {
 
 /// The place of a key or tag in the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Slot(u32);
+pub(super) struct Slot(pub(super) u32);
 
 /// See the module.
 pub(super) struct Freshness {
