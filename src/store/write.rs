@@ -122,7 +122,8 @@ where
         store.0.writer.send(false, self.call(None, None));
     }
 
-    /// Answers whoever has the other end of `promise`. Never blocks; a full queue refuses it.
+    /// The caller that holds the other end of `promise` hears the answer. Never blocks; a full queue refuses the
+    /// write.
     pub fn promised(self, promise: Promise<T, E>) {
         let store = self.store;
         let call = self.call(promise.caller, Some(promise.reply));

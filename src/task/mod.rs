@@ -185,7 +185,7 @@ pub struct Attempt {
 /// A task as it stands.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// Key.
+    /// Key of the task, a UUIDv7.
     pub id: TaskId,
     /// What is to be done.
     pub name: String,
@@ -215,7 +215,7 @@ pub struct Task {
     pub args: String,
     /// JSON, for whoever enqueued it.
     pub metadata: Option<String>,
-    /// W3C trace context of whoever enqueued it.
+    /// W3C trace context (`traceparent`) of the request that enqueued it.
     pub traceparent: Option<String>,
     /// How long to wait after a failure; `None` for the default.
     pub retry_policy: Option<RetryPolicy>,
@@ -260,9 +260,9 @@ pub struct Started {
     pub queue: String,
     /// JSON.
     pub args: String,
-    /// JSON, of whoever enqueued it.
+    /// JSON that came with the enqueue, for the caller's own use.
     pub metadata: Option<String>,
-    /// W3C trace context of whoever enqueued it.
+    /// W3C trace context (`traceparent`) of the request that enqueued it.
     pub traceparent: Option<String>,
     /// Longest run.
     pub timeout_ms: i64,
@@ -309,7 +309,7 @@ pub struct Counted {
 /// A batch as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchState {
-    /// Key.
+    /// Key of the task, a UUIDv7.
     pub id: String,
     /// For people.
     pub description: Option<String>,

@@ -118,7 +118,7 @@ pub struct NewTask {
 }
 
 impl NewTask {
-    /// A task for whoever serves the queue.
+    /// A task for the workers of a queue, with the defaults of a task that has no built-in handler.
     pub fn named(name: String, queue: String, args: String) -> Self {
         Self {
             name: Cow::Owned(name),

@@ -122,7 +122,7 @@ pub(super) struct UpkeepRow {
 
 /// A task as an answer to its worker needs it.
 pub struct ExternalTask {
-    /// Key.
+    /// Key of the task, a UUIDv7.
     pub id: TaskId,
     /// How often it was started.
     pub attempt: u32,

@@ -1180,7 +1180,7 @@ fn a_worker_takes_many_at_once_in_their_order_and_waits_for_the_first_alone() {
     // A list of one, too.
     let one = make("q", 1);
     assert_eq!(ids(&fetch_many(&shop, &admin, "q", 1, 10)), [one]);
-    // Whoever waits for many has the first as soon as there is one.
+    // A worker that waits for many gets the first task as soon as there is one.
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| fetch_many(&shop, &admin, "q", 256, 20));
         let one = make("q", 1);

@@ -14,7 +14,7 @@ use crate::task::life::settle;
 use crate::task::rows::Fresh;
 use crate::task::{Changes, Entry, TaskError, TaskId, TaskState, sql};
 
-/// A task that is done at once, for whoever asks who has statements run.
+/// A task that is done at once, as the caller in whose name its statements run.
 struct AtOnce {
     id: TaskId,
     name: String,
