@@ -309,7 +309,7 @@ pub struct Counted {
 /// A batch as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchState {
-    /// Key of the task, a UUIDv7.
+    /// Key of the batch, a UUIDv7.
     pub id: String,
     /// For people.
     pub description: Option<String>,
